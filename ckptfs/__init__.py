@@ -1,0 +1,3 @@
+"""ckptfs: a checkpoint snapshot filesystem."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,34 @@
+"""What is fixed when a store is made, and the limits and defaults that the layers share.
+
+Sizes are in bytes, times in seconds unless the name says otherwise.
+"""
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+FORMAT_VERSION = 1
+
+SETTLE_SECONDS = 2.0
+"""How long the tree has to be quiet before a completed save becomes an automatic snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSizes:
+    """Bounds of content-defined chunks; `mean_bits` is the binary logarithm of the mean distance of cut points."""
+
+    size_min: int = 16 * KIB
+    mean_bits: int = 16
+    size_max: int = 256 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """The description of a store, written once when it is made; `seed` keys the chunk ids and is secret."""
+
+    version: int
+    seed: int
+    created_ns: int
+    chunk_sizes: ChunkSizes
