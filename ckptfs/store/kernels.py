@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 
 from ckptfs.errors import UsageError
 from ckptfs.store import reference
@@ -31,19 +32,21 @@ class Kernel:
 def available_kernels() -> dict[str, Kernel]:
     """Return what this build on this machine can run, by name, fastest first; "python" is always there, and last."""
     kernels: dict[str, Kernel] = {}
-    slow = "python (slow: asked for)"
+    why_slow = "asked for"
     try:
-        from ckptfs.store import _kernels  # noqa: PLC0415 (an install without a compiler does not have it)
+        native = import_module("ckptfs.store._kernels")
     except ImportError as error:
-        slow = f"python (slow: the C extension is missing: {error})"
+        why_slow = f"no C extension: {error}"
     else:
-        for name in _kernels.cut_kernels():
-            cut_named = partial(_kernels.cut, name)
-            kernels[name] = Kernel(
-                name, cut_named, _kernels.split_planes, _kernels.join_planes, _kernels.plane_entropies
-            )
+        for name in native.cut_kernels():
+            cut_named = partial(native.cut, name)
+            kernels[name] = Kernel(name, cut_named, native.split_planes, native.join_planes, native.plane_entropies)
     kernels["python"] = Kernel(
-        slow, reference.cut, reference.split_planes, reference.join_planes, reference.plane_entropies
+        f"python (slow: {why_slow})",
+        reference.cut,
+        reference.split_planes,
+        reference.join_planes,
+        reference.plane_entropies,
     )
     return kernels
 
