@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from ckptfs.cli.parser import Parser, Subparsers, add_command, seconds
 from ckptfs.config import SETTLE_SECONDS
@@ -108,7 +109,7 @@ def _prepare(options: MountOptions) -> None:
         raise NotAStoreError(f"there is no store at {options.store}, and --read-only makes none")
     from ckptfs.store import ChunkStore  # only now: it takes longer than the rest, and a store is made once
 
-    ChunkStore.create(options.store)
+    ChunkStore.create(Path(options.store)).close()
     print(f"made a new store at {options.store}", flush=True)
 
 

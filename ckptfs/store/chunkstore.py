@@ -20,7 +20,7 @@ import xxhash
 from ckptfs.config import StoreConfig
 from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError
 from ckptfs.store import codec, description, kernels, records
-from ckptfs.store.disk import Disk
+from ckptfs.store.disk import Disk, Space
 from ckptfs.store.index import NO_CHUNK, Chunk, ChunkIndex, Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
@@ -176,9 +176,7 @@ class ChunkStore:
         numbers = self._index.lookup(ids)
         if NO_CHUNK in numbers:
             self._check_writable()
-            fresh = {
-                chunk_id: view for chunk_id, view, number in zip(ids, views, numbers, strict=True) if not number
-            }
+            fresh = {chunk_id: view for chunk_id, view, number in zip(ids, views, numbers, strict=True) if not number}
             stored = self._store(fresh)
             numbers = [number or stored[chunk_id] for chunk_id, number in zip(ids, numbers, strict=True)]
         return numbers
@@ -349,6 +347,6 @@ class ChunkStore:
             mark.number - 1, mark.raw_bytes, self._packs.stored_size() + self._environment.stored_size(), kernels.NAME
         )
 
-    def free_space(self) -> int:
-        """Return the bytes that may still be written to the disk below."""
-        return self._disk.free_space(self.path)
+    def space(self) -> Space:
+        """Return the size and the free bytes of the disk below."""
+        return self._disk.space(self.path)

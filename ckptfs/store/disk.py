@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from ckptfs.errors import NoSpaceError, StoreReadOnlyError
 
@@ -32,6 +33,13 @@ def _writing(path: str | Path) -> Iterator[None]:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StoreReadOnlyError(f"{path} cannot be written: {error.strerror}") from error
         raise
+
+
+class Space(NamedTuple):
+    """The size of a disk and what may still be written to it, in bytes."""
+
+    total: int
+    free: int
 
 
 class Disk:
@@ -159,7 +167,7 @@ class Disk:
                 return offset
             raise
 
-    def free_space(self, path: Path) -> int:
-        """Return the bytes that an unprivileged process may still write to the disk below."""
+    def space(self, path: Path) -> Space:
+        """Return the size of the disk below, and what an unprivileged process may still write to it."""
         status = os.statvfs(path)
-        return status.f_bavail * status.f_frsize
+        return Space(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)

@@ -67,7 +67,7 @@ class ReadPlan:
         """Whether the read touches no disk."""
         return all(reader.cached(piece.number) for piece in self.slices)
 
-    def run(self, reader: ChunkReader) -> bytes | bytearray | memoryview:
+    def run(self, reader: ChunkReader) -> Buffer:
         """Return the `size` bytes; what nothing covers is zero. DamagedError passes."""
         if len(self.slices) == 1 and not self.patches and self.slices[0].length == self.size:
             piece = self.slices[0]

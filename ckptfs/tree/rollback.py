@@ -162,9 +162,10 @@ class Rollback:
             ino = self._put_back(parent, name, old, path)
         else:
             ino = present.ino
-            if not is_dir and self._restore_inode(old.ino, ino):
+            if not is_dir and (self._restore_inode(old.ino, ino) or ino in self._result.changed_inos):
                 self._result.entries.add((parent, name))
                 self._changed(ino, path)
+                self._names.epoch.committed(ino, path, worthy=False)
         self._restored[old.ino] = ino
         if is_dir:
             self._restore_directory(old.ino, ino, path)
@@ -192,7 +193,9 @@ class Rollback:
         names = self._names
         live, old = names.inode(ino), names.inode(old_ino, self._epoch)
         version = replace(old, ino=ino, nlink=live.nlink)
-        old_xattrs = {name: names.get_xattr(old_ino, name, self._epoch) for name in names.list_xattrs(old_ino, self._epoch)}
+        old_xattrs = {
+            name: names.get_xattr(old_ino, name, self._epoch) for name in names.list_xattrs(old_ino, self._epoch)
+        }
         live_xattrs = {name: names.get_xattr(ino, name) for name in names.list_xattrs(ino)}
         if version == live and old_xattrs == live_xattrs:
             return False
@@ -212,4 +215,3 @@ class Rollback:
 
 def _join(path: str, name: bytes) -> str:
     return f"{path}/{os.fsdecode(name)}" if path else os.fsdecode(name)
-

@@ -76,6 +76,10 @@ class Snapshots:
         """Return all snapshots, oldest first."""
         return list(self._by_id.values())
 
+    def has(self, epoch: int) -> bool:
+        """Whether there is a snapshot of this id."""
+        return epoch in self._by_id
+
     def named(self, name: str) -> Snapshot | None:
         """Return the snapshot of exactly this name."""
         return self._by_name.get(name)
@@ -176,4 +180,3 @@ class Snapshots:
         rows.tables.delete(Table.SNAPSHOTS, snapshot.id.to_bytes(4, "big"))
         rows.tables.delete(Table.NAMES, snapshot.name.encode())
         del self._by_id[snapshot.id], self._by_name[snapshot.name]
-
