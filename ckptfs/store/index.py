@@ -75,9 +75,7 @@ class ChunkIndex:
                 wanted = sorted({chunk_id for chunk_id, number in zip(ids, numbers, strict=True) if number is None})
                 rows = self._reader.cursor(Table.CHUNK_IDS).getmulti(wanted)
                 stored = {chunk_id: NUMBER.unpack(packed)[0] for chunk_id, packed in rows}
-                return [
-                    number or stored.get(chunk_id, NO_CHUNK) for chunk_id, number in zip(ids, numbers, strict=True)
-                ]
+                return [number or stored.get(chunk_id, NO_CHUNK) for chunk_id, number in zip(ids, numbers, strict=True)]
             return [number or NO_CHUNK for number in numbers]
 
     def locate(self, number: int) -> Location | None:

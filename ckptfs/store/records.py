@@ -165,9 +165,7 @@ def is_intact(record: Record) -> bool:
 def build_pack_header(number: int, version: int, fingerprint: int, seed: int) -> RecordBytes:
     """Build the first record of a pack."""
     payload = PACK_PAYLOAD.pack(version, 0, fingerprint)
-    return build(
-        RecordType.PACK, number, xxhash.xxh3_128_digest(payload, seed), len(payload), Encoding.RAW, payload
-    )
+    return build(RecordType.PACK, number, xxhash.xxh3_128_digest(payload, seed), len(payload), Encoding.RAW, payload)
 
 
 def is_pack_header(record: Record, number: int, fingerprint: int) -> bool:
@@ -189,9 +187,7 @@ def build_metadata(sequence: int, synced: Position, rows: Iterable[Row], seed: i
     encoding, payload = Encoding.RAW, raw
     if len(raw) > _METADATA_RAW_MAX:
         encoding, payload = Encoding.ZSTD, zstandard.ZstdCompressor(level=1).compress(raw)
-    return build(
-        RecordType.METADATA, sequence, xxhash.xxh3_128_digest(raw, seed), len(raw), encoding, payload
-    )
+    return build(RecordType.METADATA, sequence, xxhash.xxh3_128_digest(raw, seed), len(raw), encoding, payload)
 
 
 def parse_metadata(record: Record, seed: int) -> Journal:

@@ -20,7 +20,6 @@ from ckptfs.errors import (
     DamagedError,
     NoSpaceError,
     NotAStoreError,
-    StoreInUseError,
     StoreReadOnlyError,
     StoreVersionError,
 )
@@ -95,7 +94,7 @@ def test_threads_that_put_the_same_chunks_store_each_once(path: Path) -> None:
 
     def work(seed: int) -> dict[bytes, int]:
         order = random.Random(seed).sample(pieces, 120)
-        seen = {}
+        seen: dict[bytes, int] = {}
         barrier.wait(10)
         for first in range(0, len(order), 8):
             batch = order[first : first + 8]

@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from ckptfs.store.records import HEADER_SIZE, Position, RecordBytes, RecordType
 
 IDENTITY = PackIdentity(fingerprint=77, seed=5)
 PACK_HEADER_SIZE = 64
+START = Position(1, 0)
 
 
 class FailingDisk(Disk):
@@ -26,7 +27,7 @@ class FailingDisk(Disk):
         self.truncate_error: OSError | None = None
         self.sync_error: OSError | None = None
         self.synced: list[str] = []
-        self.before_sync = lambda: None
+        self.before_sync: Callable[[], None] = lambda: None
 
     def pwrite(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int, path: Path) -> None:
         if self.write_limit is None:
@@ -60,7 +61,7 @@ def chunk(number: int, size: int = 100) -> RecordBytes:
     return records.build(RecordType.CHUNK, number, bytes(16), size, 0, bytes([number]) * size)
 
 
-def numbers(packs: Packs, start: Position = Position(1, 0)) -> list[int]:
+def numbers(packs: Packs, start: Position = START) -> list[int]:
     """Return the record numbers that a scan finds, with -1 for a gap."""
     return [found.record.header.number if isinstance(found, Found) else -1 for found in packs.scan(start)]
 

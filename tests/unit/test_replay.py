@@ -118,9 +118,7 @@ def test_a_kill_loses_nothing_that_was_journalled(tmp_path: Path, checkpoint_at:
 
 @pytest.mark.parametrize("checkpoint_at", [None, 3])
 @pytest.mark.parametrize("tear", [0, -8, -3, 8, 40, 52])
-def test_a_tail_torn_anywhere_leaves_the_last_intact_step(
-    tmp_path: Path, checkpoint_at: int | None, tear: int
-) -> None:
+def test_a_tail_torn_anywhere_leaves_the_last_intact_step(tmp_path: Path, checkpoint_at: int | None, tear: int) -> None:
     history = live(tmp_path, checkpoint_at=checkpoint_at)
     assert len(history.boundaries) >= 32
     for boundary in history.boundaries:
@@ -212,6 +210,26 @@ def test_a_rebuild_that_meets_damage_keeps_the_old_index(tmp_path: Path) -> None
         assert dict(store.tables.scan(Table.INODES)) == history.steps[-1].rows
 
 
+def test_a_rebuild_that_was_cut_short_is_undone(tmp_path: Path) -> None:
+    history = live(tmp_path, checkpoint_at=5)
+    index = history.path / "index.lmdb"
+    index.rename(history.path / "index.lmdb.before-rebuild")
+    index.write_bytes(b"")
+    assert_kept(history.path, history.steps[-1])
+    assert not (history.path / "index.lmdb.before-rebuild").exists()
+
+
+def test_without_an_index_nothing_is_cut_off_before_intact_metadata(tmp_path: Path) -> None:
+    history = live(tmp_path, checkpoint_at=None, synced=False)
+    damage(history.path, history.boundaries[6])
+    (history.path / "index.lmdb").unlink()
+    with pytest.raises(DamagedError, match="intact"):
+        ChunkStore.open(history.path)
+    # The index that this made is empty, so it is still a lost one.
+    with pytest.raises(DamagedError, match="intact"):
+        ChunkStore.open(history.path)
+
+
 def test_rows_journalled_between_freeze_and_checkpoint_survive(tmp_path: Path) -> None:
     path = tmp_path / "store"
     store = ChunkStore.create(path)
@@ -252,14 +270,9 @@ def test_only_tables_of_the_tree_are_taken_from_the_journal(tmp_path: Path) -> N
     store.tables.put(Table.META, b"key", b"value")
     store.commit()
     changes = store.tables.take_changes()
-    forged = changes._replace(rows=(changes.rows + (_row(Table.STORE),)))
-    store.append_journal(forged)
+    store.append_journal(changes._replace(rows=(Row(Table.STORE, b"state", b"forged"),)))
     store.close(commit=False)
     with ChunkStore.open(path) as store:
         assert dict(store.tables.scan(Table.META)) == {b"key": b"value"}
         kinds = [found.record.header.type for found in store._packs.scan(Position(1, 0)) if isinstance(found, Found)]
     assert kinds == [RecordType.METADATA]
-
-
-def _row(table: Table) -> Row:
-    return Row(table, b"state", b"forged")
