@@ -126,7 +126,9 @@ class ChunkStore:
             index_path = path / INDEX_NAME
             aside = index_path.with_name(INDEX_NAME + _ASIDE_SUFFIX)
             undo = resources.enter_context(ExitStack())
-            index_lost = rebuild or not index_path.exists()
+            if aside.exists() and not read_only:
+                # A rebuild was cut short: the index before it is whole.
+                disk.rename(aside, index_path)
             rebuild = rebuild and index_path.exists()
             if rebuild:
                 disk.rename(index_path, aside)
@@ -134,24 +136,29 @@ class ChunkStore:
             environment = Environment(index_path, disk, read_only=read_only)
             resources.callback(environment.close)
             store = cls(path, config, packs, environment, disk=disk, read_only=read_only)
-            store._replay(index_lost=index_lost)
+            store._replay()
             if rebuild:
-                store.commit(checkpoint=True)
                 undo.pop_all()
                 disk.unlink(aside)
             store._resources = resources.pop_all()
             return store
 
-    def _replay(self, *, index_lost: bool) -> None:
+    def _replay(self) -> None:
         """Bring tables and index up to the packs, and cut off what follows the last thing that counts."""
         packed = self._environment.read_one(Table.STORE, STATE_KEY)
         state = State(self._mark, self._mark.position) if packed is None else unpack_state(packed)
         replay = Replay(self._packs, self.tables, self._index, self.config.seed)
-        self._mark = replay.run(state, index_lost=index_lost)
+        self._mark = replay.run(state, index_lost=packed is None)
         self._checkpointed = state.replay_from
-        if not self.read_only:
-            self._packs.truncate(self._mark.position)
-            self._packs.resume(state.kept_until, self._mark.position)
+        if self.read_only:
+            return
+        self._packs.truncate(self._mark.position)
+        self._packs.resume(state.kept_until, self._mark.position)
+        if packed is None:
+            # An index without a state, be it new, lost or half rebuilt, forbids cutting off even a harmless torn
+            # tail; so it gets one now, and a name that a power cut does not take.
+            self._finish_checkpoint(self.tables.freeze())
+            self._disk.sync_directory(self.path)
 
     # Chunks
 

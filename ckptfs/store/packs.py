@@ -264,7 +264,8 @@ class Packs:
         After a Gap the scan goes on at the next header that holds. Pack headers are checked, not yielded.
         """
         existing = set(self.numbers())
-        for pack in range(start.pack, max(existing, default=0) + 1):
+        last = max(existing | {start.pack}) if start.offset else max(existing, default=0)
+        for pack in range(start.pack, last + 1):
             if pack in existing:
                 yield from self._scan_pack(pack, start.offset if pack == start.pack else 0)
             else:
