@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
-def add_command(  # noqa: PLR0913, one call per command reads as its entry
+def add_command(
     subparsers: Subparsers,
     name: str,
     run: Run,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from ckptfs.errors import DaemonError, NoMountError, UsageError
@@ -70,7 +71,7 @@ def commands(target: Target, *, write: bool) -> Iterator[Commands]:
     from ckptfs.tree import Commands as StoreCommands
     from ckptfs.tree import Tree
 
-    with ChunkStore.open(target.store, read_only=not write) as store:
+    with ChunkStore.open(Path(target.store), read_only=not write) as store:
         yield cast(Commands, StoreCommands(Tree(store)))
 
 

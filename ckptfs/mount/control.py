@@ -22,8 +22,11 @@ RECEIVE_SIZE = 65536
 
 async def serve(listener: socket.socket, carry_out: Callable[[Request], Awaitable[Any]]) -> None:
     """Answer connections, one request each, for ever."""
-    server = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-    await trio.serve_listeners(lambda stream: _answer(stream, carry_out), [server])
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await _answer(stream, carry_out)
+
+    await trio.serve_listeners(answer, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
 
 
 async def _answer(stream: trio.SocketStream, carry_out: Callable[[Request], Awaitable[Any]]) -> None:

@@ -28,6 +28,7 @@ from ckptfs.tree.content import PIECE_SIZE, FileContent
 from ckptfs.tree.files import OpenFile
 from ckptfs.tree.inode import ROOT_INO, Inode
 from ckptfs.tree.namespace import NAME_MAX, Owner, fail
+from ckptfs.tree.reader import Bytes
 from ckptfs.tree.rows import LIVE
 from ckptfs.tree.snapshots import LATEST
 
@@ -382,7 +383,7 @@ class Operations(pyfuse3.Operations):
         return self._opened(Handle(file.content, file, writing, appending, writer))
 
     @answered
-    async def read(self, fh: FileHandleT, off: int, size: int) -> Buffer:  # type: ignore[override]  # any will do
+    async def read(self, fh: FileHandleT, off: int, size: int) -> Bytes:  # type: ignore[override]  # any will do
         plan = self._handles[fh].content.plan_read(off, size)
         if plan.in_memory(self._tree.reader):
             return plan.run(self._tree.reader)

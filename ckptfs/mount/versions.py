@@ -5,6 +5,7 @@ of them is fetched, stored and committed.
 """
 
 import logging
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -48,13 +49,12 @@ class MountedVersions:
         """Take an automatic snapshot whenever one is due, for ever."""
         while True:
             due = self._tree.epoch.due_in(self._settle, self._tree.files.unfinished_since())
-            if due is None:
-                self._changed = trio.Event()
-                await self._changed.wait()
-            elif due > 0:
-                await trio.sleep(due)
-            else:
+            if due == 0:
                 await self._take_automatic()
+                continue
+            self._changed = trio.Event()
+            with trio.move_on_after(math.inf if due is None else due):
+                await self._changed.wait()
 
     async def _take_automatic(self) -> None:
         try:

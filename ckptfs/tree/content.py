@@ -48,8 +48,8 @@ class StreamJob:
         """Fill `numbers`, `lengths` and `rest` (the bytes behind the last complete chunk)."""
         before = self.reader.read(self.joined.number)[: self.joined.length] if self.joined else b""
         data = b"".join((before, self.carry, self.piece)) if before or self.carry else self.piece
-        self.lengths = self.store.cut(data, self.final)
         view = memoryview(data)
+        self.lengths = self.store.cut(view, self.final)
         self.numbers = self.store.put(view, self.lengths)
         self.rest = bytes(view[sum(self.lengths) :])
 
@@ -66,7 +66,7 @@ class RecutJob:
 
     def run(self) -> None:
         """Fill `result`."""
-        self.result = recut(self.store, self.reader, self.extents, list(self.ranges))
+        self.result = recut(self.store, self.reader, self.extents, [(offset, data) for offset, data in self.ranges])
 
 
 class FileContent:

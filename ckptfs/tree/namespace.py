@@ -275,7 +275,7 @@ class Namespace:
         return moved
 
     def _exchange(self, one: tuple[int, bytes, Inode], two: tuple[int, bytes, Inode]) -> None:
-        for parent, name, inode in (one, two):
+        for _, name, inode in (one, two):
             other = two if inode is one[2] else one
             if inode.flags & UNCOMMITTED:
                 fail(errno.EBUSY, name)

@@ -13,6 +13,8 @@ from ckptfs.store import ChunkStore
 
 CACHE_SIZE = 64 * MIB
 
+Bytes = bytes | bytearray | memoryview
+
 
 class ChunkReader:
     """Decoded chunks of a store, the recently used ones from memory. Thread-safe."""
@@ -67,7 +69,7 @@ class ReadPlan:
         """Whether the read touches no disk."""
         return all(reader.cached(piece.number) for piece in self.slices)
 
-    def run(self, reader: ChunkReader) -> Buffer:
+    def run(self, reader: ChunkReader) -> Bytes:
         """Return the `size` bytes; what nothing covers is zero. DamagedError passes."""
         if len(self.slices) == 1 and not self.patches and self.slices[0].length == self.size:
             piece = self.slices[0]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ckptfs.config import MIB
 from ckptfs.store import ChunkStore
 from ckptfs.tree.extents import Extent, Extents
-from ckptfs.tree.reader import ChunkReader
+from ckptfs.tree.reader import Bytes, ChunkReader
 
 FEED_SIZE = 4 * MIB
 """Bytes handed to the chunk store at once: bounds the memory of a long written range."""
@@ -30,11 +30,11 @@ class _Feeder:
         """Whether everything fed ends in a chunk that is complete."""
         return not self._pending
 
-    def feed(self, data: bytes | memoryview, *, final: bool = False) -> None:
+    def feed(self, data: Bytes, *, final: bool = False) -> None:
         """Take more bytes; `final` ends the last chunk at their end."""
         self._pending += data
-        lengths = self._store.cut(self._pending, final)
         with memoryview(self._pending) as view:
+            lengths = self._store.cut(view, final)
             numbers = self._store.put(view, lengths)
         for number, length in zip(numbers, lengths, strict=True):
             self._extents.append(number, length)
@@ -45,7 +45,7 @@ class _Recut:
     """One pass over the old extents and the written ranges, from the front to the end."""
 
     def __init__(
-        self, store: ChunkStore, reader: ChunkReader, old: Extents, ranges: Sequence[tuple[int, bytes | memoryview]]
+        self, store: ChunkStore, reader: ChunkReader, old: Extents, ranges: Sequence[tuple[int, Bytes]]
     ) -> None:
         self.new = Extents()
         self._store = store
@@ -95,7 +95,7 @@ class _Recut:
             if feeder.on_cut and not written and self._is_old_cut(position):
                 return
 
-    def _patched(self, extent: Extent, position: int) -> bytes | bytearray:
+    def _patched(self, extent: Extent, position: int) -> Bytes:
         """Return the bytes of an old chunk from `position` on, with what was written over them."""
         end = extent.offset + extent.length
         data = self._reader.read(extent.number)[position - extent.offset : extent.length]
@@ -136,9 +136,7 @@ class _Recut:
         return index < len(self._old) and self._old[index].offset == position
 
 
-def recut(
-    store: ChunkStore, reader: ChunkReader, old: Extents, ranges: Sequence[tuple[int, bytes | memoryview]]
-) -> Extents:
+def recut(store: ChunkStore, reader: ChunkReader, old: Extents, ranges: Sequence[tuple[int, Bytes]]) -> Extents:
     """Return the extents of a file whose old extents have `ranges` written over them.
 
     The ranges are sorted and do not overlap; they may lie behind the old end, and what lies between is a hole.

@@ -181,22 +181,21 @@ class Rollback:
         ino = names.rows.new_id() if alive else old.ino
         version = names.inode(old.ino, self._epoch)
         names.restore(parent, name, replace(version, ino=ino, nlink=2 if version.is_dir else 1))
-        for xattr in names.list_xattrs(old.ino, self._epoch):
-            value = names.get_xattr(old.ino, xattr, self._epoch)
+        for xattr, value in self._xattrs(old.ino, self._epoch).items():
             names.rows.put(Table.XATTRS, name_prefix(ino, xattr), b"\0" + value)
         if not version.is_dir:
             self._changed(ino, path)
         return ino
+
+    def _xattrs(self, ino: int, epoch: int = LIVE) -> dict[bytes, bytes]:
+        return {name: self._names.get_xattr(ino, name, epoch) for name in self._names.list_xattrs(ino, epoch)}
 
     def _restore_inode(self, old_ino: int, ino: int) -> bool:
         """Give an inode that is at its place its old attributes and content; returns whether that changed it."""
         names = self._names
         live, old = names.inode(ino), names.inode(old_ino, self._epoch)
         version = replace(old, ino=ino, nlink=live.nlink)
-        old_xattrs = {
-            name: names.get_xattr(old_ino, name, self._epoch) for name in names.list_xattrs(old_ino, self._epoch)
-        }
-        live_xattrs = {name: names.get_xattr(ino, name) for name in names.list_xattrs(ino)}
+        old_xattrs, live_xattrs = self._xattrs(old_ino, self._epoch), self._xattrs(ino)
         if version == live and old_xattrs == live_xattrs:
             return False
         if live.flags & INTERRUPTED:
