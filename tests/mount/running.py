@@ -35,7 +35,7 @@ class RunningMount:
 
     def ckptfs(self, *args: object, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         """Run the command line; with `check`, a non-zero exit fails the test and shows what was printed."""
-        command = [sys.executable, "-m", "ckptfs", *map(str, args)]
+        command = [sys.executable, "-P", "-m", "ckptfs", *map(str, args)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
@@ -45,8 +45,8 @@ class RunningMount:
         return done
 
     def json(self, *args: object) -> Any:
-        """Run a command with --json in the mountpoint's directory and return what it says."""
-        return json.loads(self.ckptfs(*args, "--json", cwd=self._here()).stdout)
+        """Run a command with --json inside the mount and return what it says."""
+        return json.loads(self.run(*args, "--json").stdout)
 
     def run(self, *args: object, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command that speaks to this mount because it starts inside it."""
@@ -55,9 +55,9 @@ class RunningMount:
     def _here(self) -> Path:
         return self.path if self.is_mounted() else ROOT
 
-    def mount(self, *options: object) -> None:
+    def mount(self, *options: object, settle: float = SETTLE_SECONDS) -> None:
         """Mount, and return when the mountpoint is usable."""
-        self.ckptfs("mount", self.path, "--store", self.store, "--settle", SETTLE_SECONDS, *options)
+        self.ckptfs("mount", self.path, "--store", self.store, "--settle", settle, *options)
         self._pids.add(self.pid())
 
     def pid(self) -> int:
@@ -87,13 +87,18 @@ class RunningMount:
         directory.mkdir()
         return directory
 
+    def snapshot(self, name: str) -> str:
+        """Take a named snapshot by hand and return its name."""
+        self.at(name).mkdir()
+        return name
+
     def at(self, snapshot: str, path: str = "") -> Path:
         """Return where the tree of a snapshot (or the file in it) is to be found."""
         return self.path / ".snapshots" / snapshot / path
 
     def snapshots(self) -> list[dict[str, Any]]:
-        """Return what `snapshot list --json` says, oldest first."""
-        return self.json("snapshot", "list", self.path)
+        """Return what `snapshot list --json` says, oldest first; asks the store itself when it is not mounted."""
+        return self.json("snapshot", "list", self.path if self.is_mounted() else self.store)
 
     def versions(self) -> set[str]:
         """Return the names of all snapshots, by a look into `.snapshots`."""
