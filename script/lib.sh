@@ -11,7 +11,7 @@ PYTHON_OLDEST=3.11
 say() { printf '== %s\n' "$*"; }
 
 fail() {
-    printf 'ckptfs set-up: %s\n' "$*" >&2
+    printf '%s: %s\n' "$(basename "$0")" "$*" >&2
     exit 1
 }
 
