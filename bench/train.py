@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train a small language model and save it as people do: knows PyTorch, and nothing of where its files go.
 
-A transformer of 3.4 million parameters learns a synthetic language. Every save writes the full state (weights, AdamW
+A transformer of 3.3 million parameters learns a synthetic language. Every save writes the full state (weights, AdamW
 moments, step) to `last.pt`, over the one before; every second save also goes to a file of its own, `step-N.pt`. For the
 second half of the run everything but the last layer and the head is frozen. `train.log` stays open for appending; for
 every save it has the SHA-256 of the state in memory, so that a file can be checked against what the trainer meant.
