@@ -1,0 +1,21 @@
+#!/usr/bin/env python3
+"""Run a benchmark by its name: `bench/run.py storage`. docs/benchmarks.md says what each one means."""
+
+import argparse
+
+import storage
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Measure ckptfs against other tools in the same run.")
+    benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    command = benchmarks.add_parser("storage", help="what a series of saves takes on the disk")
+    command.add_argument("--seed", type=int, default=0, help="of the training run that makes the series")
+    command.set_defaults(run=lambda arguments: storage.report(arguments.seed))
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

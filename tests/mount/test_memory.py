@@ -1,0 +1,41 @@
+"""The daemon's memory stays bounded while a file larger than it is written and read."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+
+from tests.mount.running import RunningMount
+
+MIB = 1024 * 1024
+MEMORY_MAX = 512 * MIB
+FILE_SIZE = (4096 if os.environ.get("CKPTFS_TEST_LARGE") else 1024) * MIB
+PIECE = 8 * MIB
+
+
+def peak_memory(pid: int) -> int:
+    """Return the largest resident size that a process has had, in bytes."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
+
+
+@pytest.mark.timeout(300)
+def test_a_large_file_is_written_and_read_in_bounded_memory(mount: RunningMount) -> None:
+    pid = mount.pid()
+    generator = np.random.Generator(np.random.SFC64(1))
+    written, read = xxhash.xxh3_128(), xxhash.xxh3_128()
+    with open(mount.path / "large", "wb", buffering=0) as file:
+        for _ in range(FILE_SIZE // PIECE):
+            piece = generator.bytes(PIECE)
+            written.update(piece)
+            file.write(piece)
+    peak_written = peak_memory(pid)
+    with open(mount.path / "large", "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # the daemon is to answer, not the page cache
+        while piece := file.read(PIECE):
+            read.update(piece)
+    assert read.digest() == written.digest()
+    assert peak_written < MEMORY_MAX
+    assert peak_memory(pid) < MEMORY_MAX
