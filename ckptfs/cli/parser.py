@@ -2,12 +2,16 @@
 
 import argparse
 import math
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from ckptfs.cli.exitcodes import WIDTH, epilog
 from ckptfs.errors import CkptfsError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 Run = Callable[[argparse.Namespace], None]
@@ -26,8 +30,12 @@ class Parser(argparse.ArgumentParser):
         """Raise what argparse found wrong."""
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        """Print a help text; argparse would hide that it could not be printed."""
+        (file or sys.stderr).write(message)
 
-def add_command(  # noqa: PLR0913, one call per command reads as its entry
+
+def add_command(
     subparsers: Subparsers,
     name: str,
     run: Run,
