@@ -2,12 +2,16 @@
 
 import argparse
 import math
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from ckptfs.cli.exitcodes import WIDTH, epilog
 from ckptfs.errors import CkptfsError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 Run = Callable[[argparse.Namespace], None]
@@ -25,6 +29,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong."""
         raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        """Print a help text; argparse would hide that it could not be printed."""
+        (file or sys.stderr).write(message)
 
 
 def add_command(

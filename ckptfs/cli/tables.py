@@ -21,6 +21,7 @@ ELLIPSIS = "…"
 WIDTH_MIN = 8
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _AGES = ((1, "s"), (60, "min"), (3600, "h"), (86400, "d"))
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -36,13 +37,11 @@ class Column:
 
 def size_text(size: int) -> str:
     """Return a size in bytes with three digits and a binary unit: `1.25 GiB`."""
-    value, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):  # noqa: B007
-        if abs(value) < KIB:
-            break
-        value /= KIB
-    digits = 0 if unit == "B" or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:.{digits}f} {unit}"
+    value, power = float(size), 0
+    while abs(value) >= KIB and power < len(_UNITS) - 1:
+        value, power = value / KIB, power + 1
+    digits = 0 if power == 0 or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f} {_UNITS[power]}"
 
 
 def duration_text(seconds: float) -> str:
