@@ -283,8 +283,8 @@ class Namespace:
                 fail(errno.EINVAL, name)
         now = self.now_ns()
         step = one[2].is_dir - two[2].is_dir if one[0] != two[0] else 0
-        for (parent, name, _), (_, _, inode) in ((one, two), (two, one)):
-            inode = replace(self.inode(inode.ino), ctime_ns=now)
+        for (parent, name, _), (_, _, moved) in ((one, two), (two, one)):
+            inode = replace(self.inode(moved.ino), ctime_ns=now)
             self.put_inode(inode)
             self._set_name(parent, name, inode)
             self._note(inode)

@@ -199,7 +199,7 @@ def test_a_store_that_is_not_mounted_is_opened_itself(tmp_path, mounts, monkeypa
     fake_tree = types.SimpleNamespace(Commands=FakeCommands, Tree=lambda store: store)
     monkeypatch.setitem(sys.modules, "ckptfs.tree", fake_tree)
     assert main([*command, str(tmp_path)]) == 0
-    assert opened == [(str(tmp_path), read_only), "closed"]
+    assert opened == [(tmp_path, read_only), "closed"]
     assert capsys.readouterr().out
 
 
