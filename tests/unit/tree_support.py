@@ -1,0 +1,320 @@
+"""What the tests of the tree share: small stores, a clock that tests set, short ways to save and read, and a checker.
+
+The chunks of these stores are tiny, so that a few hundred bytes take every path that gigabytes take.
+`check_tree` reads the rows themselves and says whether they agree with each other at every epoch.
+"""
+
+import stat
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptfs.config import FORMAT_VERSION, ChunkSizes, StoreConfig
+from ckptfs.store import ChunkStore, Disk, Table
+from ckptfs.tree import Tree
+from ckptfs.tree.content import FileContent
+from ckptfs.tree.extents import load_manifest
+from ckptfs.tree.files import OpenFile
+from ckptfs.tree.inode import INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
+from ckptfs.tree.namespace import Owner
+from ckptfs.tree.rows import LIVE, id_prefix
+from ckptfs.tree.snapshots import Snapshot
+
+CHUNK_SIZES = ChunkSizes(size_min=64, mean_bits=8, size_max=1024)
+CONFIG = StoreConfig(FORMAT_VERSION, 0x5EED, 1_700_000_000_000_000_000, CHUNK_SIZES)
+OWNER = Owner(1000, 100)
+VERSIONED = (Table.INODES, Table.DIRENTS, Table.XATTRS)
+
+
+class NoSyncDisk(Disk):
+    """A disk that does not wait: what a power cut takes is tested with the store."""
+
+    def fdatasync(self, fd: int, path: Path) -> None:
+        """Do nothing."""
+
+
+class Clock:
+    """Wall and monotonic time that go on only when told to, but for the wall's 1 ns a look: no two times are equal."""
+
+    def __init__(self) -> None:
+        self.wall = 1_700_000_000_000_000_000
+        self.now = 1000.0
+
+    def wall_ns(self) -> int:
+        """Return the wall time."""
+        self.wall += 1
+        return self.wall
+
+    def monotonic(self) -> float:
+        """Return the monotonic time."""
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+        self.wall += int(seconds * 1e9)
+
+
+def new_store(path: Path) -> ChunkStore:
+    """Make a store with tiny chunks."""
+    return ChunkStore.create(path, disk=NoSyncDisk(), config=CONFIG)
+
+
+def new_tree(path: Path, clock: Clock | None = None) -> Tree:
+    """Make a tree in a store with tiny chunks."""
+    clock = clock or Clock()
+    return Tree(new_store(path), wall_ns=clock.wall_ns, monotonic=clock.monotonic)
+
+
+def open_tree(path: Path, clock: Clock | None = None, *, read_only: bool = False) -> Tree:
+    """Open the tree of a store that exists."""
+    clock = clock or Clock()
+    store = ChunkStore.open(path, disk=NoSyncDisk(), read_only=read_only)
+    return Tree(store, wall_ns=clock.wall_ns, monotonic=clock.monotonic)
+
+
+def crash(tree: Tree) -> None:
+    """End as a killed process does: only what was journalled stays."""
+    tree.store.close(commit=False)
+
+
+def journal(tree: Tree) -> None:
+    """Journal what has changed, as the mount does after a close."""
+    tree.store.append_journal(tree.store.tables.take_changes())
+
+
+# Names
+
+
+def split(tree: Tree, path: str) -> tuple[int, bytes]:
+    """Return the inode number of a path's parent and its last name."""
+    head, _, name = path.rpartition("/")
+    return tree.names.resolve(head).ino, name.encode()
+
+
+def make_directory(tree: Tree, path: str, mode: int = 0o755) -> Inode:
+    """Make a directory."""
+    return tree.names.create(*split(tree, path), stat.S_IFDIR | mode, OWNER)
+
+
+def rename(tree: Tree, old: str, new: str, flags: int = 0) -> None:
+    """Rename by paths."""
+    tree.names.rename(*split(tree, old), *split(tree, new), flags)
+
+
+def unlink(tree: Tree, path: str) -> None:
+    """Unlink by path."""
+    tree.names.unlink(*split(tree, path))
+
+
+def link(tree: Tree, old: str, new: str) -> None:
+    """Make a hard link by paths."""
+    tree.names.link(tree.names.resolve(old).ino, *split(tree, new))
+
+
+# Content
+
+
+def drain(content: FileContent) -> None:
+    """Bring every byte into chunks, as the mount's jobs do."""
+    while not content.settled:
+        job = content.take_job(final=True)
+        assert job is not None
+        job.run()
+        content.finish_job()
+
+
+def create(tree: Tree, path: str, *, appending: bool = False, mode: int = 0o644) -> OpenFile:
+    """Create a file and open it for writing, as creat does."""
+    inode = tree.names.create(*split(tree, path), stat.S_IFREG | mode, OWNER, committed=False)
+    return tree.files.open(inode, writing=True, appending=appending)
+
+
+def open_path(tree: Tree, path: str, *, writing: bool = True) -> OpenFile:
+    """Open a file that exists."""
+    return tree.files.open(tree.attributes(tree.names.resolve(path).ino), writing=writing)
+
+
+def close_file(tree: Tree, file: OpenFile, *, writing: bool = True, killed: bool = False) -> None:
+    """Close one handle as the mount does: the last writer's close commits, a killed writer interrupts."""
+    if killed and file.dirty:
+        file.interrupted = True
+    if writing and file.writers == 1:
+        drain(file.content)
+        tree.files.commit(file)
+    tree.files.release(file, writing=writing)
+
+
+def fsync(tree: Tree, file: OpenFile) -> None:
+    """Commit an open file as fsync does."""
+    drain(file.content)
+    tree.files.commit(file)
+
+
+def save(tree: Tree, path: str, data: bytes, *, killed: bool = False) -> Inode:
+    """Write a whole file, new or over the old content; returns what the live tree has then."""
+    exists = True
+    try:
+        tree.names.resolve(path)
+    except FileNotFoundError:
+        exists = False
+    if exists:
+        file = open_path(tree, path)
+        if file.content.size:
+            tree.files.truncate(file, 0)
+    else:
+        file = create(tree, path)
+    tree.files.write(file, 0, data, appending=False)
+    close_file(tree, file, killed=killed)
+    return tree.names.inode(file.ino)
+
+
+def read_content(tree: Tree, content: FileContent) -> bytes:
+    """Return all bytes of a content."""
+    return bytes(content.plan_read(0, content.size).run(tree.reader))
+
+
+def read_ino(tree: Tree, ino: int, epoch: int = LIVE) -> bytes:
+    """Return a file's bytes as an epoch sees them, those of an open file in the live tree included."""
+    file = tree.files.get(ino) if epoch == LIVE else None
+    return read_content(tree, file.content if file else tree.files.load(tree.names.inode(ino, epoch)))
+
+
+def read(tree: Tree, path: str, at: Snapshot | None = None) -> bytes:
+    """Return the bytes of a path now or in a snapshot."""
+    epoch = at.id if at else LIVE
+    return read_ino(tree, tree.names.resolve(path, epoch).ino, epoch)
+
+
+class Seen(NamedTuple):
+    """One path as a user sees it; `same_as` is the first path of the same inode, `data` a file's or link's bytes."""
+
+    mode: int
+    nlink: int
+    data: bytes
+    xattrs: tuple[tuple[bytes, bytes], ...]
+    same_as: str
+
+
+def dump(tree: Tree, epoch: int = LIVE) -> dict[str, Seen]:
+    """Return everything that an epoch shows, by path; directories end in a slash."""
+    found: dict[str, Seen] = {}
+    first: dict[int, str] = {}
+
+    def visit(ino: int, path: str) -> None:
+        inode = tree.attributes(ino, epoch)
+        data = read_ino(tree, ino, epoch) if inode.is_file else inode.target
+        assert inode.is_dir or len(data) == inode.size
+        names = tree.names.list_xattrs(ino, epoch)
+        xattrs = tuple((name, tree.names.get_xattr(ino, name, epoch)) for name in names)
+        found[path] = Seen(inode.mode, inode.nlink, data, xattrs, first.setdefault(ino, path))
+        if inode.is_dir:
+            for name, entry in sorted(tree.names.entries(ino, epoch)):
+                visit(entry.ino, path + name.decode() + ("/" if stat.S_ISDIR(entry.file_type) else ""))
+
+    visit(ROOT_INO, "/")
+    return found
+
+
+def paths(tree: Tree, at: Snapshot | None = None) -> list[str]:
+    """Return the paths of a snapshot or the live tree, without the root, directories with a slash at their end."""
+    return sorted(path.removeprefix("/") for path in dump(tree, at.id if at else LIVE) if path != "/")
+
+
+def raw_inodes(tree: Tree, epoch: int) -> dict[int, Inode]:
+    """Return every inode that an epoch has, times and numbers included, reached by a name or not."""
+    found: dict[int, Inode] = {}
+    for key, _ in tree.rows.tables.scan(Table.INODES):
+        ino = int.from_bytes(key[:8], "big")
+        with suppress(OSError):
+            found[ino] = tree.names.inode(ino, epoch)
+    return found
+
+
+# Consistency
+
+
+def check_tree(tree: Tree) -> None:
+    """Assert that the rows agree with each other at every epoch that somebody can read."""
+    _check_change_rows(tree)
+    _check_snapshot_rows(tree)
+    _check_live_only(tree)
+    for epoch in [*(snapshot.id for snapshot in tree.snapshots.all()), tree.rows.open_epoch, LIVE]:
+        _check_links(tree, epoch)
+        _check_content(tree, epoch)
+
+
+def _check_change_rows(tree: Tree) -> None:
+    """Every versioned row is listed in `changes` exactly once, and nothing else is."""
+    rows = {
+        (int.from_bytes(key[-4:], "big"), table, key[:-4])
+        for table in VERSIONED
+        for key, _ in tree.rows.tables.scan(table)
+    }
+    listed = {(epoch, change.table, change.prefix) for epoch, change in tree.rows.changes(-1, LIVE)}
+    assert rows == listed
+    assert all(epoch <= tree.rows.open_epoch or epoch == LIVE for epoch, _, _ in rows)
+
+
+def _check_snapshot_rows(tree: Tree) -> None:
+    tables = tree.rows.tables
+    stored = [Snapshot.decode(int.from_bytes(key, "big"), value) for key, value in tables.scan(Table.SNAPSHOTS)]
+    assert stored == tree.snapshots.all()
+    names = {key.decode(): int.from_bytes(value, "big") for key, value in tables.scan(Table.NAMES)}
+    assert names == {snapshot.name: snapshot.id for snapshot in stored}
+    assert all(snapshot.id < tree.rows.open_epoch for snapshot in stored)
+
+
+def _check_live_only(tree: Tree) -> None:
+    """Only what is not committed lives in live-only rows, and nothing of it anywhere else."""
+    for key, value in tree.rows.tables.scan(Table.INODES):
+        if value:
+            flags = Inode.decode(0, value).flags
+            assert bool(flags) == (int.from_bytes(key[-4:], "big") == LIVE)
+            assert flags in (0, UNCOMMITTED, INTERRUPTED, UNCOMMITTED | INTERRUPTED)
+    for table, prefix in tree.rows.live_only():
+        value = tree.rows.get(table, prefix)
+        assert value, "a live-only tombstone"
+        if table is Table.INODES:
+            committed = tree.rows.get(table, prefix, tree.rows.open_epoch)
+            uncommitted = Inode.decode(0, value).flags & UNCOMMITTED
+            assert bool(uncommitted) == (committed is None)
+        else:
+            assert table is Table.DIRENTS
+            entry = tree.names.entry(int.from_bytes(prefix[:8], "big"), prefix[8:-1])
+            assert entry is not None and tree.names.inode(entry.ino).flags & UNCOMMITTED
+
+
+def _check_links(tree: Tree, epoch: int) -> None:
+    names: Counter[int] = Counter()
+    directories: Counter[int] = Counter()
+    pending = [ROOT_INO]
+    while pending:
+        directory = pending.pop()
+        entries = list(tree.names.entries(directory, epoch))
+        for name, entry in entries:
+            inode = tree.names.inode(entry.ino, epoch)
+            assert stat.S_IFMT(inode.mode) == entry.file_type
+            names[entry.ino] += 1
+            if inode.is_dir:
+                directories[directory] += 1
+                pending.append(entry.ino)
+            if epoch == LIVE:  # a committed file keeps its link below the live-only name that hides it
+                below = tree.names.entry(directory, name, tree.rows.open_epoch)
+                names[below.ino if below and below != entry else 0] += 1
+    assert all(count == 1 for ino, count in names.items() if ino in directories)
+    inodes = raw_inodes(tree, epoch)
+    assert inodes.keys() - {ROOT_INO} == names.keys() - {0}
+    for ino, inode in inodes.items():
+        assert inode.nlink == (2 + directories[ino] if inode.is_dir else names[ino]), (epoch, tree.names.path(ino))
+    if epoch == LIVE:
+        owners = {int.from_bytes(key[:8], "big") for key, _ in tree.rows.tables.scan(Table.XATTRS)}
+        assert all(ino in inodes or not list(tree.rows.scan(Table.XATTRS, id_prefix(ino))) for ino in owners)
+
+
+def _check_content(tree: Tree, epoch: int) -> None:
+    for inode in raw_inodes(tree, epoch).values():
+        if inode.is_file:
+            extents = load_manifest(tree.rows.tables, inode.manifest, inode.size)
+            assert len(tree.reader.read(max(extents.chunk_numbers(), default=0) or 1)) if len(extents) else True
