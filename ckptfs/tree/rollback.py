@@ -8,6 +8,7 @@ there; the path gets a copy of its old version.
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from stat import S_IFDIR, S_IFMT
 
@@ -41,7 +42,7 @@ class Rollback:
         self._path = path.strip("/")
         self._result = RollbackResult()
         self._restored: dict[int, int] = {}
-        self._links: Counter[int] = Counter()
+        self._shared: set[int] = set()
 
     def check(self) -> None:
         """Refuse what cannot be done: a path that one of the sides lacks, or files in use.
@@ -67,21 +68,25 @@ class Rollback:
         elif (entry := self._names.entry(parent, name)) is None:
             self._restore_entry(parent, name, old, self._path)
         else:
-            self._count_links(entry)
+            self._shared = self._shared_outside(entry)
             self._clear_entry(parent, name, old, self._path, entry)
             self._restore_entry(parent, name, old, self._path)
         return self._result
 
-    def _count_links(self, entry: Dirent) -> None:
-        """Count the names that each inode has at and below the path."""
-        self._links[entry.ino] += 1
+    def _shared_outside(self, entry: Dirent) -> set[int]:
+        """Return the inodes at and below the path that also have a name elsewhere, where their content must stay.
+
+        Found before anything is removed: from then on a missing link says nothing.
+        """
+        links = Counter(self._inos(entry))
+        return {ino for ino, count in links.items() if self._names.inode(ino).nlink > count}
+
+    def _inos(self, entry: Dirent) -> Iterator[int]:
+        """Yield the inode of an entry, and those of all entries below, once for each name."""
+        yield entry.ino
         if entry.file_type == S_IFDIR:
             for _, child in self._names.entries(entry.ino):
-                self._count_links(child)
-
-    def _shared_outside(self, ino: int) -> bool:
-        """Whether a file at the path also has a name elsewhere, whose content must stay."""
-        return bool(self._path) and self._names.inode(ino).nlink > self._links[ino]
+                yield from self._inos(child)
 
     def _locate(self) -> tuple[int | None, bytes, Dirent]:
         """Return the live parent directory (None: the root itself), the name, and the entry in the snapshot."""
@@ -127,8 +132,10 @@ class Rollback:
             self._remove_tree(parent, name, entry, path)
         elif entry.file_type == S_IFDIR:
             self._clear(entry.ino, path)
-        elif self._shared_outside(entry.ino):
+        elif entry.ino in self._shared:
             self._remove_tree(parent, name, entry, path)
+        else:
+            self._restored[entry.ino] = entry.ino  # other names that it had become links to it
 
     def _remove_tree(self, parent: int, name: bytes, entry: Dirent, path: str) -> None:
         self._result.entries.add((parent, name))
