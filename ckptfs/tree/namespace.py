@@ -265,11 +265,14 @@ class Namespace:
             return moved
         if moved.is_dir:
             fail(errno.ENOTDIR, name)
-        if moved.flags & UNCOMMITTED and not target.flags & UNCOMMITTED:
-            pass  # the committed target stays in the open epoch, below the live-only name, until `commit`
-        else:
+        if not moved.flags & UNCOMMITTED:
             self._remove_name(parent, name)
             self._drop_link(target.ino)
+        elif target.flags & UNCOMMITTED:
+            self._erase_live_only_name(name_prefix(parent, name), target.ino)
+            self._drop_link(target.ino)
+        # What is committed stays in the open epoch, below the name of an uncommitted file, until that is committed.
+        moved = self.inode(moved.ino)  # which may have been what the name hid, and then has a link less
         if moved.predecessor == 0 and target.is_file:
             return replace(moved, predecessor=target.predecessor if target.flags else target.manifest)
         return moved
@@ -329,14 +332,18 @@ class Namespace:
         prefix = name_prefix(parent, name)
         row = self.rows.find(Table.DIRENTS, prefix)
         if row is not None and row.epoch == LIVE:
-            self.rows.erase(Table.DIRENTS, prefix, LIVE)
-            self._uncommitted_names[decode_dirent(row.value).ino].discard(prefix)
+            self._erase_live_only_name(prefix, decode_dirent(row.value).ino)
             hidden = self.rows.get(Table.DIRENTS, prefix)
             if hidden is not None:
                 self.rows.remove(Table.DIRENTS, prefix)
                 self._drop_link(decode_dirent(hidden).ino)
         else:
             self.rows.remove(Table.DIRENTS, prefix)
+
+    def _erase_live_only_name(self, prefix: bytes, ino: int) -> None:
+        """Take the name of an uncommitted file away; what it hid shows again."""
+        self.rows.erase(Table.DIRENTS, prefix, LIVE)
+        self._uncommitted_names[ino].discard(prefix)
 
     def _drop_link(self, ino: int) -> None:
         inode = self.inode(ino)
