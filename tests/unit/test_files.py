@@ -1,0 +1,277 @@
+"""Open files: when their content becomes a version, and when it does not."""
+
+import errno
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptfs.config import MIB
+from ckptfs.errors import NoSpaceError
+from ckptfs.store import ChunkStore
+from ckptfs.tree import Tree
+from ckptfs.tree.files import LOG_AGE_SECONDS, LOG_RATE
+from ckptfs.tree.inode import INTERRUPTED, UNCOMMITTED
+from tests.unit import tree_support as support
+from tests.unit.tree_support import Clock, check_tree, close_file, create, open_path, read, save
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def tree(tmp_path: Path, clock: Clock) -> Iterator[Tree]:
+    tree = support.new_tree(tmp_path / "store", clock)
+    yield tree
+    check_tree(tree)
+    tree.close()
+
+
+def test_a_new_file_is_a_version_when_it_is_closed(tree: Tree) -> None:
+    file = create(tree, "model")
+    tree.files.write(file, 0, b"half", appending=False)
+    assert read(tree, "model") == b"half"
+    assert tree.attributes(file.ino).size == 4
+    before = tree.take_snapshot()
+    assert support.paths(tree, before) == []
+    close_file(tree, file)
+    after = tree.take_snapshot()
+    assert read(tree, "model", after) == b"half"
+    assert support.paths(tree, before) == []
+    assert tree.names.inode(file.ino).flags == 0
+    assert tree.files.get(file.ino) is None
+
+
+def test_an_empty_file_is_a_version_too(tree: Tree) -> None:
+    close_file(tree, create(tree, "done"))
+    assert read(tree, "done", tree.take_snapshot()) == b""
+
+
+def test_a_version_stays_until_its_successor_is_closed(tree: Tree) -> None:
+    save(tree, "model", b"first")
+    file = open_path(tree, "model")
+    tree.files.truncate(file, 0)
+    tree.files.write(file, 0, b"sec", appending=False)
+    snapshot = tree.take_snapshot()
+    assert read(tree, "model") == b"sec"
+    assert read(tree, "model", snapshot) == b"first"
+    close_file(tree, file)
+    assert read(tree, "model", snapshot) == b"first"
+    assert read(tree, "model", tree.take_snapshot()) == b"sec"
+
+
+def test_the_last_writer_commits(tree: Tree) -> None:
+    one = create(tree, "model")
+    two = open_path(tree, "model")
+    reader = open_path(tree, "model", writing=False)
+    assert one is two is reader
+    tree.files.write(one, 0, b"data", appending=False)
+    close_file(tree, one)
+    assert tree.names.inode(one.ino).flags == UNCOMMITTED
+    close_file(tree, two)
+    assert tree.names.inode(one.ino).flags == 0
+    assert tree.files.get(one.ino) is reader
+    close_file(tree, reader, writing=False)
+    assert tree.files.get(one.ino) is None
+
+
+def test_fsync_commits_a_file_that_stays_open(tree: Tree) -> None:
+    file = create(tree, "model")
+    tree.files.write(file, 0, b"synced", appending=False)
+    support.fsync(tree, file)
+    tree.files.write(file, 0, b"later!", appending=False)
+    snapshot = tree.take_snapshot()
+    assert read(tree, "model", snapshot) == b"synced"
+    close_file(tree, file)
+    assert read(tree, "model") == b"later!"
+
+
+def test_a_close_without_a_write_makes_no_version(tree: Tree) -> None:
+    inode = save(tree, "model", b"data")
+    tree.take_snapshot()
+    close_file(tree, open_path(tree, "model"))
+    assert tree.names.resolve("model") == inode
+    assert not tree.epoch.pending
+
+
+def test_each_version_names_its_predecessor(tree: Tree) -> None:
+    first = save(tree, "model", b"first")
+    second = save(tree, "model", b"second")
+    assert first.predecessor == 0
+    assert second.predecessor == first.manifest != 0
+    save(tree, "model", b"killed", killed=True)
+    third = save(tree, "model", b"third")
+    assert third.predecessor == second.manifest
+    save(tree, "new", b"renamed over it")
+    support.rename(tree, "new", "model")
+    assert tree.names.resolve("model").predecessor == third.manifest
+
+
+def test_a_file_renamed_into_place_while_open_succeeds_what_was_there(tree: Tree) -> None:
+    first = save(tree, "model", b"first")
+    file = create(tree, "model.tmp")
+    tree.files.write(file, 0, b"second", appending=False)
+    support.rename(tree, "model.tmp", "model")
+    close_file(tree, file)
+    assert tree.names.resolve("model").predecessor == first.manifest
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_killed_save_is_no_version(tree: Tree, exists: bool, caplog: pytest.LogCaptureFixture) -> None:
+    if exists:
+        save(tree, "model", b"whole")
+    with caplog.at_level(logging.WARNING):
+        save(tree, "model", b"ha", killed=True)
+    assert "interrupted: model (its writer was killed; 2 bytes are kept" in caplog.text
+    assert read(tree, "model") == b"ha"
+    assert [inode.ino for inode in tree.names.interrupted()] == [tree.names.resolve("model").ino]
+    snapshot = tree.take_snapshot()
+    if exists:
+        assert read(tree, "model", snapshot) == b"whole"
+    else:
+        assert support.paths(tree, snapshot) == []
+    save(tree, "model", b"again")
+    assert list(tree.names.interrupted()) == []
+    assert read(tree, "model", tree.take_snapshot()) == b"again"
+
+
+def test_attributes_of_an_interrupted_file_reach_its_version(tree: Tree) -> None:
+    save(tree, "model", b"whole")
+    save(tree, "model", b"ha", killed=True)
+    support.link(tree, "model", "other")
+    snapshot = tree.take_snapshot()
+    check_tree(tree)
+    assert read(tree, "other", snapshot) == b"whole"
+    assert tree.attributes(tree.names.resolve("other").ino, snapshot.id).nlink == 2
+
+
+def test_a_crash_leaves_a_file_in_creation_as_interrupted(tmp_path: Path) -> None:
+    tree = support.new_tree(tmp_path / "crashing")
+    file = create(tree, "model")
+    tree.files.write(file, 0, b"lost", appending=False)
+    support.journal(tree)
+    support.crash(tree)
+    tree = support.open_tree(tmp_path / "crashing")
+    assert tree.names.resolve("model").flags == UNCOMMITTED | INTERRUPTED
+    assert support.paths(tree, tree.take_snapshot()) == []
+    close_file(tree, open_path(tree, "model"))
+    assert tree.names.resolve("model").flags == UNCOMMITTED | INTERRUPTED, "nobody has finished it"
+    save(tree, "model", b"")
+    check_tree(tree)
+    tree.close()
+
+
+def fail_to_store(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    def put(*_: object) -> list[int]:
+        raise NoSpaceError("full")
+
+    monkeypatch.setattr(ChunkStore, "put", put)
+
+
+def test_a_failure_after_a_write_is_never_forgotten(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tree, "model", b"whole")
+    file = open_path(tree, "model")
+    tree.files.write(file, 0, b"new and longer", appending=False)
+    with monkeypatch.context() as patch:
+        fail_to_store(tree, patch)
+        job = file.content.take_job(final=True)
+        assert job is not None
+        with pytest.raises(NoSpaceError) as caught:
+            job.run()
+    file.content.abandon_job()
+    file.error = caught.value
+    for _ in range(2):
+        with pytest.raises(NoSpaceError):
+            tree.files.write(file, 0, b"more", appending=False)
+        with pytest.raises(NoSpaceError):
+            tree.files.truncate(file, 0)
+    close_file(tree, file)
+    assert read(tree, "model", tree.take_snapshot()) == b"whole"
+    assert tree.names.resolve("model").flags == INTERRUPTED
+
+
+def test_a_log_that_is_appended_to_asks_for_no_snapshot(tree: Tree) -> None:
+    file = create(tree, "log", appending=True)
+    tree.files.write(file, 0, b"line\n", appending=True)
+    assert tree.files.is_log(file)
+    assert tree.files.unfinished_since() is None
+    support.fsync(tree, file)
+    assert not tree.epoch.pending
+    assert read(tree, "log", tree.take_snapshot()) == b"line\n"
+    tree.files.write(file, 0, b"LINE", appending=False)
+    assert not tree.files.is_log(file)
+    close_file(tree, file)
+    assert tree.epoch.pending
+
+
+def test_a_file_written_slowly_and_for_long_is_a_log(tree: Tree, clock: Clock) -> None:
+    file = create(tree, "metrics")
+    tree.files.write(file, 0, b"step 1\n", appending=False)
+    assert tree.files.unfinished_since() == clock.now
+    clock.advance(LOG_AGE_SECONDS)
+    assert not tree.files.is_log(file)
+    clock.advance(1)
+    assert tree.files.is_log(file)
+    assert tree.files.unfinished_since() is None
+    tree.files.write(file, 7, bytes(MIB), appending=False)
+    assert MIB > LOG_RATE * (LOG_AGE_SECONDS + 1)
+    assert tree.files.unfinished_since() == clock.now
+    close_file(tree, file)
+
+
+def test_written_bytes_count_what_each_version_got(tree: Tree) -> None:
+    file = create(tree, "model")
+    tree.files.write(file, 0, bytes(100), appending=False)
+    support.fsync(tree, file)
+    tree.files.write(file, 100, bytes(50), appending=False)
+    close_file(tree, file)
+    snapshot = tree.take_snapshot()
+    assert (snapshot.written_bytes, snapshot.changed_files, snapshot.paths) == (150, 1, ("model",))
+
+
+def test_an_unlinked_file_lives_until_it_is_closed(tree: Tree) -> None:
+    file = create(tree, "scratch")
+    tree.files.write(file, 0, b"data", appending=False)
+    support.unlink(tree, "scratch")
+    tree.files.write(file, 4, b"more", appending=False)
+    assert support.read_content(tree, file.content) == b"datamore"
+    attributes = tree.attributes(file.ino)
+    assert (attributes.nlink, attributes.size) == (0, 8)
+    close_file(tree, file)
+    assert support.paths(tree) == []
+    with pytest.raises(OSError) as caught:
+        tree.attributes(file.ino)
+    assert caught.value.errno == errno.ESTALE
+
+
+def test_a_detached_file_stays_readable_and_commits_nothing(tree: Tree) -> None:
+    inode = save(tree, "model", b"data")
+    file = open_path(tree, "model")
+    tree.files.detach(inode.ino)
+    tree.files.write(file, 0, b"DATA", appending=False)
+    assert support.read_content(tree, file.content) == b"DATA"
+    close_file(tree, file)
+    assert tree.names.resolve("model") == inode
+    tree.files.detach(inode.ino)
+
+
+def test_the_largest_size_is_refused(tree: Tree) -> None:
+    file = create(tree, "model")
+    with pytest.raises(OSError) as caught:
+        tree.files.write(file, (1 << 63) - 1, b"x", appending=False)
+    assert caught.value.errno == errno.EFBIG
+    close_file(tree, file)
+
+
+def test_times_of_an_open_file_are_those_of_its_last_write(tree: Tree) -> None:
+    inode = save(tree, "model", b"data")
+    file = open_path(tree, "model")
+    assert tree.attributes(inode.ino) == inode
+    tree.files.write(file, 0, b"DATA", appending=False)
+    seen = tree.attributes(inode.ino)
+    assert seen.mtime_ns == seen.ctime_ns > inode.mtime_ns
+    close_file(tree, file)
+    assert tree.attributes(inode.ino).mtime_ns == seen.mtime_ns
