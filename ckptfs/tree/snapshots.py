@@ -128,6 +128,8 @@ class Snapshots:
         """Refuse a name that is taken or that could not be a directory or a reference; SnapshotNameError."""
         if name in self._by_name:
             raise SnapshotNameError(f"there is already a snapshot {name!r}")
+        if any(0xD800 <= ord(char) <= 0xDFFF for char in name):  # bytes that are no UTF-8 arrive as surrogates
+            raise SnapshotNameError(f"{name!r} cannot be the name of a snapshot: it is no UTF-8")
         if not name or len(name.encode()) > NAME_MAX or name in (".", "..") or any(char in "/\0\n" for char in name):
             raise SnapshotNameError(f"{name!r} cannot be the name of a snapshot")
         if name.isdigit() or _LATEST_REF.fullmatch(name):
