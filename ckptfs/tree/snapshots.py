@@ -179,6 +179,9 @@ class Snapshots:
             pointless = own.value == b"" and rows.find(table, prefix, epoch - 1) is None
             if hidden or pointless:
                 rows.erase(table, prefix, epoch)
+            following_is_tombstone = seen_next.epoch > snapshot.id and seen_next.value == b""
+            if following_is_tombstone and rows.find(table, prefix, seen_next.epoch - 1) is None:
+                rows.erase(table, prefix, seen_next.epoch)  # it has nothing to hide any more
         rows.tables.delete(Table.SNAPSHOTS, snapshot.id.to_bytes(4, "big"))
         rows.tables.delete(Table.NAMES, snapshot.name.encode())
         del self._by_id[snapshot.id], self._by_name[snapshot.name]

@@ -115,7 +115,8 @@ class ModelTree:
             nlink = links[number]
             if node.is_dir:
                 nlink = 2 + sum(self.nodes[slot.node].is_dir for slot in node.slots.values())
-            result[path] = Seen(node.mode, nlink, data, tuple(sorted(node.xattrs.items())), first.setdefault(number, path))
+            xattrs = tuple(sorted(node.xattrs.items()))
+            result[path] = Seen(node.mode, nlink, data, xattrs, first.setdefault(number, path))
             for name, slot in sorted(node.slots.items()):
                 visit(slot.node, path + name + ("/" if self.nodes[slot.node].is_dir else ""))
 
