@@ -115,17 +115,19 @@ class History:
         """Find again, after a restart, which files the open epoch has changed."""
         epoch = self._rows.open_epoch
         for _, (table, prefix) in self._rows.changes(epoch - 1, epoch):
-            inos = []
             if table is Table.INODES:
-                inos = [int.from_bytes(prefix, "big")]
-            elif table is Table.DIRENTS and (row := self._rows.find(table, prefix, epoch - 1)) and row.value:
-                inos = [decode_dirent(row.value).ino]
-            for ino in inos:
-                row = self._rows.find(Table.INODES, id_prefix(ino), epoch) or None
-                if row is None:
-                    continue
-                value = row.value or self._rows.get(Table.INODES, id_prefix(ino), epoch - 1)
-                if value and not Inode.decode(ino, value).is_dir:
-                    name = split_name_prefix(prefix)[1] if table is Table.DIRENTS else b""
-                    path = self._names.path(ino) if row.value else os.fsdecode(name)
-                    self._names.epoch.changed.setdefault(ino, path)
+                ino = int.from_bytes(prefix, "big")
+            elif table is Table.DIRENTS and (old := self._rows.get(table, prefix, epoch - 1)) is not None:
+                ino = decode_dirent(old).ino
+            else:
+                continue
+            now = self._rows.get(Table.INODES, id_prefix(ino), epoch)
+            value = now or self._rows.get(Table.INODES, id_prefix(ino), epoch - 1)
+            if value is None or Inode.decode(ino, value).is_dir:
+                continue
+            if now is not None:
+                self._names.epoch.changed.setdefault(ino, self._names.path(ino))
+            elif table is Table.DIRENTS:  # the inode is gone, and this is the name that it had
+                parent, name = split_name_prefix(prefix)
+                path = f"{self._names.path(parent)}/{os.fsdecode(name)}".removeprefix("/")
+                self._names.epoch.changed.setdefault(ino, path)

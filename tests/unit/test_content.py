@@ -3,11 +3,10 @@
 import random
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 
 import pytest
-from hypothesis import strategies as st
 from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,

@@ -1,5 +1,7 @@
 """Byte ranges: the latest write wins, nothing overlaps or touches, and the size is that of what is held."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +19,7 @@ def check(ranges: Ranges, model: dict[int, int]) -> None:
     held = list(ranges)
     assert {start + at: byte for start, data in held for at, byte in enumerate(data)} == model
     assert all(data for _, data in held)
-    for (start, data), (following, _) in zip(held, held[1:], strict=False):
+    for (start, data), (following, _) in pairwise(held):
         assert start + len(data) < following
     assert ranges.size == len(model)
     assert bool(ranges) == bool(model)

@@ -7,7 +7,6 @@ long as the old extents were themselves such a cut.
 import random
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings

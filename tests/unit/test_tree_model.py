@@ -142,10 +142,8 @@ class TreeModel(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def rmdir(self, pick: int) -> None:
-        if path := self.choose(pick, lambda node: node.is_dir or not node.slots):
-            self.both(
-                lambda: self.tree.names.rmdir(*support.split(self.tree, path)), lambda: self.model.rmdir(path)
-            )
+        if path := self.choose(pick):
+            self.both(lambda: self.tree.names.rmdir(*support.split(self.tree, path)), lambda: self.model.rmdir(path))
 
     @rule(old=picks, pick=picks, name=names, flags=st.sampled_from([0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE]))
     def rename(self, old: int, pick: int, name: str, flags: int) -> None:
