@@ -61,6 +61,13 @@ class TreeModel(RuleBasedStateMachine):
         self.handles: list[ModelHandle] = []
         self.taken: list[Taken] = []
         self.frozen: Frozen | None = None
+        # Not from nothing: most of what can go wrong needs committed files, a hard link and a snapshot to begin with.
+        self.make_directory(0, "a", 0o755)
+        self.save(1, "b", b"first", False)
+        self.save(0, "c", b"second", False)
+        self.link(2, 0, "b")
+        assert [path for path, _ in self.model.walk()] == ["", "a", "a/b", "b", "c"]
+        self.take_snapshot()
         support.journal(self.tree)
         self.note_journalled()
 
@@ -259,10 +266,35 @@ class TreeModel(RuleBasedStateMachine):
         else:
             return
         support.save(self.tree, path, data, killed=killed)
+        self._saved(number, data, killed)
+
+    @rule(pick=picks, data=contents, killed=st.booleans())
+    def overwrite(self, pick: int, data: bytes, killed: bool) -> None:
+        if path := self.choose(pick, lambda node: stat.S_ISREG(node.mode)):
+            number = self.model.at(path)
+            if number not in self.buffers:
+                support.save(self.tree, path, data, killed=killed)
+                self._saved(number, data, killed)
+
+    def _saved(self, number: int, data: bytes, killed: bool) -> None:
         if killed:
             self.model.nodes[number].data = data
         else:
             self.model.commit(number, data)
+
+    @precondition(lambda self: len(self.handles) < HANDLES_MAX)
+    @rule(pick=picks, data=contents)
+    def begin_save_by_rename(self, pick: int, data: bytes) -> None:
+        """Leave a file open that is half written and renamed over another, as safetensors does."""
+        if path := self.choose(pick, lambda node: not node.is_dir):
+            file = support.create(self.tree, "temporary")
+            number = self.model.create("temporary", Node(stat.S_IFREG | 0o644, b"", None))
+            if data:
+                self.tree.files.write(file, 0, data, appending=False)
+            self.buffers[number] = data
+            self.handles.append(ModelHandle(file, number))
+            support.rename(self.tree, "temporary", path)
+            self.model.rename("temporary", path, 0)
 
     # Versions
 
@@ -409,5 +441,5 @@ class TreeModel(RuleBasedStateMachine):
         support.check_tree(self.tree)
 
 
-TreeModel.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, print_blob=True)
+TreeModel.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None, print_blob=True)
 TestTreeModel = TreeModel.TestCase
