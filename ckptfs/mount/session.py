@@ -17,7 +17,7 @@ from typing import Any
 import pyfuse3
 import trio
 
-from ckptfs.errors import CkptfsError, MountpointError
+from ckptfs.errors import CkptfsError, FuseError
 from ckptfs.mount import control, notify, protocol
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
@@ -39,7 +39,7 @@ SWITCH_SECONDS = 0.0002
 def run(options: MountOptions, ready: Callable[[], None]) -> None:
     """Open the store, mount it, call `ready` once it is usable, and return after it was unmounted.
 
-    StoreInUseError, NotAStoreError, StoreVersionError, StoreReadOnlyError, DamagedError, MountpointError.
+    StoreInUseError, NotAStoreError, StoreVersionError, StoreReadOnlyError, DamagedError, FuseError.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     store = ChunkStore.open(Path(options.store), read_only=options.read_only)
