@@ -7,6 +7,7 @@ setup(
         Extension(
             "ckptfs.store._kernels",
             ["ckptfs/store/kernels.c"],
+            libraries=["m"],
             extra_compile_args=["-O3"],
             # Without a compiler the install still works, on the slow reference (`ckptfs stats` says so).
             optional=True,
