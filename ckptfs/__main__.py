@@ -1,0 +1,7 @@
+"""`python -m ckptfs` is `ckptfs`."""
+
+import sys
+
+from ckptfs.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,158 @@
+"""`ckptfs mount`: check, make the store if there is none, start the mount process, and what that process does.
+
+Without --foreground the command only starts a second one with it, which becomes the mount process, and passes on what
+that says. Everything that can fail is checked in both, since both are run by people.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ckptfs.cli.parser import Parser, Subparsers, add_command, seconds
+from ckptfs.config import SETTLE_SECONDS
+from ckptfs.errors import (
+    DaemonError,
+    FuseError,
+    MountpointError,
+    NotAStoreError,
+    StoreInUseError,
+    StoreReadOnlyError,
+    StoreVersionError,
+)
+from ckptfs.mount import daemonize, mountinfo, notify
+from ckptfs.mount.options import STORE_SUFFIX, MountOptions, check, default_store
+from ckptfs.mount.protocol import LOG_NAME
+
+RELEASE_SECONDS = 10.0
+"""How long a mount waits for a mount process that has lost its mount and is about to end."""
+POLL_SECONDS = 0.05
+
+log = logging.getLogger(__name__)
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the parser of the command."""
+    parser: Parser = add_command(
+        subparsers,
+        "mount",
+        run,
+        summary="mount a store; made if there is none",
+        description="Mount a ckptfs on an empty directory and return when it can be used.",
+        examples=(
+            f"ckptfs mount /ckpt                         # the store is /ckpt{STORE_SUFFIX}",
+            "ckptfs mount /ckpt --store /data/ckpt-store",
+            "ckptfs mount /ckpt --foreground --settle 5  # stay; Ctrl-C unmounts",
+        ),
+        errors=(
+            MountpointError,
+            FuseError,
+            StoreInUseError,
+            NotAStoreError,
+            StoreVersionError,
+            StoreReadOnlyError,
+            DaemonError,
+        ),
+    )
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    parser.add_argument(
+        "--store", metavar="DIR", help=f"where the bytes are kept (default: MOUNTPOINT{STORE_SUFFIX}); made if missing"
+    )
+    parser.add_argument(
+        "--foreground", action="store_true", help="be the mount process instead of starting one; log to standard error"
+    )
+    parser.add_argument(
+        "--settle",
+        metavar="SECONDS",
+        type=seconds,
+        default=SETTLE_SECONDS,
+        help="how long nothing may be written before a completed save becomes a version (default: %(default)s)",
+    )
+    parser.add_argument("--allow-other", action="store_true", help="let other users in, as far as file modes allow")
+    parser.add_argument("--read-only", action="store_true", help="change nothing in the store")
+    parser.add_argument(daemonize.READY_OPTION, type=int, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Carry out the command."""
+    mountpoint = mountinfo.resolve_mountpoint(args.mountpoint)
+    store = os.path.realpath(args.store) if args.store else default_store(mountpoint)
+    options = MountOptions(mountpoint, store, args.settle, args.allow_other, args.read_only)
+    if not args.foreground:
+        _prepare(options)
+        daemonize.start(_foreground_command(options), _log_path(options))
+        print(f"{options.mountpoint} is mounted, its store is {options.store}")
+        return
+    with daemonize.ReadyPipe(args.ready_fd) as pipe:
+        _prepare(options)
+        daemonize.set_up_logging(_log_path(options), to_stderr=not pipe.has_starter)
+        _serve(options, pipe.ready)
+
+
+def _prepare(options: MountOptions) -> None:
+    """Check everything that can be checked, and make the store if there is nothing at its place."""
+    check(options)
+    try:
+        is_missing = not os.listdir(options.store)
+    except FileNotFoundError:
+        is_missing = True
+    except NotADirectoryError as error:
+        raise NotAStoreError(f"{options.store} is not a directory") from error
+    except PermissionError as error:
+        raise StoreReadOnlyError(f"{options.store} cannot be read by this user") from error
+    if not is_missing:
+        return
+    if options.read_only:
+        raise NotAStoreError(f"there is no store at {options.store}, and --read-only makes none")
+    from ckptfs.store import ChunkStore  # only now: it takes longer than the rest, and a store is made once
+
+    ChunkStore.create(Path(options.store)).close()
+    print(f"made a new store at {options.store}", flush=True)
+
+
+def _serve(options: MountOptions, tell_ready: Callable[[], None]) -> None:
+    """Be the mount process until the mount is taken down."""
+    from ckptfs.mount import session  # only now: it brings in trio and pyfuse3
+
+    is_usable = False
+
+    def ready() -> None:
+        nonlocal is_usable
+        is_usable = True
+        log.info("%s is mounted, its store is %s", options.mountpoint, options.store)
+        notify.ready(f"{options.mountpoint} is mounted, its store is {options.store}")
+        tell_ready()
+
+    notify.status(f"opening the store {options.store}")
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while True:
+        try:
+            session.run(options, ready)
+            break
+        except StoreInUseError as error:
+            mounts = mountinfo.mounts_of_store(options.store)
+            if mounts:
+                raise StoreInUseError(f"{error}; it is mounted on {mounts[0].mountpoint}") from error
+            if is_usable or time.monotonic() >= deadline:
+                raise
+            # Its mount process has been unmounted and is writing the last of it.
+            time.sleep(POLL_SECONDS)
+    notify.stopping(f"{options.mountpoint} is unmounted, everything is in {options.store}")
+    log.info("%s is unmounted, everything is in %s", options.mountpoint, options.store)
+
+
+def _foreground_command(options: MountOptions) -> list[str]:
+    """Return the command line of the mount process; -P keeps its current directory, /, out of its module path."""
+    return [
+        *(sys.executable, "-P", "-m", "ckptfs", "mount", options.mountpoint),
+        *("--foreground", "--store", options.store, "--settle", str(options.settle)),
+        *(["--allow-other"] if options.allow_other else []),
+        *(["--read-only"] if options.read_only else []),
+    ]
+
+
+def _log_path(options: MountOptions) -> str:
+    return os.path.join(options.store, LOG_NAME)

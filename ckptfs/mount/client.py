@@ -1,0 +1,72 @@
+"""The caller's end of the control socket: the commands of a store that a mount process has open.
+
+Synchronous; one connection per command, so a client holds nothing between two and needs no closing. A mount process
+that is not there, or dies during the command, is a DaemonError; whether a command that changes something was still
+done is then unknown, and its message says so.
+"""
+
+import socket
+from typing import Any, cast
+
+from ckptfs.errors import DaemonError
+from ckptfs.mount.protocol import (
+    ENDED,
+    LINE_SIZE_MAX,
+    Request,
+    Rollback,
+    SnapshotDetails,
+    SnapshotRow,
+    Stats,
+    control_address,
+    decode_reply,
+    encode_request,
+)
+
+
+class Client:
+    """`Commands` of the store in a directory, asked of its mount process."""
+
+    def __init__(self, store: str) -> None:
+        """Take the absolute path of the store; nothing is opened yet."""
+        self._store = store
+
+    def snapshot_list(self, path: str = "") -> list[SnapshotRow]:
+        """Return the snapshots that changed something below a path, oldest first."""
+        return cast(list[SnapshotRow], self._call("snapshot_list", path=path))
+
+    def snapshot_create(self, name: str | None, label: str) -> SnapshotRow:
+        """Take a snapshot now."""
+        return cast(SnapshotRow, self._call("snapshot_create", name=name, label=label))
+
+    def snapshot_show(self, ref: str) -> SnapshotDetails:
+        """Return one snapshot with its changes."""
+        return cast(SnapshotDetails, self._call("snapshot_show", ref=ref))
+
+    def snapshot_rollback(self, ref: str, path: str = "") -> Rollback:
+        """Make the live tree below a path what it was in a snapshot."""
+        return cast(Rollback, self._call("snapshot_rollback", ref=ref, path=path))
+
+    def snapshot_delete(self, refs: list[str]) -> list[SnapshotRow]:
+        """Delete snapshots, all or none; return what they were."""
+        return cast(list[SnapshotRow], self._call("snapshot_delete", refs=refs))
+
+    def stats(self) -> Stats:
+        """Return the figures of the store."""
+        return cast(Stats, self._call("stats"))
+
+    def _call(self, command: str, **arguments: Any) -> Any:
+        """Send one request and return the result of its reply; the errors are those of `ckptfs.errors`."""
+        line = encode_request(Request(command, arguments))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            try:
+                with control_address(self._store) as address:
+                    connection.connect(address)
+            except OSError as error:
+                raise DaemonError(f"no mount process answers for the store {self._store} ({error.strerror})") from error
+            try:
+                connection.sendall(line)
+                with connection.makefile("rb") as stream:
+                    reply = stream.readline(LINE_SIZE_MAX)
+            except OSError as error:
+                raise DaemonError(ENDED) from error
+        return decode_reply(reply)

@@ -1,0 +1,95 @@
+"""When the tree becomes durable: journal at once, sync when asked, checkpoint every few seconds.
+
+The order is the store's (`docs/design.md`, "What is kept when"); this module decides the moments and keeps to one
+journal append at a time. Waiting callers share a sync.
+"""
+
+import logging
+import math
+
+import trio
+
+from ckptfs.errors import CkptfsError
+from ckptfs.store import ChunkStore
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 5.0
+CHECKPOINT_ROWS = 200_000
+RETRY_SECONDS = 1.0
+
+
+class Committer:
+    """Commits of one store, for the loop that owns its tables."""
+
+    def __init__(self, store: ChunkStore) -> None:
+        self._store = store
+        self._lock = trio.Lock()
+        self._work = trio.Event()
+        self._rounds = 0
+        self._journalled = 0
+        self._durable = 0
+        self._checkpoint_at = math.inf
+
+    def wake(self) -> None:
+        """Ask for the journal to be brought up soon; returns at once."""
+        if self._checkpoint_at == math.inf:
+            self._checkpoint_at = trio.current_time() + CHECKPOINT_SECONDS
+        self._work.set()
+
+    async def commit(self, *, durable: bool) -> None:
+        """Journal everything done before this call and, when `durable`, sync it; NoSpaceError and OSError pass."""
+        begun = self._rounds
+        async with self._lock:
+            if (self._durable if durable else self._journalled) > begun:
+                return  # a round that began after this call has done it
+            await self._round(durable=durable)
+
+    async def _round(self, *, durable: bool) -> None:
+        self._rounds += 1
+        this = self._rounds
+        changes = self._store.tables.take_changes()
+        try:
+            await trio.to_thread.run_sync(self._store.append_journal, changes)
+        except BaseException:
+            self._store.tables.give_back(changes)
+            raise
+        self._journalled = this
+        if durable:
+            await trio.to_thread.run_sync(self._store.sync)
+            self._durable = this
+
+    async def checkpoint(self) -> None:
+        """Journal everything and bring the index up to it; what fails is tried again at the next one."""
+        async with self._lock:
+            tables = self._store.tables
+            self._rounds += 1
+            this = self._rounds
+            changes = tables.take_changes()
+            frozen = tables.frozen or tables.freeze()
+            try:
+                await trio.to_thread.run_sync(self._store.append_journal, changes)
+            except BaseException:
+                tables.give_back(changes)
+                raise
+            self._journalled = this
+            await trio.to_thread.run_sync(self._store.checkpoint, frozen)
+            tables.release(frozen)
+            self._durable = this
+            self._checkpoint_at = math.inf if not tables.has_changes else trio.current_time() + CHECKPOINT_SECONDS
+
+    async def run(self) -> None:
+        """Do in the background what `wake` asks for, for ever; a failure is logged and tried again."""
+        while True:
+            with trio.move_on_at(self._checkpoint_at):
+                await self._work.wait()
+            self._work = trio.Event()
+            try:
+                await self.commit(durable=False)
+                if trio.current_time() >= self._checkpoint_at or self._store.waiting_rows > CHECKPOINT_ROWS:
+                    await self.checkpoint()
+            except (CkptfsError, OSError) as error:
+                log.error("the store cannot be brought up to date, trying again: %s", error)
+                self._checkpoint_at = trio.current_time() + RETRY_SECONDS
+                await trio.sleep(RETRY_SECONDS)
+                self._work.set()

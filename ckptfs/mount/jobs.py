@@ -1,0 +1,80 @@
+"""Data work of open files in worker threads, and the memory that may wait for it.
+
+One job of a file runs at a time, jobs of several files side by side. Whoever writes more than the threads keep up
+with is held until there is room. A job that fails makes its file's error sticky.
+"""
+
+import logging
+
+import trio
+
+from ckptfs.config import MIB
+from ckptfs.tree.content import PIECE_SIZE, Job
+from ckptfs.tree.files import OpenFile
+from ckptfs.tree.tree import Tree
+
+log = logging.getLogger(__name__)
+
+BUFFERED_MAX = 128 * MIB
+FILE_BUFFERED_MAX = 4 * PIECE_SIZE
+THREADS = 4
+
+
+class Jobs:
+    """The jobs of all open files of a tree."""
+
+    def __init__(self, tree: Tree, nursery: trio.Nursery) -> None:
+        self._tree = tree
+        self._nursery = nursery
+        self._limiter = trio.CapacityLimiter(THREADS)
+        self._running: set[OpenFile] = set()
+        self._step = trio.Event()
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of all files that are in no chunk yet."""
+        return sum(file.content.buffered for file in {*self._tree.files, *self._running})
+
+    def start(self, file: OpenFile, *, final: bool = False) -> None:
+        """Begin the work that a file has, if it has any and none is under way."""
+        if file not in self._running and (job := file.content.take_job(final=final)) is not None:
+            self._running.add(file)
+            self._nursery.start_soon(self._run, file, job)
+
+    async def _run(self, file: OpenFile, job: Job | None) -> None:
+        try:
+            while job is not None:
+                try:
+                    await trio.to_thread.run_sync(job.run, limiter=self._limiter)
+                except Exception as error:
+                    file.error = error
+                    file.content.abandon_job()
+                    log.error("%s cannot be stored: %s", self._tree.names.path(file.ino), error)
+                else:
+                    file.content.finish_job()
+                self._wake()
+                job = file.content.take_job()
+        finally:
+            self._running.discard(file)
+            self._wake()
+
+    def _wake(self) -> None:
+        self._step.set()
+        self._step = trio.Event()
+
+    async def idle(self, file: OpenFile) -> None:
+        """Return when no job of the file is out."""
+        while file in self._running:
+            await self._step.wait()
+
+    async def drain(self, file: OpenFile) -> None:
+        """Return when every byte of the file is in a chunk, or lost to its sticky error."""
+        while not file.content.settled:
+            self.start(file, final=True)
+            await self._step.wait()
+
+    async def accept(self, file: OpenFile) -> None:
+        """Put a file that was written to to work, and return when another write to it may be accepted."""
+        self.start(file)
+        while file in self._running and (file.content.buffered > FILE_BUFFERED_MAX or self.buffered > BUFFERED_MAX):
+            await self._step.wait()

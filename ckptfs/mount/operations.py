@@ -1,0 +1,482 @@
+"""The kernel's requests, each translated to calls of the tree: a protocol adapter and nothing more.
+
+Metadata is answered in the loop; what may touch the disk below waits in worker threads (`jobs`, `committer`).
+With the writeback cache the kernel owns size and times of a file it has dirty pages of, sends writes late, out of
+order and page-aligned, and reads through handles that are open for writing only.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
+from itertools import count
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, InodeT, ModeT, RequestContext
+
+from ckptfs.mount import process
+from ckptfs.mount.attributes import BLOCK_SIZE, VALID_SECONDS, entry_attributes, fuse_error
+from ckptfs.mount.committer import Committer
+from ckptfs.mount.jobs import Jobs
+from ckptfs.mount.nodes import LATEST_NODE, ROOT_NODE, SNAPSHOTS_NODE, Node, Nodes
+from ckptfs.tree import Tree
+from ckptfs.tree.content import PIECE_SIZE, FileContent
+from ckptfs.tree.files import OpenFile
+from ckptfs.tree.inode import ROOT_INO, Inode
+from ckptfs.tree.namespace import NAME_MAX, Owner, fail
+from ckptfs.tree.reader import Bytes
+from ckptfs.tree.rows import LIVE
+from ckptfs.tree.snapshots import LATEST
+
+SNAPSHOTS_NAME = b".snapshots"
+FILES_MAX = 1 << 32
+
+
+class Versions(Protocol):
+    """What `mkdir` and `rmdir` in `.snapshots` ask of the session."""
+
+    async def create(self, name: str) -> int:
+        """Take a named snapshot of the present and return its id."""
+
+    async def delete(self, name: str) -> None:
+        """Delete the snapshot of this name."""
+
+    def touched(self) -> None:
+        """Note that the tree has changed, so that journal and automatic snapshot follow."""
+
+
+@dataclass(slots=True)
+class Handle:
+    """One open of a file; `file` is None in a snapshot. `process` is the writer's, 0 if unknown."""
+
+    content: FileContent
+    file: OpenFile | None
+    writing: bool
+    appending: bool
+    process: int
+
+
+@dataclass(slots=True)
+class Listing:
+    """One open of a directory: its entries as they were when reading began at the front."""
+
+    node: Node
+    entries: list[tuple[bytes, Node]]
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def answered(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Make a handler fail with the errno of whatever it raises."""
+
+    @wraps(handler)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:
+            raise fuse_error(error) from error
+
+    return wrapper
+
+
+class Operations(pyfuse3.Operations):
+    """The filesystem as pyfuse3 sees it."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = True
+    enable_acl = False
+
+    def __init__(self, tree: Tree, nodes: Nodes, jobs: Jobs, committer: Committer, versions: Versions) -> None:
+        super().__init__()
+        self._tree = tree
+        self._names = tree.names
+        self._files = tree.files
+        self._nodes = nodes
+        self._jobs = jobs
+        self._committer = committer
+        self._versions = versions
+        self._handles: dict[int, Handle] = {}
+        self._listings: dict[int, Listing] = {}
+        self._next_handle = count(1)
+
+    # Nodes and attributes
+
+    def _inode(self, node: Node) -> Inode:
+        """Return the attributes of any node, the two that only the mount knows included."""
+        if node == SNAPSHOTS_NODE:
+            return replace(
+                self._tree.attributes(ROOT_INO), mode=stat.S_IFDIR | 0o755, nlink=2 + len(self._tree.snapshots)
+            )
+        if node == LATEST_NODE:
+            latest = self._tree.snapshots.latest()
+            if latest is None:
+                fail(errno.ENOENT, LATEST)
+            target = os.fsencode(latest.name)
+            root = self._tree.attributes(ROOT_INO)
+            return replace(root, mode=stat.S_IFLNK | 0o777, nlink=1, size=len(target), target=target)
+        return self._tree.attributes(node.ino, node.epoch)
+
+    def _attributes(self, node: Node) -> EntryAttributes:
+        virtual = node in (SNAPSHOTS_NODE, LATEST_NODE)
+        return entry_attributes(
+            self._nodes.node_id(node),
+            self._inode(node),
+            read_only=not node.is_live,
+            valid_seconds=0.0 if virtual else VALID_SECONDS,
+        )
+
+    def _entry(self, node: Node) -> EntryAttributes:
+        """Return the attributes of a node as an entry, which the kernel then knows once more."""
+        attributes = self._attributes(node)
+        self._nodes.looked_up(attributes.st_ino)
+        return attributes
+
+    def _writable(self, node_id: int) -> int:
+        """Return the inode number of a node that may be changed; EROFS in snapshots, EPERM for what is virtual."""
+        node = self._nodes.resolve(node_id)
+        if not node.is_live:
+            fail(errno.EROFS)
+        if node in (SNAPSHOTS_NODE, LATEST_NODE):
+            fail(errno.EPERM)
+        return node.ino
+
+    def _new_name(self, parent: int, name: bytes) -> int:
+        """Return the inode number of a directory that gets this name; EPERM for the one name that is not free."""
+        ino = self._writable(parent)
+        if ino == ROOT_INO and name == SNAPSHOTS_NAME:
+            fail(errno.EEXIST, name)
+        return ino
+
+    def _old_name(self, parent: int, name: bytes) -> int:
+        """Return the inode number of a directory that loses this name."""
+        ino = self._writable(parent)
+        if ino == ROOT_INO and name == SNAPSHOTS_NAME:
+            fail(errno.EPERM, name)
+        return ino
+
+    @answered
+    async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        parent = self._nodes.resolve(parent_inode)
+        if parent == SNAPSHOTS_NODE:
+            return self._entry(self._snapshot_entry(name))
+        if parent == ROOT_NODE and name == SNAPSHOTS_NAME:
+            return self._entry(SNAPSHOTS_NODE)
+        return self._entry(Node(self._names.lookup(parent.ino, name, parent.epoch).ino, parent.epoch))
+
+    def _snapshot_entry(self, name: bytes) -> Node:
+        if name == os.fsencode(LATEST):
+            return LATEST_NODE
+        snapshot = self._tree.snapshots.named(os.fsdecode(name))
+        if snapshot is None:
+            fail(errno.ENOENT, name)
+        return Node(ROOT_INO, snapshot.id)
+
+    @answered
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        self._nodes.forget(inode_list)
+
+    @answered
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return self._attributes(self._nodes.resolve(inode))
+
+    @answered
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        ino = self._writable(inode)
+        if fields.update_size:
+            await self._truncate(ino, attr.st_size)
+        file = self._files.get(ino)
+        if fields.update_mtime and file and file.dirty:
+            file.mtime_ns = attr.st_mtime_ns  # it becomes the version's when the file is committed
+        known = (file and file.unlinked) or self._names.inode(ino)
+        changed = replace(
+            known,
+            mode=stat.S_IFMT(known.mode) | stat.S_IMODE(attr.st_mode) if fields.update_mode else known.mode,
+            uid=attr.st_uid if fields.update_uid else known.uid,
+            gid=attr.st_gid if fields.update_gid else known.gid,
+            atime_ns=attr.st_atime_ns if fields.update_atime else known.atime_ns,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime and not (file and file.dirty) else known.mtime_ns,
+        )
+        if changed != known:
+            changed = replace(changed, ctime_ns=attr.st_ctime_ns if fields.update_ctime else self._tree.wall_ns())
+            if file and file.unlinked:
+                file.unlinked = changed
+            else:
+                self._names.change_attributes(changed)
+                self._versions.touched()
+        return self._attributes(Node(ino, LIVE))
+
+    async def _truncate(self, ino: int, size: int) -> None:
+        """Set the size of a file; that of a file nobody writes is a version at once."""
+        inode = self._tree.attributes(ino)
+        if not inode.is_file:
+            fail(errno.EISDIR if inode.is_dir else errno.EINVAL)
+        file = self._files.open(inode, writing=True)
+        try:
+            await self._jobs.idle(file)
+            if size != file.content.size:
+                self._files.truncate(file, size)
+        finally:
+            await self._close_writer(file)
+
+    @answered
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        return FileNameT(self._inode(self._nodes.resolve(inode)).target)
+
+    # Names
+
+    def _made(self, inode: Inode) -> EntryAttributes:
+        self._versions.touched()
+        return self._entry(Node(inode.ino, LIVE))
+
+    @answered
+    async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
+        if self._nodes.resolve(parent_inode) == SNAPSHOTS_NODE:
+            if self._tree.snapshots.named(os.fsdecode(name)):
+                fail(errno.EEXIST, name)
+            return self._entry(Node(ROOT_INO, await self._versions.create(os.fsdecode(name))))
+        parent = self._new_name(parent_inode, name)
+        return self._made(self._names.create(parent, name, stat.S_IFDIR | mode & 0o7777, Owner(ctx.uid, ctx.gid)))
+
+    @answered
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        if self._nodes.resolve(parent_inode) == SNAPSHOTS_NODE:
+            if self._snapshot_entry(name) == LATEST_NODE:
+                fail(errno.ENOTDIR, name)
+            await self._versions.delete(os.fsdecode(name))
+            return
+        self._names.rmdir(self._old_name(parent_inode, name), name)
+        self._versions.touched()
+
+    @answered
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._new_name(parent_inode, name)
+        return self._made(self._names.create(parent, name, mode, Owner(ctx.uid, ctx.gid), rdev=rdev))
+
+    @answered
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._new_name(parent_inode, name)
+        owner = Owner(ctx.uid, ctx.gid)
+        return self._made(self._names.create(parent, name, stat.S_IFLNK | 0o777, owner, target=target))
+
+    @answered
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        parent = self._new_name(new_parent_inode, new_name)
+        return self._made(self._names.link(self._writable(inode), parent, new_name))
+
+    @answered
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._names.unlink(self._old_name(parent_inode, name), name)
+        self._versions.touched()
+
+    @answered
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        old = self._old_name(parent_inode_old, name_old)
+        self._names.rename(old, name_old, self._old_name(parent_inode_new, name_new), name_new, flags)
+        self._versions.touched()
+
+    # Directories
+
+    @answered
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        handle = next(self._next_handle)
+        self._listings[handle] = Listing(self._nodes.resolve(inode), [])
+        return FileHandleT(handle)
+
+    def _list(self, node: Node) -> list[tuple[bytes, Node]]:
+        if node == SNAPSHOTS_NODE:
+            snapshots = self._tree.snapshots.all()
+            found = [(os.fsencode(snapshot.name), Node(ROOT_INO, snapshot.id)) for snapshot in snapshots]
+            return [*found, (os.fsencode(LATEST), LATEST_NODE)] if found else []
+        return [(name, Node(entry.ino, node.epoch)) for name, entry in self._names.entries(node.ino, node.epoch)]
+
+    @answered
+    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        listing = self._listings[fh]
+        if start_id == 0:
+            listing.entries = [(b".", listing.node), (b"..", listing.node), *self._list(listing.node)]
+        for index in range(start_id, len(listing.entries)):
+            name, node = listing.entries[index]
+            try:
+                attributes = self._attributes(node)
+            except OSError:
+                continue  # gone since the directory was opened
+            if not pyfuse3.readdir_reply(token, FileNameT(name), attributes, index + 1):
+                return
+            if index > 1:  # the kernel does not look up the two that name the directory itself
+                self._nodes.looked_up(attributes.st_ino)
+
+    @answered
+    async def releasedir(self, fh: FileHandleT) -> None:
+        del self._listings[fh]
+
+    @answered
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        await self._committer.commit(durable=True)
+
+    # Files
+
+    def _opened(self, handle: Handle) -> FileInfo:
+        number = next(self._next_handle)
+        self._handles[number] = handle
+        return FileInfo(fh=FileHandleT(number), keep_cache=True)
+
+    @answered
+    async def create(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        parent = self._new_name(parent_inode, name)
+        owner = Owner(ctx.uid, ctx.gid)
+        inode = self._names.create(parent, name, stat.S_IFREG | mode & 0o7777, owner, committed=False)
+        appending = bool(flags & os.O_APPEND)
+        file = self._files.open(inode, writing=True, appending=appending)
+        handle = Handle(file.content, file, True, appending, process.process_of_thread(ctx.pid))
+        return self._opened(handle), self._made(inode)
+
+    @answered
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        node = self._nodes.resolve(inode)
+        writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        if not node.is_live:
+            if writing:
+                fail(errno.EROFS)
+            content = self._files.load(self._names.inode(node.ino, node.epoch))
+            return self._opened(Handle(content, None, False, False, 0))
+        file = self._files.open(self._tree.attributes(node.ino), writing=writing)
+        appending = bool(flags & os.O_APPEND)
+        writer = process.process_of_thread(ctx.pid) if writing else 0
+        if flags & os.O_TRUNC and file.content.size:
+            try:
+                await self._jobs.idle(file)
+                self._files.truncate(file, 0)
+            except BaseException:
+                await self._close_writer(file)
+                raise
+        return self._opened(Handle(file.content, file, writing, appending, writer))
+
+    @answered
+    async def read(self, fh: FileHandleT, off: int, size: int) -> Bytes:  # type: ignore[override]  # any will do
+        plan = self._handles[fh].content.plan_read(off, size)
+        if plan.in_memory(self._tree.reader):
+            return plan.run(self._tree.reader)
+        return await trio.to_thread.run_sync(plan.run, self._tree.reader)
+
+    @answered
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        handle = self._handles[fh]
+        if handle.file is None:
+            fail(errno.EBADF)
+        # Placed before the first await: the next write of the file must not overtake it.
+        self._files.write(handle.file, off, buf, appending=handle.appending)
+        if handle.content.buffered >= PIECE_SIZE:
+            await self._jobs.accept(handle.file)
+        return len(buf)
+
+    @answered
+    async def flush(self, fh: FileHandleT) -> None:
+        handle = self._handles[fh]
+        if handle.file is None or not handle.writing:
+            return
+        if handle.file.dirty and process.is_killed(handle.process):
+            handle.file.interrupted = True
+        await self._jobs.drain(handle.file)
+        handle.file.raise_error()
+
+    @answered
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        file = self._handles[fh].file
+        if file is None:
+            return
+        await self._jobs.drain(file)
+        file.raise_error()
+        if not file.interrupted:
+            self._files.commit(file)
+            self._versions.touched()
+        await self._committer.commit(durable=True)
+
+    @answered
+    async def release(self, fh: FileHandleT) -> None:
+        handle = self._handles.pop(fh)
+        if handle.file is None:
+            return
+        if handle.writing:
+            await self._close_writer(handle.file)
+        else:
+            self._files.release(handle.file, writing=False)
+
+    async def _close_writer(self, file: OpenFile) -> None:
+        """Drop one writer of a file; the last one's close commits the file's version."""
+        while file.writers == 1 and not file.content.settled:
+            await self._jobs.drain(file)
+        if file.writers == 1:
+            self._files.commit(file)
+            self._versions.touched()
+        self._files.release(file, writing=True)
+
+    @answered
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        space = self._tree.store.space()
+        status = pyfuse3.StatvfsData()
+        status.f_bsize = status.f_frsize = BLOCK_SIZE
+        status.f_blocks = space.total // BLOCK_SIZE
+        free = max(space.free - self._jobs.buffered, 0) // BLOCK_SIZE
+        status.f_bfree = status.f_bavail = free
+        status.f_files = status.f_ffree = status.f_favail = FILES_MAX
+        status.f_namemax = NAME_MAX
+        return status
+
+    # Extended attributes
+
+    def _attributed(self, node_id: int) -> Node:
+        node = self._nodes.resolve(node_id)
+        if node in (SNAPSHOTS_NODE, LATEST_NODE):
+            fail(errno.ENODATA)
+        return node
+
+    @answered
+    async def getxattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, ctx: RequestContext) -> bytes:
+        node = self._attributed(inode)
+        return self._names.get_xattr(node.ino, name, node.epoch)
+
+    @answered
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[pyfuse3.XAttrNameT]:
+        node = self._nodes.resolve(inode)
+        return [pyfuse3.XAttrNameT(name) for name in self._names.list_xattrs(node.ino, node.epoch)]
+
+    @answered
+    async def setxattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        self._names.set_xattr(self._writable(inode), name, value)
+        self._versions.touched()
+
+    @answered
+    async def removexattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, ctx: RequestContext) -> None:
+        self._names.remove_xattr(self._writable(inode), name)
+        self._versions.touched()

@@ -1,0 +1,40 @@
+"""Which process writes, and whether a signal is killing it.
+
+A dying process's files are closed by the kernel, which looks like a normal close; but the process still waits for
+its `flush`, and field 9 of its `/proc/PID/stat` shows PF_SIGNALED.
+"""
+
+import os
+
+PF_SIGNALED = 0x400
+
+
+def process_of_thread(thread: int) -> int:
+    """Return the process id (Tgid) of a thread id, 0 where it is of another PID namespace or gone."""
+    if thread <= 0:
+        return 0
+    for line in _read(f"/proc/{thread}/status").splitlines():
+        if line.startswith(b"Tgid:"):
+            return int(line[5:])
+    return 0
+
+
+def is_killed(process: int) -> bool:
+    """Whether a process is being ended by a signal; false for an unknown one."""
+    if process <= 0:
+        return False
+    fields = _read(f"/proc/{process}/stat").rpartition(b")")[2].split()
+    return len(fields) > 6 and bool(int(fields[6]) & PF_SIGNALED)
+
+
+def _read(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)

@@ -1,0 +1,218 @@
+"""The words between the command line and a mount process: one JSON line of request, one JSON line of reply.
+
+Owns the shape of both lines, the shapes of what the commands return, and the address of the control socket; knows
+nothing of what a command does. Errors cross as the name of their class in `ckptfs.errors` and their message, and
+come out as that class again. Both sides bound the length of a line. Paths and names travel as Python's file name
+strings: bytes that are not UTF-8 are lone surrogates, which JSON carries as escapes.
+"""
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, NoReturn, Protocol, TypedDict
+
+from ckptfs.config import MIB
+from ckptfs.errors import CkptfsError, DaemonError, UsageError, error_classes
+
+LINE_SIZE_MAX = 64 * MIB
+SOCKET_NAME = "control.sock"
+SOCKET_MODE = 0o600
+LOG_NAME = "ckptfs.log"
+ENDED = f"the mount process ended during the command, which may be done or not; its log is {LOG_NAME} in the store"
+
+_CLASSES = {cls.__name__: cls for cls in error_classes()}
+_BACKLOG = 16
+_TOO_LONG = f"an answer of more than {LINE_SIZE_MAX // MIB} MiB; ask for a smaller part"
+
+
+class SnapshotRow(TypedDict):
+    """One snapshot as `list` shows it; sizes in bytes, `created` in RFC 3339 UTC, `trigger` auto|manual|rollback."""
+
+    id: int
+    name: str
+    created: str
+    trigger: str
+    label: str
+    changed_files: int
+    written_bytes: int
+    stored_bytes: int
+    paths: list[str]
+
+
+class Change(TypedDict):
+    """One path that a snapshot changed; `change` is added|modified|removed."""
+
+    path: str
+    change: str
+    size: int
+
+
+class SnapshotDetails(SnapshotRow):
+    """One snapshot with everything that it changed."""
+
+    changes: list[Change]
+
+
+class Rollback(TypedDict):
+    """What a rollback did: where it went, the snapshot of the state it left, and the interrupted files that went."""
+
+    target: SnapshotRow
+    saved: SnapshotRow
+    changed_files: int
+    removed_partial: list[str]
+
+
+class StoreStats(TypedDict):
+    """What is known of a store, mounted or not; sizes in bytes."""
+
+    store: str
+    live_bytes: int
+    version_bytes: int
+    stored_bytes: int
+    chunks: int
+    snapshots: int
+    kernel: str
+    interrupted: list[str]
+
+
+class Stats(StoreStats, total=False):
+    """The same, with what only a mount process can say."""
+
+    mountpoint: str
+    pid: int
+    uptime_seconds: float
+    buffered_bytes: int
+
+
+class Commands(Protocol):
+    """What a person can ask of a store; spoken to directly, or through the mount process that has it open."""
+
+    def snapshot_list(self, path: str = "") -> list[SnapshotRow]:
+        """Return the snapshots that changed something below a path, oldest first."""
+
+    def snapshot_create(self, name: str | None, label: str) -> SnapshotRow:
+        """Take a snapshot now."""
+
+    def snapshot_show(self, ref: str) -> SnapshotDetails:
+        """Return one snapshot with its changes."""
+
+    def snapshot_rollback(self, ref: str, path: str = "") -> Rollback:
+        """Make the live tree below a path what it was in a snapshot."""
+
+    def snapshot_delete(self, refs: list[str]) -> list[SnapshotRow]:
+        """Delete snapshots, all or none; return what they were."""
+
+    def stats(self) -> Stats:
+        """Return the figures of the store."""
+
+
+class Request(NamedTuple):
+    """The name of a method of `Commands` and its arguments by name."""
+
+    command: str
+    arguments: dict[str, Any]
+
+
+def encode_request(request: Request) -> bytes:
+    """Return the line of a request."""
+    return _line({"command": request.command, "arguments": request.arguments})
+
+
+def decode_request(line: bytes) -> Request:
+    """Parse a request; UsageError when it is not one."""
+    match _parse(line):
+        case {"command": str(command), "arguments": dict(arguments)}:
+            return Request(command, arguments)
+    raise UsageError("not a request of the ckptfs control protocol")
+
+
+def encode_result(result: Any) -> bytes:
+    """Return the line of a reply that carries a result."""
+    return _line({"result": result})
+
+
+def encode_error(error: Exception) -> bytes:
+    """Return the line of a reply that carries an error; whatever is not a CkptfsError travels as a plain one."""
+    if isinstance(error, CkptfsError):
+        kind, message = type(error).__name__, str(error)
+    else:
+        kind, message = CkptfsError.__name__, f"{type(error).__name__}: {error}"
+    return _line({"error": {"kind": kind, "message": message}})
+
+
+def decode_reply(line: bytes) -> Any:
+    """Return the result in a reply, or raise the error in it; a kind this version does not know is a CkptfsError.
+
+    A line without its end is what a mount process leaves that dies while it answers: DaemonError.
+    """
+    if not line.endswith(b"\n"):
+        raise DaemonError(ENDED if len(line) < LINE_SIZE_MAX else _TOO_LONG)
+    match _parse(line):
+        case {"error": {"kind": str(kind), "message": str(message)}}:
+            _raise_kind(kind, message)
+        case {"result": result}:
+            return result
+    raise DaemonError("the mount process gave an answer that is not one of the ckptfs control protocol")
+
+
+@contextmanager
+def control_address(store: str) -> Iterator[str]:
+    """Give the address of a store's control socket, valid inside the `with`.
+
+    A socket address holds 108 bytes, and stores lie deeper than that: the way leads through an open directory.
+    """
+    directory = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{SOCKET_NAME}"
+    finally:
+        os.close(directory)
+
+
+def listen(store: str) -> socket.socket:
+    """Return the listening control socket of a store, mode 0600.
+
+    The caller has the store's lock; what lies at the address is therefore left over from a dead process and goes.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with control_address(store) as address:
+            with suppress(FileNotFoundError):
+                os.unlink(address)
+            # The mode of the unbound socket is the mode its file gets: there is no moment with another one.
+            os.fchmod(listener.fileno(), SOCKET_MODE)
+            listener.bind(address)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """Return the user id of the process at the other end, as of its connect()."""
+    credentials = struct.Struct("iII")
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    _pid, uid, _gid = credentials.unpack(data)
+    return int(uid)
+
+
+def _line(value: object) -> bytes:
+    # ASCII escapes keep lone surrogates (file names that are not UTF-8) intact.
+    line = json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii") + b"\n"
+    if len(line) > LINE_SIZE_MAX:
+        raise DaemonError(_TOO_LONG)
+    return line
+
+
+def _parse(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _raise_kind(kind: str, message: str) -> NoReturn:
+    raise _CLASSES.get(kind, CkptfsError)(message)

@@ -1,0 +1,149 @@
+"""One mount, from opening the store to its clean end: the door to the kernel.
+
+Owns the trio loop. The mount ends when it is unmounted from outside or on SIGTERM or SIGINT; either way everything
+accepted is made durable before the store is let go. A kill -9 loses what was not closed yet, and nothing else.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import trio
+
+from ckptfs.errors import CkptfsError, MountpointError
+from ckptfs.mount import control, notify, protocol
+from ckptfs.mount.committer import Committer
+from ckptfs.mount.jobs import Jobs
+from ckptfs.mount.nodes import Node, Nodes
+from ckptfs.mount.operations import Operations
+from ckptfs.mount.options import MountOptions
+from ckptfs.mount.protocol import Request
+from ckptfs.mount.versions import MountedVersions
+from ckptfs.store import ChunkStore
+from ckptfs.tree import Tree
+from ckptfs.tree.rows import LIVE
+
+log = logging.getLogger(__name__)
+
+SWITCH_SECONDS = 0.0002
+"""How long a thread may hold the interpreter while another waits: a worker must not delay the loop's replies."""
+
+
+def run(options: MountOptions, ready: Callable[[], None]) -> None:
+    """Open the store, mount it, call `ready` once it is usable, and return after it was unmounted.
+
+    StoreInUseError, NotAStoreError, StoreVersionError, StoreReadOnlyError, DamagedError, MountpointError.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    store = ChunkStore.open(Path(options.store), read_only=options.read_only)
+    try:
+        trio.run(_Session(options, store, ready).run)
+    finally:
+        store.close()
+
+
+class _Session:
+    """The parts of a mount and how they begin and end together."""
+
+    def __init__(self, options: MountOptions, store: ChunkStore, ready: Callable[[], None]) -> None:
+        self._options = options
+        self._store = store
+        self._ready = ready
+        self._tree = Tree(store)
+        self._nodes = Nodes(self._tree)
+        self._began = time.monotonic()
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as work:
+            self._jobs = Jobs(self._tree, work)
+            self._committer = Committer(self._store)
+            self._versions = MountedVersions(self._tree, self._nodes, self._jobs, self._committer, self._options.settle)
+            operations = Operations(self._tree, self._nodes, self._jobs, self._committer, self._versions)
+            listener = protocol.listen(self._options.store)
+            try:
+                self._mount(operations)
+                try:
+                    async with trio.open_nursery() as service:
+                        service.start_soon(self._stop_on_signal)
+                        service.start_soon(control.serve, listener, self._carry_out)
+                        if not self._options.read_only:
+                            service.start_soon(self._committer.run)
+                            service.start_soon(self._versions.run)
+                        service.start_soon(self._announce)
+                        await pyfuse3.main()
+                        service.cancel_scope.cancel()
+                finally:
+                    pyfuse3.close(unmount=True)
+            finally:
+                listener.close()
+                with protocol.control_address(self._options.store) as address, suppress(OSError):
+                    os.unlink(address)
+            notify.stopping(f"{self._options.mountpoint} is unmounted, writing the last of it")
+            if not self._options.read_only:
+                await self._finish()
+
+    def _mount(self, operations: Operations) -> None:
+        options = set(pyfuse3.default_options)
+        source = self._options.store.replace("\\", "\\\\").replace(",", "\\,")
+        options |= {f"fsname={source}", "subtype=ckptfs"}
+        options |= {"allow_other"} if self._options.allow_other else set()
+        options |= {"ro"} if self._options.read_only else set()
+        try:
+            pyfuse3.init(operations, self._options.mountpoint, options)
+        except RuntimeError as error:
+            raise MountpointError(
+                f"{self._options.mountpoint} cannot be mounted; the system's reason is above"
+            ) from error
+
+    async def _announce(self) -> None:
+        # The kernel's first request has been answered once this task gets its turn after the loop began to serve.
+        await trio.lowlevel.checkpoint()
+        self._ready()
+
+    async def _stop_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("%s: unmounting %s", signal.Signals(number).name, self._options.mountpoint)
+                notify.stopping(f"unmounting {self._options.mountpoint}")
+                await self._fetch_dirty_pages()
+                pyfuse3.terminate()
+                return
+
+    async def _fetch_dirty_pages(self) -> None:
+        """Make the kernel send what it still holds of open files: after the unmount it cannot."""
+        for file in self._tree.files:
+            if file.writers:
+                node_id = pyfuse3.InodeT(self._nodes.node_id(Node(file.ino, LIVE)))
+                with suppress(OSError):
+                    await trio.to_thread.run_sync(pyfuse3.invalidate_inode, node_id)
+
+    async def _carry_out(self, request: Request) -> Any:
+        result = await self._versions.carry_out(request)
+        if request.command == "stats":
+            result |= {
+                "mountpoint": self._options.mountpoint,
+                "pid": os.getpid(),
+                "uptime_seconds": round(time.monotonic() - self._began, 1),
+            }
+        return result
+
+    async def _finish(self) -> None:
+        """Commit what is open still, take the snapshot that is due, and bring the index up to everything."""
+        for file in self._tree.files:
+            file.interrupted = file.interrupted or (file.dirty and not file.appending)
+            await self._jobs.drain(file)
+            self._tree.files.commit(file)
+        if self._tree.epoch.pending:
+            self._tree.take_snapshot(trigger="auto")
+        try:
+            await self._committer.checkpoint()
+        except (CkptfsError, OSError) as error:
+            log.error("not everything could be made durable: %s", error)
+            raise

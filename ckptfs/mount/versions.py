@@ -1,0 +1,142 @@
+"""Versions of a mounted tree: when automatic snapshots happen, and what the kernel must hear of a rollback.
+
+Before any snapshot the logs (files that are only appended to) are taken as they stand: what the kernel still holds
+of them is fetched, stored and committed.
+"""
+
+import logging
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import pyfuse3
+import trio
+
+from ckptfs.errors import CkptfsError, UsageError
+from ckptfs.mount.committer import Committer
+from ckptfs.mount.jobs import Jobs
+from ckptfs.mount.nodes import Node, Nodes
+from ckptfs.mount.protocol import Request
+from ckptfs.tree import Commands, Tree
+from ckptfs.tree.rollback import RollbackResult
+from ckptfs.tree.rows import LIVE
+from ckptfs.tree.snapshots import Snapshot
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+
+
+class MountedVersions:
+    """The versions of one mounted tree."""
+
+    def __init__(self, tree: Tree, nodes: Nodes, jobs: Jobs, committer: Committer, settle: float) -> None:
+        self._tree = tree
+        self._nodes = nodes
+        self._jobs = jobs
+        self._committer = committer
+        self._settle = settle
+        self._commands = Commands(tree)
+        self._changed = trio.Event()
+
+    def touched(self) -> None:
+        """Note that the tree has changed, so that journal and automatic snapshot follow."""
+        self._committer.wake()
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Take an automatic snapshot whenever one is due, for ever."""
+        while True:
+            due = self._tree.epoch.due_in(self._settle, self._tree.files.unfinished_since())
+            if due == 0:
+                await self._take_automatic()
+                continue
+            self._changed = trio.Event()
+            with trio.move_on_after(math.inf if due is None else due):
+                await self._changed.wait()
+
+    async def _take_automatic(self) -> None:
+        try:
+            await self._commit_logs()
+            if self._tree.epoch.pending:
+                self._report(self._tree.take_snapshot(trigger="auto"))
+            await self._committer.commit(durable=True)
+        except (CkptfsError, OSError) as error:
+            log.error("the automatic snapshot is not durable yet: %s", error)
+            await trio.sleep(RETRY_SECONDS)
+
+    @staticmethod
+    def _report(snapshot: Snapshot) -> None:
+        paths = ", ".join(snapshot.paths)
+        log.info("snapshot %d %s: %d files changed: %s", snapshot.id, snapshot.name, snapshot.changed_files, paths)
+
+    async def _commit_logs(self) -> None:
+        for file in self._tree.files:
+            if file.writers and file.appending and not file.unlinked:
+                node_id = pyfuse3.InodeT(self._nodes.node_id(Node(file.ino, LIVE)))
+                # In a thread, since the kernel sends the file's dirty pages from within this call.
+                with suppress(OSError):
+                    await trio.to_thread.run_sync(pyfuse3.invalidate_inode, node_id)
+                await self._jobs.drain(file)
+                if file.dirty and file.content.settled and not file.interrupted and file.error is None:
+                    self._tree.files.commit(file)
+
+    async def create(self, name: str) -> int:
+        """Take a named snapshot of the present, durably, and return its id."""
+        await self._commit_logs()
+        snapshot = self._tree.take_snapshot(name)
+        self._report(snapshot)
+        await self._committer.commit(durable=True)
+        return snapshot.id
+
+    async def delete(self, name: str) -> None:
+        """Delete the snapshot of this name, durably."""
+        snapshot = self._tree.snapshots.resolve(name)
+        self._tree.snapshots.delete(snapshot)
+        log.info("snapshot %d %s deleted", snapshot.id, snapshot.name)
+        await self._committer.commit(durable=True)
+
+    async def carry_out(self, request: Request) -> Any:
+        """Carry out a command of the control socket; what it changed is durable when this returns."""
+        command = getattr(self._commands, request.command, None)
+        if command is None or request.command not in COMMANDS:
+            raise UsageError(f"the mount process knows no command {request.command!r}; is it of another version?")
+        changing = request.command in CHANGING
+        if changing:
+            await self._commit_logs()
+        try:
+            result = command(**request.arguments)
+        except TypeError as error:
+            raise UsageError(f"{request.command}: {error}") from error
+        if changing:
+            log.info("%s %s", request.command, request.arguments)
+            await self._committer.commit(durable=True)
+            if request.command == "snapshot_rollback":
+                await self._forget_content(self._commands.last_rollback, result["saved"]["id"])
+        elif request.command == "stats":
+            result["buffered_bytes"] = self._jobs.buffered
+        return result
+
+    async def _forget_content(self, rollback: RollbackResult | None, saved: int) -> None:
+        """Make the kernel ask again for everything that a rollback changed."""
+        assert rollback is not None
+        for ino in rollback.changed_inos:
+            self._nodes.retire(ino, saved)
+        parents = {parent for parent, _ in rollback.entries}
+        entries = [(self._nodes.node_id(Node(parent, LIVE)), name) for parent, name in rollback.entries]
+        await trio.to_thread.run_sync(_invalidate, entries, [self._nodes.node_id(Node(ino, LIVE)) for ino in parents])
+
+
+COMMANDS = ("snapshot_list", "snapshot_create", "snapshot_show", "snapshot_rollback", "snapshot_delete", "stats")
+CHANGING = ("snapshot_create", "snapshot_rollback", "snapshot_delete")
+
+
+def _invalidate(entries: Iterable[tuple[int, bytes]], directories: Iterable[int]) -> None:
+    """Drop the kernel's knowledge of names and of directories' attributes; runs in a thread, since it can wait."""
+    for parent, name in entries:
+        with suppress(FileNotFoundError):  # the kernel does not know it
+            pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))
+    for directory in directories:
+        with suppress(FileNotFoundError):
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(directory), attr_only=True)

@@ -1,0 +1,8 @@
+"""Bytes: chunks, packs, the chunk index and the rows of the tree. ChunkStore is the door."""
+
+from ckptfs.store.chunkstore import ChunkStore, StoreStats
+from ckptfs.store.disk import Disk, Space
+from ckptfs.store.index import NO_CHUNK
+from ckptfs.store.tables import Changes, Frozen, Table, Tables
+
+__all__ = ["NO_CHUNK", "Changes", "ChunkStore", "Disk", "Frozen", "Space", "StoreStats", "Table", "Tables"]

@@ -1,0 +1,359 @@
+"""The door to a store: chunks by number, rows by key, and what is kept when.
+
+ChunkStore owns the order of durability: chunks and then the rows that speak of them are appended to the packs; a
+kill of the process loses nothing appended; `sync` makes it durable; a checkpoint then brings LMDB up to it, and
+opening replays what came after the last checkpoint. It does not know files, names or snapshots.
+`cut`, `put`, `read`, `sync`, `stats` may be called from any thread; `append_journal` and `checkpoint` from any one
+thread at a time each; `tables`, `commit` and `close` belong to the owner's thread.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import xxhash
+
+from ckptfs.config import StoreConfig
+from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError
+from ckptfs.store import codec, description, kernels, records
+from ckptfs.store.disk import Disk, Space
+from ckptfs.store.index import NO_CHUNK, Chunk, ChunkIndex, Location
+from ckptfs.store.lock import LOCK_NAME, StoreLock
+from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
+from ckptfs.store.records import RecordBytes, RecordType
+from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpack_state
+from ckptfs.store.tables import Changes, Environment, Frozen, Table, Tables
+
+PACKS_NAME = "packs"
+INDEX_NAME = "index.lmdb"
+_ASIDE_SUFFIX = ".before-rebuild"
+
+
+class StoreStats(NamedTuple):
+    """How much a store holds, in bytes: `raw_bytes` of distinct chunks take `stored_bytes` of the disk below."""
+
+    chunks: int
+    raw_bytes: int
+    stored_bytes: int
+    kernel: str
+
+
+class _Encoded(NamedTuple):
+    """A chunk that is ready to be appended, but for its number."""
+
+    id: bytes
+    raw_size: int
+    encoding: int
+    payload: bytes | memoryview
+    check: int
+
+
+class ChunkStore:
+    """An open store; made by `create` or `open`, and a context manager that commits when its body succeeds."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: StoreConfig,
+        packs: Packs,
+        environment: Environment,
+        *,
+        disk: Disk,
+        read_only: bool,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.read_only = read_only
+        self.tables = Tables(environment)
+        self._disk = disk
+        self._packs = packs
+        self._environment = environment
+        self._index = ChunkIndex(environment)
+        self._resources = ExitStack()
+        self._append_lock = threading.Lock()
+        self._checkpoint_lock = threading.Lock()
+        self._closed = False
+        self._mark = Mark(packs.position)
+        self._checkpointed = self._mark
+        self._index_cut = self._mark
+        self._first_marks: dict[int, Mark] = {}
+
+    @classmethod
+    def create(cls, path: Path, *, disk: Disk | None = None, config: StoreConfig | None = None) -> Self:
+        """Make a store in a directory that is missing or empty, and open it."""
+        disk = disk or Disk()
+        disk.make_directory(path)
+        leftovers = {description.NAME, description.NAME + ".new", LOCK_NAME, PACKS_NAME}
+        if not leftovers.issuperset(disk.list_names(path)) or (path / description.NAME).exists():
+            raise NotAStoreError(f"{path} is not empty; a new store needs a directory of its own")
+        with StoreLock(path, disk, shared=False):
+            disk.make_directory(path / PACKS_NAME)
+            # The description is last: a directory without one is not a store yet.
+            description.write(path, config or description.new_config(time.time_ns()), disk)
+            disk.sync_directory(path.parent)
+        return cls.open(path, disk=disk)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        read_only: bool = False,
+        disk: Disk | None = None,
+        rebuild: bool = False,
+        pack_size_max: int = PACK_SIZE_MAX,
+    ) -> Self:
+        """Open a store and replay what its index does not have yet; `rebuild` makes the whole index anew.
+
+        Raises NotAStoreError, StoreVersionError, StoreInUseError, StoreReadOnlyError, and DamagedError when durable
+        records are not what was written.
+        """
+        disk = disk or Disk()
+        config = description.read(path, disk)
+        with ExitStack() as resources:
+            resources.enter_context(StoreLock(path, disk, shared=read_only))
+            packs = Packs(
+                path / PACKS_NAME,
+                disk,
+                PackIdentity(description.fingerprint(config), config.seed),
+                pack_size_max=pack_size_max,
+            )
+            resources.callback(packs.close)
+            index_path = path / INDEX_NAME
+            aside = index_path.with_name(INDEX_NAME + _ASIDE_SUFFIX)
+            undo = resources.enter_context(ExitStack())
+            if aside.exists() and not read_only:
+                # A rebuild was cut short: the index before it is whole.
+                disk.rename(aside, index_path)
+            rebuild = rebuild and index_path.exists()
+            if rebuild:
+                disk.rename(index_path, aside)
+                undo.callback(disk.rename, aside, index_path)
+            environment = Environment(index_path, disk, read_only=read_only)
+            resources.callback(environment.close)
+            store = cls(path, config, packs, environment, disk=disk, read_only=read_only)
+            store._replay()
+            if rebuild:
+                undo.pop_all()
+                disk.unlink(aside)
+            store._resources = resources.pop_all()
+            return store
+
+    def _replay(self) -> None:
+        """Bring tables and index up to the packs, and cut off what follows the last thing that counts."""
+        packed = self._environment.read_one(Table.STORE, STATE_KEY)
+        state = State(self._mark, self._mark.position) if packed is None else unpack_state(packed)
+        replay = Replay(self._packs, self.tables, self._index, self.config.seed)
+        self._mark = replay.run(state, index_lost=packed is None)
+        self._checkpointed = state.replay_from
+        if self.read_only:
+            return
+        self._packs.truncate(self._mark.position)
+        self._packs.resume(state.kept_until, self._mark.position)
+        if packed is None:
+            # An index without a state, be it new, lost or half rebuilt, forbids cutting off even a harmless torn
+            # tail; so it gets one now, and a name that a power cut does not take.
+            self._finish_checkpoint(self.tables.freeze())
+            self._disk.sync_directory(self.path)
+
+    # Chunks
+
+    def cut(self, data: memoryview, final: bool) -> list[int]:
+        """Return the lengths of the chunks in `data`; unless it is `final`, the rest behind the last is left over."""
+        sizes = self.config.chunk_sizes
+        return kernels.cut(data, sizes.size_min, sizes.mean_bits, sizes.size_max, final)
+
+    def put(self, data: memoryview, lengths: Sequence[int]) -> list[int]:
+        """Store the chunks that lie one behind the other in `data`, and return their numbers.
+
+        A chunk that is stored already, also by a call under way in another thread, is not stored again.
+        `data` is not needed any more on return. On an error none of the new chunks is stored.
+        """
+        views = []
+        start = 0
+        for length in lengths:
+            views.append(data[start : start + length])
+            start += length
+        seed = self.config.seed
+        ids = [xxhash.xxh3_128_digest(view, seed) for view in views]
+        numbers = self._index.lookup(ids)
+        if NO_CHUNK in numbers:
+            self._check_writable()
+            fresh = {chunk_id: view for chunk_id, view, number in zip(ids, views, numbers, strict=True) if not number}
+            stored = self._store(fresh)
+            numbers = [number or stored[chunk_id] for chunk_id, number in zip(ids, numbers, strict=True)]
+        return numbers
+
+    def _store(self, fresh: dict[bytes, memoryview]) -> dict[bytes, int]:
+        """Encode and append chunks, but those that another thread was faster with; return all their numbers."""
+        encoded = []
+        for chunk_id, view in fresh.items():
+            encoding, payload = codec.encode(view)
+            encoded.append(_Encoded(chunk_id, len(view), encoding, payload, records.payload_check(payload)))
+        with self._append_lock:
+            numbers = dict(zip(fresh, self._index.lookup(list(fresh)), strict=True))
+            missing = [chunk for chunk in encoded if not numbers[chunk.id]]
+            if missing:
+                numbers.update(self._append_chunks(missing))
+        return numbers
+
+    def _append_chunks(self, chunks: Sequence[_Encoded]) -> dict[bytes, int]:
+        """Append and register chunks, under the append lock."""
+        first = self._mark.number
+        batch: list[RecordBytes] = [
+            records.build(
+                RecordType.CHUNK,
+                number,
+                chunk.id,
+                chunk.raw_size,
+                chunk.encoding,
+                chunk.payload,
+                check=chunk.check,
+            )
+            for number, chunk in enumerate(chunks, first)
+        ]
+        positions = self._packs.append(batch)
+        registered = [
+            Chunk(number, chunk.id, Location(*position, len(chunk.payload), chunk.raw_size, 0, chunk.encoding))
+            for number, (chunk, position) in enumerate(zip(chunks, positions, strict=True), first)
+        ]
+        self._index.register(registered)
+        self._mark = self._mark._replace(
+            position=self._packs.position,
+            number=first + len(chunks),
+            raw_bytes=self._mark.raw_bytes + sum(chunk.raw_size for chunk in chunks),
+        )
+        return {chunk.id: chunk.number for chunk in registered}
+
+    def read(self, number: int) -> bytes:
+        """Return the bytes of a chunk, verified against its id; DamagedError names the place when they do not hold."""
+        location = self._index.locate(number)
+        if location is None:
+            raise DamagedError(f"chunk {number} is not in the index of {self.path}")
+        record = self._packs.read_record(location.position, location.stored_size, location.base_count)
+        header = record.header
+        place = self._packs.place(location.position)
+        try:
+            raw = codec.decode(header.encoding, record.payload, header.raw_size)
+        except DamagedError as error:
+            raise DamagedError(f"{place}: chunk {number}: {error}") from error
+        if (
+            header.number != number
+            or len(raw) != location.raw_size
+            or xxhash.xxh3_128_digest(raw, self.config.seed) != header.id
+        ):
+            raise DamagedError(f"{place}: chunk {number} is not what was written")
+        return raw
+
+    # Durability
+
+    def append_journal(self, changes: Changes) -> None:
+        """Append rows as one metadata record; when this raises, nothing was appended and the caller gives them back."""
+        if not changes.rows:
+            return
+        self._check_writable()
+        record = records.build_metadata(self._mark.sequence, self._packs.synced, changes.rows, self.config.seed)
+        with self._append_lock:
+            before = self._mark
+            self._packs.append([record])
+            self._mark = before._replace(position=self._packs.position, sequence=before.sequence + 1)
+            self._first_marks.setdefault(changes.generation, before)
+
+    def sync(self) -> None:
+        """Make durable what was put and journalled before this call."""
+        self._check_writable()
+        self._packs.sync()
+
+    def checkpoint(self, frozen: Frozen) -> None:
+        """Bring LMDB up to rows that are journalled, durably; the owner releases them afterwards.
+
+        When this raises, nothing is lost and the same rows are tried again. Chunks may be put and younger rows
+        journalled meanwhile: those are replayed after a crash.
+        """
+        self._check_writable()
+        with self._checkpoint_lock:
+            with self._append_lock:
+                if not self._index.is_frozen:
+                    self._index.freeze()
+                    self._index_cut = self._mark
+                # Rows younger than the frozen ones may be journalled already: the replay begins before them.
+                younger = [mark for generation, mark in self._first_marks.items() if generation > frozen.generation]
+                state = State(min([self._index_cut, *younger]), self._index_cut.position)
+            self._packs.sync()
+            tables = [(table, memtable.items()) for table, memtable in frozen.memtables.items()]
+            own = [(STATE_KEY, pack_state(state))]
+            self._environment.write([*tables, *self._index.frozen_rows(), (Table.STORE, own)])
+            self._index.release()
+            with self._append_lock:
+                self._checkpointed = state.replay_from
+                for generation in [each for each in self._first_marks if each <= frozen.generation]:
+                    del self._first_marks[generation]
+
+    def commit(self, *, durable: bool = True, checkpoint: bool = False) -> None:
+        """Journal the changed rows and, when `durable`, sync; `checkpoint` also brings LMDB up to all of it."""
+        changes = self.tables.take_changes()
+        try:
+            self.append_journal(changes)
+        except BaseException:
+            self.tables.give_back(changes)
+            raise
+        if not checkpoint:
+            if durable:
+                self.sync()
+            return
+        if self.tables.frozen is not None:
+            self._finish_checkpoint(self.tables.frozen)
+        if self._checkpointed != self._mark:
+            self._finish_checkpoint(self.tables.freeze())
+
+    def _finish_checkpoint(self, frozen: Frozen) -> None:
+        self.checkpoint(frozen)
+        self.tables.release(frozen)
+
+    def close(self, *, commit: bool = True) -> None:
+        """Commit with a checkpoint, unless told otherwise, and let go of the store; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._resources:
+            if commit and not self.read_only:
+                self.commit(checkpoint=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(commit=kind is None)
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise StoreReadOnlyError(f"{self.path} is open for reading only")
+
+    # Accounting
+
+    @property
+    def appended_bytes(self) -> int:
+        """The bytes appended to the packs since the store was opened."""
+        return self._packs.appended_bytes
+
+    @property
+    def waiting_rows(self) -> int:
+        """How many rows a checkpoint would bring to LMDB."""
+        return self.tables.row_count + self._index.row_count
+
+    def stats(self) -> StoreStats:
+        """Return how much the store holds and takes."""
+        mark = self._mark
+        return StoreStats(
+            mark.number - 1, mark.raw_bytes, self._packs.stored_size() + self._environment.stored_size(), kernels.NAME
+        )
+
+    def space(self) -> Space:
+        """Return the size and the free bytes of the disk below."""
+        return self._disk.space(self.path)

@@ -1,0 +1,83 @@
+"""The description of a store, `store.json`: written once, when the store is made.
+
+This module turns a StoreConfig into the file and back, and refuses what it does not understand. The file is
+published whole, so it is there with all its content or not at all.
+"""
+
+import hashlib
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+from ckptfs.config import FORMAT_VERSION, ChunkSizes, StoreConfig
+from ckptfs.errors import NotAStoreError, StoreVersionError
+from ckptfs.store.disk import Disk
+
+NAME = "store.json"
+_KIND = "ckptfs store"
+_SIZE_MAX = 65536
+_SEED_BITS = 64
+
+
+def new_config(created_ns: int) -> StoreConfig:
+    """Return the description of a new store, with a seed that nobody can guess."""
+    return StoreConfig(FORMAT_VERSION, secrets.randbits(_SEED_BITS), created_ns, ChunkSizes())
+
+
+def fingerprint(config: StoreConfig) -> int:
+    """Return the number that packs of this store carry; it does not give the seed away, hence BLAKE2."""
+    seed = config.seed.to_bytes(_SEED_BITS // 8, "little")
+    return int.from_bytes(hashlib.blake2b(seed, digest_size=8, person=b"ckptfs pack").digest(), "little")
+
+
+def write(directory: Path, config: StoreConfig, disk: Disk) -> None:
+    """Publish the description of a store."""
+    sizes = config.chunk_sizes
+    content = {
+        "kind": _KIND,
+        "version": config.version,
+        "seed": f"{config.seed:016x}",
+        "created_ns": config.created_ns,
+        "chunk_sizes": {"size_min": sizes.size_min, "mean_bits": sizes.mean_bits, "size_max": sizes.size_max},
+    }
+    disk.publish(directory / NAME, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read(directory: Path, disk: Disk) -> StoreConfig:
+    """Read the description of a store; NotAStoreError or StoreVersionError when it cannot be used."""
+    path = directory / NAME
+    try:
+        fd = disk.open_read(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotAStoreError(f"{directory} is not a ckptfs store: it has no {NAME}") from error
+    try:
+        data = disk.pread(fd, _SIZE_MAX, 0)
+    finally:
+        disk.close(fd)
+    try:
+        content = json.loads(data)
+        if content["kind"] != _KIND:
+            raise NotAStoreError(f"{path} describes something else than a ckptfs store")
+        version = _integer(content, "version")
+        if version > FORMAT_VERSION:
+            raise StoreVersionError(
+                f"{directory} has the format {version}, this ckptfs knows up to {FORMAT_VERSION}; upgrade ckptfs"
+            )
+        sizes = content["chunk_sizes"]
+        return StoreConfig(
+            version,
+            int(content["seed"], 16),
+            _integer(content, "created_ns"),
+            ChunkSizes(_integer(sizes, "size_min"), _integer(sizes, "mean_bits"), _integer(sizes, "size_max")),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise NotAStoreError(f"{path} cannot be read: {error!r}") from error
+
+
+def _integer(content: dict[str, Any], name: str) -> int:
+    """Return an integer of the description; a bool or a string is none."""
+    value = content[name]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} is {value!r}")
+    return value

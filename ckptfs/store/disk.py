@@ -1,0 +1,173 @@
+"""The only door to the files of a store.
+
+Disk owns the system calls: open, read, write, sync, rename, truncate. It knows paths and descriptors, not what the
+bytes mean. A test replaces it by a subclass that fails or tears. Every call may come from any thread; nothing
+is durable before `fdatasync` (bytes and size of a file) and `sync_directory` (its name) have returned.
+"""
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptfs.errors import NoSpaceError, StoreReadOnlyError
+
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
+DISK_SECTOR = 512
+"""The unit of `st_blocks`, whatever the filesystem below."""
+
+_BUFFERS_PER_CALL = os.sysconf("SC_IOV_MAX")
+
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    """Turn the two failures that a person can mend into their own errors; let the others pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(f"the disk below the store is full: {path}") from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StoreReadOnlyError(f"{path} cannot be written: {error.strerror}") from error
+        raise
+
+
+class Space(NamedTuple):
+    """The size of a disk and what may still be written to it, in bytes."""
+
+    total: int
+    free: int
+
+
+class Disk:
+    """The system calls on store files. `path` arguments only name the file in errors where a descriptor is given."""
+
+    def open_read(self, path: Path) -> int:
+        """Open an existing file for reading."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def open_write(self, path: Path, *, create: bool = False, empty: bool = False) -> int:
+        """Open a file for reading and writing; `create` it (0600 whatever the umask), or `empty` it, when asked."""
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0) | (os.O_TRUNC if empty else 0)
+        with _writing(path):
+            fd = os.open(path, flags, FILE_MODE)
+            if create:
+                os.fchmod(fd, FILE_MODE)
+        return fd
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        os.close(fd)
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        """Read `size` bytes at `offset`; fewer only at the end of the file."""
+        data = os.pread(fd, size, offset)
+        if len(data) == size or not data:
+            return data
+        parts = [data]
+        count = len(data)
+        while count < size:
+            data = os.pread(fd, size - count, offset + count)
+            if not data:
+                break
+            parts.append(data)
+            count += len(data)
+        return b"".join(parts)
+
+    def pwrite(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int, path: Path) -> None:
+        """Write the buffers one behind the other at `offset`; on an error an unknown part of them is written."""
+        pending = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        first = 0
+        with _writing(path):
+            while first < len(pending):
+                count = os.pwritev(fd, pending[first : first + _BUFFERS_PER_CALL], offset)
+                offset += count
+                while first < len(pending) and count >= len(pending[first]):
+                    count -= len(pending[first])
+                    first += 1
+                if count:
+                    pending[first] = pending[first][count:]
+
+    def fdatasync(self, fd: int, path: Path) -> None:
+        """Make the bytes and the size of a file durable."""
+        with _writing(path):
+            os.fdatasync(fd)
+
+    def sync_directory(self, path: Path) -> None:
+        """Make the names in a directory durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with _writing(path):
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def truncate(self, fd: int, size: int, path: Path) -> None:
+        """Cut or extend a file to `size` bytes."""
+        with _writing(path):
+            os.ftruncate(fd, size)
+
+    def make_directory(self, path: Path) -> None:
+        """Make a directory, 0700 whatever the umask; one that exists already is left as it is."""
+        with _writing(path):
+            try:
+                os.mkdir(path, DIRECTORY_MODE)
+            except FileExistsError:
+                return
+            os.chmod(path, DIRECTORY_MODE)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file another name, replacing what had it."""
+        with _writing(target):
+            os.rename(source, target)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file's name; a missing one is an error."""
+        with _writing(path):
+            os.unlink(path)
+
+    def publish(self, path: Path, data: bytes) -> None:
+        """Write a whole small file so that a crash leaves the old or the new content, durably on return."""
+        temporary = path.with_name(path.name + ".new")
+        fd = self.open_write(temporary, create=True, empty=True)
+        try:
+            self.pwrite(fd, [data], 0, temporary)
+            self.fdatasync(fd, temporary)
+        finally:
+            self.close(fd)
+        self.rename(temporary, path)
+        self.sync_directory(path.parent)
+
+    def list_names(self, path: Path) -> list[str]:
+        """Return the names in a directory, sorted."""
+        return sorted(os.listdir(path))
+
+    def size(self, fd: int) -> int:
+        """Return the size of an open file in bytes."""
+        return os.fstat(fd).st_size
+
+    def stored_size(self, path: Path) -> int:
+        """Return the bytes that a file takes on the disk below, holes excluded; 0 for a missing file."""
+        try:
+            return os.stat(path).st_blocks * DISK_SECTOR
+        except FileNotFoundError:
+            return 0
+
+    def next_data(self, fd: int, offset: int) -> int | None:
+        """Return the first offset from `offset` on that lies in no hole, or None when only a hole follows."""
+        try:
+            return os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            if error.errno == errno.EINVAL:
+                return offset
+            raise
+
+    def space(self, path: Path) -> Space:
+        """Return the size of the disk below, and what an unprivileged process may still write to it."""
+        status = os.statvfs(path)
+        return Space(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)

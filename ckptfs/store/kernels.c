@@ -1,0 +1,390 @@
+/* The loops over every byte: content-defined cut points, byte planes, plane entropies.
+ *
+ * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py and
+ * returns the same bytes; docs/format.md has the definitions in prose. It keeps no state, reads only the buffer it is
+ * given, and runs without the GIL, so any number of threads may be inside at once.
+ *
+ * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAVE_X86 1
+#include <immintrin.h>
+#else
+#define HAVE_X86 0
+#endif
+
+/* ---- cut points ---------------------------------------------------------------------------------------------- */
+
+#define SIZE_MIN_LEAST 16 /* the hash reads the 16 bytes before a position, and they have to be of the chunk */
+#define MEAN_BITS_LEAST 8 /* the prefilter alone passes 1 position in 2^8 */
+#define MEAN_BITS_MOST 40
+
+#define PREFILTER_TARGET 0x5B /* odd: bytes that repeat with period 1 or 2 make an even sum and never pass */
+#define HASH_FACTOR_LOW 0x9E3779B97F4A7C15u /* the odd constants of splitmix64 and murmur3 */
+#define HASH_FACTOR_MIX 0xFF51AFD7ED558CCDu
+
+/* Return the first candidate p, from <= p < end, of the chunk that begins at `chunk`, or `end`.
+ * Needs from >= SIZE_MIN_LEAST and end - 1 readable bytes. */
+typedef size_t (*scan_function)(const uint8_t *chunk, size_t from, size_t end, uint64_t hash_mask);
+
+static inline uint64_t load_little_endian(const uint8_t *at) {
+    uint64_t word;
+    memcpy(&word, at, sizeof word);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    word = __builtin_bswap64(word);
+#endif
+    return word;
+}
+
+static inline uint8_t prefilter_sum(const uint8_t *at) {
+    return (uint8_t)(at[-4] + 5 * at[-3] + 3 * at[-2] + 9 * at[-1]);
+}
+
+static inline int hash_passes(const uint8_t *at, uint64_t hash_mask) {
+    uint64_t hash = load_little_endian(at - 16) * HASH_FACTOR_LOW + load_little_endian(at - 8);
+    hash = (hash ^ (hash >> 32)) * HASH_FACTOR_MIX;
+    return (hash & hash_mask) == 0;
+}
+
+static inline size_t scan_bytewise(const uint8_t *chunk, size_t from, size_t end, uint64_t hash_mask) {
+    for (size_t p = from; p < end; p++)
+        if (prefilter_sum(chunk + p) == PREFILTER_TARGET && hash_passes(chunk + p, hash_mask))
+            return p;
+    return end;
+}
+
+/* Plain C in the shape that compilers turn into vectors of the baseline (SSE2, NEON). */
+static size_t scan_portable(const uint8_t *chunk, size_t from, size_t end, uint64_t hash_mask) {
+    enum { STEP = 64 };
+    size_t p = from;
+    for (; p + STEP <= end; p += STEP) {
+        uint8_t any = 0;
+        for (size_t i = 0; i < STEP; i++)
+            any |= (uint8_t)(prefilter_sum(chunk + p + i) == PREFILTER_TARGET);
+        if (any) {
+            size_t found = scan_bytewise(chunk, p, p + STEP, hash_mask);
+            if (found < p + STEP)
+                return found;
+        }
+    }
+    return scan_bytewise(chunk, p, end, hash_mask);
+}
+
+#if HAVE_X86
+enum { STEP = 64, STEPS = 32 };
+
+/* Write `position` + i for every set bit i of `bits` to `list`, and return how many there are. Two entries are written
+ * always, and more are rare (1 step in 400): a loop over the bits would be mispredicted at every fifth step, which
+ * made the whole scan a third slower. */
+static inline __attribute__((always_inline)) size_t list_bits(uint64_t bits, uint32_t position, uint32_t *list) {
+    const uint64_t last = (uint64_t)1 << 63; /* counting the zeros below nothing is undefined */
+    size_t count = (size_t)__builtin_popcountll(bits);
+    list[0] = position + (uint32_t)__builtin_ctzll(bits | last);
+    bits &= bits - 1;
+    list[1] = position + (uint32_t)__builtin_ctzll(bits | last);
+    for (size_t i = 2; i < count; i++) {
+        bits &= bits - 1;
+        list[i] = position + (uint32_t)__builtin_ctzll(bits);
+    }
+    return count;
+}
+
+/* The scan around a `prefilter` whose bit i says that position at + i passes. Inlined, the pointer costs nothing. */
+static inline __attribute__((always_inline)) size_t scan_vectors(uint64_t (*prefilter)(const uint8_t *at),
+                                                                 const uint8_t *chunk, size_t from, size_t end,
+                                                                 uint64_t hash_mask) {
+    uint32_t passed[STEP * STEPS + 2];
+    size_t p = from;
+    while (end - p >= STEP) {
+        size_t steps = (end - p) / STEP < STEPS ? (end - p) / STEP : STEPS;
+        size_t count = 0;
+        for (size_t i = 0; i < steps; i++)
+            count += list_bits(prefilter(chunk + p + i * STEP), (uint32_t)(i * STEP), passed + count);
+        for (size_t i = 0; i < count; i++)
+            if (hash_passes(chunk + p + passed[i], hash_mask))
+                return p + passed[i];
+        p += steps * STEP;
+    }
+    return scan_bytewise(chunk, p, end, hash_mask);
+}
+
+/* Both prefilters compute  b0 + 5 b1 + 3 b2 + 9 b3  as  b0 + b1 + b2 + b3 + 2 (b2 + 2 (b1 + 2 b3)):
+ * byte-wise additions only, which wrap modulo 256 as the definition does. */
+
+#define TARGET_AVX2 __attribute__((target("avx2,bmi,popcnt")))
+#define TARGET_AVX512 __attribute__((target("avx512f,avx512bw,bmi,popcnt")))
+
+TARGET_AVX2 static inline uint32_t prefilter_32(const uint8_t *at) {
+    __m256i b0 = _mm256_loadu_si256((const __m256i *)(at - 4));
+    __m256i b1 = _mm256_loadu_si256((const __m256i *)(at - 3));
+    __m256i b2 = _mm256_loadu_si256((const __m256i *)(at - 2));
+    __m256i b3 = _mm256_loadu_si256((const __m256i *)(at - 1));
+    __m256i ones = _mm256_add_epi8(_mm256_add_epi8(b0, b1), _mm256_add_epi8(b2, b3));
+    __m256i more = _mm256_add_epi8(b1, _mm256_add_epi8(b3, b3));
+    more = _mm256_add_epi8(b2, _mm256_add_epi8(more, more));
+    __m256i sum = _mm256_add_epi8(ones, _mm256_add_epi8(more, more));
+    return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(sum, _mm256_set1_epi8(PREFILTER_TARGET)));
+}
+
+TARGET_AVX2 static inline uint64_t prefilter_avx2(const uint8_t *at) {
+    return prefilter_32(at) | (uint64_t)prefilter_32(at + 32) << 32;
+}
+
+TARGET_AVX512 static inline uint64_t prefilter_avx512(const uint8_t *at) {
+    __m512i b0 = _mm512_loadu_si512(at - 4);
+    __m512i b1 = _mm512_loadu_si512(at - 3);
+    __m512i b2 = _mm512_loadu_si512(at - 2);
+    __m512i b3 = _mm512_loadu_si512(at - 1);
+    __m512i ones = _mm512_add_epi8(_mm512_add_epi8(b0, b1), _mm512_add_epi8(b2, b3));
+    __m512i more = _mm512_add_epi8(b1, _mm512_add_epi8(b3, b3));
+    more = _mm512_add_epi8(b2, _mm512_add_epi8(more, more));
+    __m512i sum = _mm512_add_epi8(ones, _mm512_add_epi8(more, more));
+    return _mm512_cmpeq_epi8_mask(sum, _mm512_set1_epi8(PREFILTER_TARGET));
+}
+
+TARGET_AVX2 static size_t scan_avx2(const uint8_t *chunk, size_t from, size_t end, uint64_t hash_mask) {
+    return scan_vectors(prefilter_avx2, chunk, from, end, hash_mask);
+}
+
+TARGET_AVX512 static size_t scan_avx512(const uint8_t *chunk, size_t from, size_t end, uint64_t hash_mask) {
+    return scan_vectors(prefilter_avx512, chunk, from, end, hash_mask);
+}
+#endif
+
+/* Return the scan function of that name, or NULL when there is none or this processor cannot run it. */
+static scan_function find_scan(const char *kernel) {
+#if HAVE_X86
+    int scalar = __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt");
+    int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+    if (strcmp(kernel, "avx512") == 0 && avx512 && scalar)
+        return scan_avx512;
+    if (strcmp(kernel, "avx2") == 0 && __builtin_cpu_supports("avx2") && scalar)
+        return scan_avx2;
+#endif
+    return strcmp(kernel, "portable") == 0 ? scan_portable : NULL;
+}
+
+/* Write the lengths of the chunks to `lengths` (room for size / size_min + 1) and return their count. */
+static size_t cut_all(scan_function scan, const uint8_t *data, size_t size, size_t size_min, int mean_bits,
+                      size_t size_max, int final, size_t *lengths) {
+    int hash_bits = mean_bits - MEAN_BITS_LEAST;
+    uint64_t hash_mask = hash_bits ? ~(uint64_t)0 << (64 - hash_bits) : 0;
+    size_t count = 0, start = 0;
+    while (size - start >= size_min) {
+        size_t rest = size - start;
+        size_t end = rest < size_max ? rest + 1 : size_max;
+        size_t length = scan(data + start, size_min, end, hash_mask);
+        if (length > rest)
+            break; /* no candidate yet, and size_max is not reached */
+        lengths[count++] = length;
+        start += length;
+    }
+    if (final && start < size)
+        lengths[count++] = size - start;
+    return count;
+}
+
+static PyObject *cut(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *kernel;
+    Py_buffer data;
+    Py_ssize_t size_min, size_max;
+    int mean_bits, final;
+    if (!PyArg_ParseTuple(args, "sy*ninp", &kernel, &data, &size_min, &mean_bits, &size_max, &final))
+        return NULL;
+    PyObject *list = NULL;
+    size_t *lengths = NULL;
+    scan_function scan = find_scan(kernel);
+    if (!scan) {
+        PyErr_Format(PyExc_ValueError, "no cut kernel named %s on this machine", kernel);
+        goto done;
+    }
+    if (size_min < SIZE_MIN_LEAST || size_max < size_min || mean_bits < MEAN_BITS_LEAST ||
+        mean_bits > MEAN_BITS_MOST) {
+        PyErr_SetString(PyExc_ValueError, "need 16 <= size_min <= size_max and 8 <= mean_bits <= 40");
+        goto done;
+    }
+    lengths = PyMem_RawMalloc(((size_t)data.len / (size_t)size_min + 1) * sizeof *lengths);
+    if (!lengths) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    size_t count;
+    Py_BEGIN_ALLOW_THREADS
+    count = cut_all(scan, data.buf, (size_t)data.len, (size_t)size_min, mean_bits, (size_t)size_max, final, lengths);
+    Py_END_ALLOW_THREADS
+    list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list && i < count; i++) {
+        PyObject *length = PyLong_FromSize_t(lengths[i]);
+        if (length)
+            PyList_SET_ITEM(list, (Py_ssize_t)i, length);
+        else
+            Py_CLEAR(list);
+    }
+done:
+    PyMem_RawFree(lengths);
+    PyBuffer_Release(&data);
+    return list;
+}
+
+/* ---- byte planes --------------------------------------------------------------------------------------------- */
+
+/* The width is a constant wherever these two are inlined, so that the compiler can make shuffles of the loops. */
+static inline __attribute__((always_inline)) void split(const uint8_t *restrict elements, uint8_t *restrict planes,
+                                                        size_t count, size_t width) {
+    for (size_t i = 0; i < count; i++)
+        for (size_t k = 0; k < width; k++)
+            planes[k * count + i] = elements[i * width + k];
+}
+
+static inline __attribute__((always_inline)) void join(const uint8_t *restrict planes, uint8_t *restrict elements,
+                                                       size_t count, size_t width) {
+    for (size_t i = 0; i < count; i++)
+        for (size_t k = 0; k < width; k++)
+            elements[i * width + k] = planes[k * count + i];
+}
+
+static void split_width(const uint8_t *from, uint8_t *to, size_t count, int width) {
+    switch (width) {
+    case 2: split(from, to, count, 2); break;
+    case 4: split(from, to, count, 4); break;
+    default: split(from, to, count, 8);
+    }
+}
+
+static void join_width(const uint8_t *from, uint8_t *to, size_t count, int width) {
+    switch (width) {
+    case 2: join(from, to, count, 2); break;
+    case 4: join(from, to, count, 4); break;
+    default: join(from, to, count, 8);
+    }
+}
+
+static PyObject *transpose(PyObject *args, void (*loop)(const uint8_t *, uint8_t *, size_t, int)) {
+    Py_buffer data;
+    int width;
+    if (!PyArg_ParseTuple(args, "y*i", &data, &width))
+        return NULL;
+    PyObject *result = NULL;
+    if (width != 2 && width != 4 && width != 8) {
+        PyErr_SetString(PyExc_ValueError, "the width of an element has to be 2, 4 or 8");
+        goto done;
+    }
+    result = PyBytes_FromStringAndSize(NULL, data.len);
+    if (!result)
+        goto done;
+    const uint8_t *from = data.buf;
+    uint8_t *to = (uint8_t *)PyBytes_AS_STRING(result);
+    size_t size = (size_t)data.len, tail = size % (size_t)width;
+    if (size) {
+        Py_BEGIN_ALLOW_THREADS
+        loop(from, to, size / (size_t)width, width);
+        memcpy(to + size - tail, from + size - tail, tail);
+        Py_END_ALLOW_THREADS
+    }
+done:
+    PyBuffer_Release(&data);
+    return result;
+}
+
+static PyObject *split_planes(PyObject *Py_UNUSED(module), PyObject *args) { return transpose(args, split_width); }
+
+static PyObject *join_planes(PyObject *Py_UNUSED(module), PyObject *args) { return transpose(args, join_width); }
+
+/* ---- plane entropies ----------------------------------------------------------------------------------------- */
+
+#define WIDTH_MOST 8
+
+/* See reference.plane_entropies for the estimate. */
+static double entropy(const uint32_t counts[256], size_t total) {
+    double sum = 0.0;
+    int distinct = 0;
+    for (int value = 0; value < 256; value++) {
+        if (counts[value] > 1)
+            sum += counts[value] * log2(counts[value]);
+        distinct += counts[value] != 0;
+    }
+    return total ? log2((double)total) - sum / (double)total + (distinct - 1) / (2.0 * (double)total * log(2.0)) : 0.0;
+}
+
+static PyObject *plane_entropies(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer data;
+    int width;
+    if (!PyArg_ParseTuple(args, "y*i", &data, &width))
+        return NULL;
+    PyObject *list = NULL;
+    if (width < 1 || width > WIDTH_MOST) {
+        PyErr_SetString(PyExc_ValueError, "the width of an element has to be 1 to 8");
+        goto done;
+    }
+    if ((uint64_t)data.len / (uint64_t)width > UINT32_MAX) {
+        PyErr_SetString(PyExc_ValueError, "the sample is too large to be counted");
+        goto done;
+    }
+    double bits[WIDTH_MOST];
+    Py_BEGIN_ALLOW_THREADS
+    uint32_t counts[WIDTH_MOST][256];
+    memset(counts, 0, sizeof counts);
+    const uint8_t *bytes = data.buf;
+    size_t count = (size_t)data.len / (size_t)width;
+    for (size_t i = 0; i < count; i++)
+        for (int k = 0; k < width; k++)
+            counts[k][bytes[i * (size_t)width + (size_t)k]]++;
+    for (int k = 0; k < width; k++)
+        bits[k] = entropy(counts[k], count);
+    Py_END_ALLOW_THREADS
+    list = PyList_New(width);
+    for (int k = 0; list && k < width; k++) {
+        PyObject *value = PyFloat_FromDouble(bits[k]);
+        if (value)
+            PyList_SET_ITEM(list, k, value);
+        else
+            Py_CLEAR(list);
+    }
+done:
+    PyBuffer_Release(&data);
+    return list;
+}
+
+/* ---- the module ---------------------------------------------------------------------------------------------- */
+
+static PyObject *cut_kernels(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
+    static const char *const names[] = {"avx512", "avx2", "portable"};
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && i < sizeof names / sizeof *names; i++) {
+        if (!find_scan(names[i]))
+            continue;
+        PyObject *name = PyUnicode_FromString(names[i]);
+        if (!name || PyList_Append(list, name) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
+static PyMethodDef methods[] = {
+    {"cut", cut, METH_VARARGS, "cut(kernel, data, size_min, mean_bits, size_max, final) -> list of chunk lengths"},
+    {"cut_kernels", cut_kernels, METH_NOARGS, "Return the names of the kernels this machine can run, fastest first."},
+    {"split_planes", split_planes, METH_VARARGS, "split_planes(data, width) -> bytes"},
+    {"join_planes", join_planes, METH_VARARGS, "join_planes(data, width) -> bytes"},
+    {"plane_entropies", plane_entropies, METH_VARARGS, "plane_entropies(data, width) -> list of bits per byte"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_kernels",
+    .m_doc = "C kernels of ckptfs; see ckptfs/store/kernels.py.",
+    .m_size = 0,
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,100 @@
+"""Choose the kernel that this machine runs, once, and hand its functions out.
+
+Owns the choice and the contract of the functions; what they compute is defined by reference.py and done by kernels.c.
+The environment variable CKPTFS_KERNEL (avx512, avx2, portable, python) forces a choice. Pure functions without state:
+any number of threads may be inside, and the C ones hold the GIL only to build their result.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+
+from ckptfs.errors import UsageError
+from ckptfs.store import reference
+from ckptfs.store.reference import Buffer
+
+VARIABLE = "CKPTFS_KERNEL"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One implementation of the functions of reference.py, all bit-identical; `title` is what `ckptfs stats` shows."""
+
+    title: str
+    cut: Callable[[Buffer, int, int, int, bool], list[int]]
+    split_planes: Callable[[Buffer, int], bytes]
+    join_planes: Callable[[Buffer, int], bytes]
+    plane_entropies: Callable[[Buffer, int], list[float]]
+
+
+def available_kernels() -> dict[str, Kernel]:
+    """Return what this build on this machine can run, by name, fastest first; "python" is always there, and last."""
+    kernels: dict[str, Kernel] = {}
+    why_slow = "asked for"
+    try:
+        native = import_module("ckptfs.store._kernels")
+    except ImportError as error:
+        why_slow = f"no C extension: {error}"
+    else:
+        for name in native.cut_kernels():
+            cut_named = partial(native.cut, name)
+            kernels[name] = Kernel(name, cut_named, native.split_planes, native.join_planes, native.plane_entropies)
+    kernels["python"] = Kernel(
+        f"python (slow: {why_slow})",
+        reference.cut,
+        reference.split_planes,
+        reference.join_planes,
+        reference.plane_entropies,
+    )
+    return kernels
+
+
+def choose_kernel(kernels: Mapping[str, Kernel], forced: str | None) -> Kernel:
+    """Return the kernel named `forced`, or the first; raise UsageError when there is none of that name."""
+    if not forced:
+        return next(iter(kernels.values()))
+    if forced not in kernels:
+        raise UsageError(f"{VARIABLE}={forced}: not available here; this machine has {', '.join(kernels)}")
+    return kernels[forced]
+
+
+_KERNEL = choose_kernel(available_kernels(), os.environ.get(VARIABLE))
+
+NAME = _KERNEL.title
+"""The kernel in use: "avx512", "avx2", "portable" or "python (slow: why)"."""
+
+
+def cut(data: Buffer, size_min: int, mean_bits: int, size_max: int, final: bool) -> list[int]:
+    """Return the lengths in bytes of the complete chunks at the start of `data`, which begins where a chunk begins.
+
+    The bytes behind the last of them are not decided: give them again, at the front of more. With `final` nothing
+    more will come, and they become the last chunk. Where a chunk ends depends on its own bytes only, so the cuts are
+    the same however the bytes were fed. Chunks are `size_min` to `size_max` long (the final one may be shorter), and a
+    position is a candidate with a chance of 2 ** -mean_bits, so a mean chunk of random bytes has about
+    size_min + 2 ** mean_bits. Constant bytes, zeros above all, have no candidates. ValueError: sizes that make no sense
+    (16 <= size_min <= size_max, 8 <= mean_bits <= 40).
+
+    The idea of the two stages, a prefilter over 4 neighbouring bytes and a hash over 16 where it passes, is that the
+    first needs only additions of bytes and so does 64 positions at once.
+    """
+    return _KERNEL.cut(data, size_min, mean_bits, size_max, final)
+
+
+def split_planes(data: Buffer, width: int) -> bytes:
+    """Return the byte planes of `data`, taken as elements of `width` (2, 4 or 8) bytes, and then its tail.
+
+    Plane k, `len(data) // width` bytes long, has byte k of every element; the tail is what does not fill an element.
+    """
+    return _KERNEL.split_planes(data, width)
+
+
+def join_planes(data: Buffer, width: int) -> bytes:
+    """Undo `split_planes`."""
+    return _KERNEL.join_planes(data, width)
+
+
+def plane_entropies(data: Buffer, width: int) -> list[float]:
+    """Estimate, for every plane of `data` (width 1 to 8), the order-0 entropy in bits per byte; it may exceed 8."""
+    return _KERNEL.plane_entropies(data, width)

@@ -1,0 +1,53 @@
+"""The lock that keeps a store to one writer.
+
+StoreLock owns the file `lock`: flock'ed exclusively by a writer, shared by readers, with the holder's pid as text
+for the message. The kernel drops the lock with the process, so a crash leaves nothing to clean up.
+It must be taken by the process that uses the store: after a fork, not before it.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ckptfs.errors import StoreInUseError
+from ckptfs.store.disk import Disk
+
+LOCK_NAME = "lock"
+_PID_SIZE_MAX = 20
+
+
+class StoreLock:
+    """The lock of one store, held until `close`."""
+
+    def __init__(self, directory: Path, disk: Disk, *, shared: bool) -> None:
+        """Take the lock or raise StoreInUseError, which names the process that has it."""
+        path = directory / LOCK_NAME
+        self._disk = disk
+        self._fd = disk.open_read(path) if shared else disk.open_write(path, create=True)
+        try:
+            try:
+                fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                pid = disk.pread(self._fd, _PID_SIZE_MAX, 0).decode("ascii", "replace").strip()
+                holder = f"process {pid}" if pid else "another process"
+                raise StoreInUseError(f"{directory} is in use by {holder}; use its mount or stop it") from error
+            if not shared:
+                disk.truncate(self._fd, 0, path)
+                disk.pwrite(self._fd, [f"{os.getpid()}\n".encode()], 0, path)
+        except BaseException:
+            disk.close(self._fd)
+            raise
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._disk.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,337 @@
+"""The packs: append-only files of records, the truth of a store.
+
+Packs owns the files `packs/00000001.pack ...`: where the next record goes, what is not durable yet, and how records
+are found again. It does not know what chunks or metadata mean. Every method may be called from any thread.
+
+An appended record survives a kill of the process at once, and a power cut once a `sync` that began after the append
+has returned. An append that fails leaves nothing behind: the position stays, and what was torn is cut off before
+the next append. After a failed sync every later one fails too, until the store is opened again: the kernel may
+have dropped the pages it could not write.
+"""
+
+import logging
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptfs.config import FORMAT_VERSION, MIB
+from ckptfs.errors import DamagedError
+from ckptfs.store import records
+from ckptfs.store.disk import Disk
+from ckptfs.store.records import Position, Record, RecordBytes
+
+logger = logging.getLogger(__name__)
+
+PACK_SIZE_MAX = 512 * MIB
+"""A pack that has reached this size gets no more records; the last append may reach beyond it."""
+
+FIRST_PACK = 1
+_OPEN_PACKS_MAX = 64
+_SCAN_WINDOW = 4 * MIB
+_SUFFIX = ".pack"
+_PACK_NAME = re.compile(r"(?!0+\.)(0\d{7}|[1-9]\d{7,9})\.pack", re.ASCII)
+
+
+class PackIdentity(NamedTuple):
+    """What the header of every pack of a store is made from."""
+
+    fingerprint: int
+    seed: int
+
+
+class Found(NamedTuple):
+    """An intact record that a scan came by; `end` is the position behind it."""
+
+    position: Position
+    end: Position
+    record: Record
+
+
+class Gap(NamedTuple):
+    """A place where a scan found no intact record, although the pack goes on or a later one exists."""
+
+    position: Position
+    reason: str
+
+
+class _PackFile:
+    """An open pack. Its last user closes it by letting go, so that a reader never meets a closed descriptor."""
+
+    __slots__ = ("_disk", "fd", "path")
+
+    def __init__(self, disk: Disk, path: Path, fd: int) -> None:
+        self._disk = disk
+        self.path = path
+        self.fd = fd
+
+    def __del__(self) -> None:
+        self._disk.close(self.fd)
+
+
+class Packs:
+    """The packs of one store; `position` is where the next record goes."""
+
+    def __init__(
+        self, directory: Path, disk: Disk, identity: PackIdentity, *, pack_size_max: int = PACK_SIZE_MAX
+    ) -> None:
+        self.position = Position(FIRST_PACK, 0)
+        self.synced = Position(FIRST_PACK, 0)
+        self.appended_bytes = 0
+        self._directory = directory
+        self._disk = disk
+        self._identity = identity
+        self._pack_size_max = pack_size_max
+        self._lock = threading.Lock()
+        self._sync_lock = threading.Lock()
+        self._writer: _PackFile | None = None
+        self._torn = False
+        self._dirty: dict[int, _PackFile] = {}
+        self._directory_dirty = False
+        self._sync_error: Exception | None = None
+        self._readers: OrderedDict[int, _PackFile] = OrderedDict()
+        self._readers_lock = threading.Lock()
+
+    def path(self, pack: int) -> Path:
+        """Return the path of a pack."""
+        return self._directory / f"{pack:08d}{_SUFFIX}"
+
+    def place(self, position: Position) -> str:
+        """Name a position for a message."""
+        return f"{self.path(position.pack)} at offset {position.offset}"
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the packs that exist, ascending; other names in the directory are left alone."""
+        names = [name for name in self._disk.list_names(self._directory) if _PACK_NAME.fullmatch(name)]
+        return sorted(int(name.removesuffix(_SUFFIX)) for name in names)
+
+    def stored_size(self) -> int:
+        """Return the bytes that the packs take on the disk below."""
+        return sum(self._disk.stored_size(self.path(pack)) for pack in self.numbers())
+
+    # Writing
+
+    def append(self, batch: Sequence[RecordBytes]) -> list[Position]:
+        """Append records in one write and return their positions; not durable before the next `sync`."""
+        with self._lock:
+            if self._torn and self._writer is not None:
+                self._disk.truncate(self._writer.fd, self.position.offset, self._writer.path)
+                self._torn = False
+            pack, offset = self.position
+            buffers: list[bytes | memoryview] = []
+            if self._writer is None or offset >= self._pack_size_max:
+                pack, offset = self._open_pack(pack, offset, buffers)
+            assert self._writer is not None
+            start = offset
+            offset += sum(len(buffer) for buffer in buffers)
+            positions = []
+            for record in batch:
+                positions.append(Position(pack, offset))
+                offset += record.size
+                buffers += record.buffers
+            # Dirty from here on, also when the write fails: what it leaves is cut off or overwritten, and synced.
+            self._dirty[pack] = self._writer
+            try:
+                self._disk.pwrite(self._writer.fd, buffers, start, self._writer.path)
+            except BaseException:
+                self._cut_torn(start)
+                raise
+            self.position = Position(pack, offset)
+            self.appended_bytes += offset - start
+            return positions
+
+    def _open_pack(self, pack: int, offset: int, buffers: list[bytes | memoryview]) -> tuple[int, int]:
+        """Open the pack to append to, a new one with its header record put into `buffers` when it is time."""
+        if 0 < offset < self._pack_size_max:
+            path = self.path(pack)
+            self._writer = _PackFile(self._disk, path, self._disk.open_write(path))
+            return pack, offset
+        if offset:
+            pack += 1
+        path = self.path(pack)
+        # Whatever has this name is what a failed append left: the position is always behind all that counts.
+        self._writer = _PackFile(self._disk, path, self._disk.open_write(path, create=True, empty=True))
+        self._directory_dirty = True
+        header = records.build_pack_header(pack, FORMAT_VERSION, self._identity.fingerprint, self._identity.seed)
+        buffers += header.buffers
+        return pack, 0
+
+    def _cut_torn(self, size: int) -> None:
+        """Cut off what a failed append left, now or, when the disk refuses, before the next append."""
+        assert self._writer is not None
+        writer, self._torn = self._writer, size > 0
+        if size == 0:
+            # A new pack that did not come to be: the next append makes it again, from nothing.
+            self._writer = None
+        try:
+            self._disk.truncate(writer.fd, size, writer.path)
+        except Exception as error:
+            logger.info("%s keeps a torn end until the next append: %s", writer.path, error)
+            return
+        self._torn = False
+
+    def sync(self) -> Position:
+        """Make durable what was appended before this call, and return the position up to which all is."""
+        with self._sync_lock:
+            if self._sync_error is not None:
+                raise OSError(f"an earlier sync failed, open the store again: {self._sync_error}")
+            with self._lock:
+                position = self.position
+                dirty, self._dirty = self._dirty, {}
+                directory_dirty, self._directory_dirty = self._directory_dirty, False
+            try:
+                for _, file in sorted(dirty.items()):
+                    self._disk.fdatasync(file.fd, file.path)
+                if directory_dirty:
+                    self._disk.sync_directory(self._directory)
+            except Exception as error:
+                self._sync_error = error
+                raise
+            self.synced = position
+            return position
+
+    def resume(self, synced: Position, position: Position) -> None:
+        """Go on at `position` after a replay; what lies behind `synced` may not be durable yet and is synced next."""
+        with self._lock:
+            self.position, self.synced = position, synced
+            for pack in self.numbers():
+                if synced.pack <= pack <= position.pack:
+                    path = self.path(pack)
+                    self._dirty[pack] = _PackFile(self._disk, path, self._disk.open_write(path))
+            self._directory_dirty = True
+
+    def truncate(self, position: Position) -> None:
+        """Cut off, durably, everything from `position` on; later packs are removed first, the last one first."""
+        with self._lock:
+            self._writer = None
+            self._dirty.clear()
+            with self._readers_lock:
+                self._readers.clear()
+            kept = position.pack if position.offset else position.pack - 1
+            for pack in reversed(self.numbers()):
+                if pack > kept:
+                    self._disk.unlink(self.path(pack))
+            self._disk.sync_directory(self._directory)
+            if position.offset:
+                path = self.path(position.pack)
+                file = _PackFile(self._disk, path, self._disk.open_write(path))
+                if self._disk.size(file.fd) > position.offset:
+                    self._disk.truncate(file.fd, position.offset, path)
+                    self._disk.fdatasync(file.fd, path)
+
+    def close(self) -> None:
+        """Let go of all files; nothing is synced."""
+        with self._lock, self._readers_lock:
+            self._writer = None
+            self._dirty.clear()
+            self._readers.clear()
+
+    # Reading
+
+    def read_record(self, position: Position, stored_size: int, base_count: int) -> Record:
+        """Read one record whose sizes are known, in one call; DamagedError when its header does not hold."""
+        pack, offset = position
+        size = records.HEADER_SIZE + 8 * base_count + stored_size
+        try:
+            data = memoryview(self._disk.pread(self._reader(pack).fd, size, offset))
+        except FileNotFoundError as error:
+            raise DamagedError(f"{self.path(pack)} is missing") from error
+        header = records.parse_header(data)
+        if header is None or len(data) != size:
+            raise DamagedError(f"{self.place(position)}: no intact record")
+        if header.stored_size != stored_size or header.base_count != base_count:
+            raise DamagedError(f"{self.place(position)}: the record has another size than the index says")
+        return records.parse_body(header, data[records.HEADER_SIZE :])
+
+    def _reader(self, pack: int) -> _PackFile:
+        """Return an open pack for reading; the least recently used one is let go when too many are open."""
+        with self._readers_lock:
+            file = self._readers.get(pack)
+            if file is None:
+                path = self.path(pack)
+                file = self._readers[pack] = _PackFile(self._disk, path, self._disk.open_read(path))
+                if len(self._readers) > _OPEN_PACKS_MAX:
+                    self._readers.popitem(last=False)
+            else:
+                self._readers.move_to_end(pack)
+            return file
+
+    def scan(self, start: Position) -> Iterator[Found | Gap]:
+        """Yield every intact record from `start` on, checksums verified, and a Gap for each place without one.
+
+        After a Gap the scan goes on at the next header that holds. Pack headers are checked, not yielded.
+        """
+        existing = set(self.numbers())
+        last = max(existing | {start.pack}) if start.offset else max(existing, default=0)
+        for pack in range(start.pack, last + 1):
+            if pack in existing:
+                yield from self._scan_pack(pack, start.offset if pack == start.pack else 0)
+            else:
+                yield Gap(Position(pack, 0), "the pack is missing")
+
+    def _scan_pack(self, pack: int, offset: int) -> Iterator[Found | Gap]:
+        window = _Window(self._disk, _PackFile(self._disk, self.path(pack), self._disk.open_read(self.path(pack))))
+        if window.size < max(offset, records.HEADER_SIZE):
+            yield Gap(Position(pack, min(offset, window.size)), "the pack ends too early")
+            return
+        while offset < window.size:
+            position = Position(pack, offset)
+            record = window.record(offset)
+            if isinstance(record, str):
+                yield Gap(position, record)
+                offset = window.next_magic(offset + records.ALIGNMENT)
+                continue
+            offset += record.header.size
+            if position.offset:
+                yield Found(position, Position(pack, offset), record)
+            elif not records.is_pack_header(record, pack, self._identity.fingerprint):
+                yield Gap(position, "the pack belongs to another store or has another number")
+
+
+class _Window:
+    """A pack read from front to back in large pieces."""
+
+    def __init__(self, disk: Disk, file: _PackFile) -> None:
+        self.size = disk.size(file.fd)
+        self._disk = disk
+        self._file = file
+        self._data = memoryview(b"")
+        self._start = 0
+
+    def _at(self, offset: int, size: int) -> memoryview:
+        """Return `size` bytes from `offset`, fewer at the end of the pack."""
+        if not (self._start <= offset and offset + size <= self._start + len(self._data)):
+            self._data = memoryview(self._disk.pread(self._file.fd, max(size, _SCAN_WINDOW), offset))
+            self._start = offset
+        return self._data[offset - self._start : offset - self._start + size]
+
+    def record(self, offset: int) -> Record | str:
+        """Return the record at `offset`, or why there is none."""
+        header = records.parse_header(self._at(offset, records.HEADER_SIZE))
+        if header is None:
+            return "no record begins here"
+        if offset + header.size > self.size:
+            return "the record ends behind its pack"
+        body_size = header.size - records.HEADER_SIZE
+        record = records.parse_body(header, self._at(offset + records.HEADER_SIZE, body_size))
+        return record if records.is_intact(record) else "the payload is not what was written"
+
+    def next_magic(self, offset: int) -> int:
+        """Return the next aligned offset whose header holds, or the size of the pack; holes are skipped."""
+        while offset < self.size:
+            data_at = self._disk.next_data(self._file.fd, offset)
+            if data_at is None:
+                break
+            offset = max(offset, data_at - data_at % records.ALIGNMENT)
+            piece = bytes(self._at(offset, min(_SCAN_WINDOW, self.size - offset)))
+            found = piece.find(records.MAGIC)
+            while found >= 0:
+                at = offset + found
+                if at % records.ALIGNMENT == 0 and records.parse_header(self._at(at, records.HEADER_SIZE)):
+                    return at
+                found = piece.find(records.MAGIC, found + 1)
+            # The pieces begin aligned, and an aligned magic never straddles two of them.
+            offset += len(piece) - len(piece) % records.ALIGNMENT or records.ALIGNMENT
+        return self.size

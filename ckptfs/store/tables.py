@@ -1,0 +1,376 @@
+"""The rows of a store: what the tree knows, as byte keys and byte values in sorted tables.
+
+Tables owns the rows in memory (the active memtable over the frozen one) above LMDB; Environment owns LMDB, and no
+other module imports it. They do not know what a row means. Tables belongs to one thread, its owner; only a `Frozen`
+and a `Changes` may be handed to another one. A put survives nothing by itself: it is kept by the journal, to which
+`take_changes` goes, and reaches LMDB by a checkpoint. LMDB syncs at every commit, so what a checkpoint wrote is
+durable or, after a crash in the middle, not there at all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import lmdb
+from sortedcontainers import SortedDict  # type: ignore[import-untyped]
+
+from ckptfs.config import GIB
+from ckptfs.errors import DamagedError, NoSpaceError
+from ckptfs.store.disk import FILE_MODE, Disk
+from ckptfs.store.records import Row
+
+MAP_SIZE = 64 * GIB
+"""The address space that LMDB maps at first; the file is sparse and only as large as what is in it."""
+
+KEY_SIZE_MAX = 511
+END = b"\xff" * KEY_SIZE_MAX
+"""A key behind every other one, for ranges without an end."""
+
+_SCAN_ROWS = 256
+_MAP_GROWTH = 2
+_DATABASES_MAX = 16
+
+
+class Table(IntEnum):
+    """The tables; the numbers are part of the format of metadata records."""
+
+    INODES = 1
+    DIRENTS = 2
+    XATTRS = 3
+    MANIFESTS = 4
+    CHANGES = 5
+    SNAPSHOTS = 6
+    NAMES = 7
+    META = 8
+    CHUNKS = 9
+    CHUNK_IDS = 10
+    STORE = 11
+
+
+TREE_TABLES = tuple(table for table in Table if table <= Table.META)
+"""The tables whose rows are journalled; the others are made from the packs themselves."""
+
+Memtable = dict[bytes, bytes | None]
+"""Rows in memory, sorted by key (a SortedDict); None marks a deletion, which hides the row below."""
+
+_ABSENT = b"absent"
+"""Told apart from a value by identity."""
+
+
+class Changes(NamedTuple):
+    """Rows on their way to the journal; `generation` counts the freezes before the youngest of them was taken."""
+
+    generation: int
+    rows: tuple[Row, ...]
+
+
+class Frozen(NamedTuple):
+    """Rows on their way to LMDB: those of one generation, which do not change any more."""
+
+    generation: int
+    memtables: Mapping[Table, Memtable]
+
+
+class Reader:
+    """A read transaction with a cursor for each table, begun at first use. `lock` guards it; its user holds it."""
+
+    def __init__(self, env: lmdb.Environment, databases: Mapping[Table, lmdb._Database], lock: threading.Lock) -> None:
+        self.lock = lock
+        self._env = env
+        self._databases = databases
+        self._transaction: lmdb.Transaction[bytes] | None = None
+        self._cursors: dict[Table, lmdb.Cursor[bytes]] = {}
+
+    def cursor(self, table: Table) -> lmdb.Cursor[bytes]:
+        """Return the cursor of a table; it is good until the next `renew`."""
+        cursor = self._cursors.get(table)
+        if cursor is None:
+            if self._transaction is None:
+                self._transaction = self._env.begin()
+            cursor = self._cursors[table] = self._transaction.cursor(self._databases[table])
+        return cursor
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """Return the value of a key, or None."""
+        cursor = self.cursor(table)
+        return cursor.value() if cursor.set_key(key) else None
+
+    def renew(self) -> None:
+        """Let go of the transaction: the next use sees what is committed by then."""
+        self._cursors.clear()
+        if self._transaction is not None:
+            self._transaction.abort()
+            self._transaction = None
+
+
+class Environment:
+    """The LMDB file of a store. Any thread may `write`; a Reader belongs to whoever holds its lock."""
+
+    def __init__(self, path: Path, disk: Disk, *, read_only: bool, map_size: int = MAP_SIZE) -> None:
+        self.path = path
+        self.lock_path = path.with_name(path.name + "-lock")
+        self._disk = disk
+        self._readers: list[Reader] = []
+        if not read_only:
+            # LMDB takes an empty file for a new one; made here, it is private whatever the umask.
+            for file in (path, self.lock_path):
+                disk.close(disk.open_write(file, create=True))
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            self._env = lmdb.open(
+                str(path),
+                map_size=max(map_size, size * _MAP_GROWTH),
+                subdir=False,
+                readonly=read_only,
+                lock=not read_only,
+                mode=FILE_MODE,
+                max_dbs=_DATABASES_MAX,
+                meminit=False,
+            )
+            self._databases = {
+                table: self._env.open_db(table.name.lower().encode(), create=not read_only) for table in Table
+            }
+        except lmdb.DiskError as error:
+            raise NoSpaceError(f"the disk below the store is full: {path}") from error
+        except lmdb.Error as error:
+            raise DamagedError(
+                f"the index {path} cannot be read ({error}); it is rebuilt from the packs when it is moved away"
+            ) from error
+
+    def reader(self, lock: threading.Lock) -> Reader:
+        """Make a reader that is used under `lock`."""
+        reader = Reader(self._env, self._databases, lock)
+        self._readers.append(reader)
+        return reader
+
+    def make_room(self) -> None:
+        """Enlarge the map when half of it is used; called while nothing writes and no reader's lock is held."""
+        info = self._env.info()
+        if info["last_pgno"] * self._env.stat()["psize"] * _MAP_GROWTH < info["map_size"]:
+            return
+        # Resizing moves the map, so no transaction may be open: readers begin again at their next use.
+        with ExitStack() as stack:
+            for reader in self._readers:
+                stack.enter_context(reader.lock)
+                reader.renew()
+            self._env.set_mapsize(info["map_size"] * _MAP_GROWTH)
+
+    def write(self, tables: Iterable[tuple[Table, Iterable[tuple[bytes, bytes | None]]]]) -> None:
+        """Write rows, sorted by key within each table, in one durable transaction; None deletes."""
+        try:
+            with self._env.begin(write=True) as transaction:
+                for table, rows in tables:
+                    with transaction.cursor(self._databases[table]) as cursor:
+                        self._write_rows(cursor, rows)
+        except lmdb.MapFullError as error:
+            raise NoSpaceError(f"the map of {self.path} is full; opening the store again enlarges it") from error
+        except lmdb.DiskError as error:
+            raise NoSpaceError(f"the disk below the store is full: {self.path}") from error
+
+    @staticmethod
+    def _write_rows(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
+        puts: list[tuple[bytes, bytes]] = []
+        for key, value in rows:
+            if value is not None:
+                puts.append((key, value))
+            elif cursor.set_key(key):
+                cursor.delete()
+        cursor.putmulti(puts)
+
+    def read_one(self, table: Table, key: bytes) -> bytes | None:
+        """Return the committed value of a key, or None."""
+        with self._env.begin() as transaction:
+            return transaction.get(key, db=self._databases[table])
+
+    def stored_size(self) -> int:
+        """Return the bytes that the index takes on the disk below."""
+        return self._disk.stored_size(self.path)
+
+    def close(self) -> None:
+        """Close LMDB and every reader."""
+        for reader in self._readers:
+            reader.renew()
+        self._env.close()
+
+
+class Tables:
+    """The rows of the tree, in memory over LMDB; see the head of this module for who may call what."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._reader = environment.reader(threading.Lock())
+        self._generation = 0
+        self._active: dict[Table, Memtable] = _memtables()
+        self._frozen: Frozen | None = None
+        self._below: dict[Table, Memtable] = {}
+        self._pending: dict[Table, dict[bytes, bytes | None]] = {table: {} for table in TREE_TABLES}
+
+    # Reading
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """Return the value of a key, or None when there is no such row."""
+        value = self._active[table].get(key, _ABSENT)
+        if value is _ABSENT and self._frozen is not None:
+            value = self._below[table].get(key, _ABSENT)
+        if value is _ABSENT:
+            value = self._reader.get(table, key)
+        return value
+
+    def last(self, table: Table, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
+        """Return the row with the greatest key in start <= key < stop, or None."""
+        memtables = [self._active[table]]
+        if self._frozen is not None:
+            memtables.append(self._below[table])
+        cursor = self._reader.cursor(table)
+        while True:
+            best: bytes | None = None
+            value: bytes | None = None
+            for memtable in memtables:
+                if memtable:
+                    index = memtable.bisect_left(stop)  # type: ignore[attr-defined]
+                    if index:
+                        key = memtable.keys()[index - 1]  # type: ignore[index]
+                        if key >= start and (best is None or key > best):
+                            best, value = key, memtable[key]
+            if cursor.prev() if cursor.set_range(stop) else cursor.last():
+                key = cursor.key()
+                if key >= start and (best is None or key > best):
+                    best, value = key, cursor.value()
+            if best is None:
+                return None
+            if value is not None:
+                return best, value
+            stop = best
+
+    def scan(self, table: Table, start: bytes = b"", stop: bytes = END) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows with start <= key < stop, ascending.
+
+        Rows may be put and deleted, and checkpoints may happen, between two steps; the scan shows the rows in memory
+        as they were when it began.
+        """
+        overlay: Memtable = {}
+        if self._frozen is not None:
+            overlay.update(_range(self._below[table], start, stop))
+        overlay.update(_range(self._active[table], start, stop))
+        keys = sorted(overlay)
+        index = 0
+        for key, value in self._scan_stored(table, start, stop):
+            while index < len(keys) and keys[index] < key:
+                above = overlay[keys[index]]
+                if above is not None:
+                    yield keys[index], above
+                index += 1
+            if key not in overlay:
+                yield key, value
+        for key in keys[index:]:
+            above = overlay[key]
+            if above is not None:
+                yield key, above
+
+    def _scan_stored(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield rows of LMDB, read in batches so that no cursor is held between two steps."""
+        while True:
+            batch: list[tuple[bytes, bytes]] = []
+            cursor = self._reader.cursor(table)
+            more = cursor.set_range(start)
+            while more and len(batch) < _SCAN_ROWS:
+                key = cursor.key()
+                if key >= stop:
+                    break
+                batch.append((key, cursor.value()))
+                more = cursor.next()
+            yield from batch
+            if len(batch) < _SCAN_ROWS:
+                return
+            start = batch[-1][0] + b"\0"
+            if len(start) > KEY_SIZE_MAX:
+                # No key can be longer: the next one is the next of this length.
+                start = (int.from_bytes(batch[-1][0], "big") + 1).to_bytes(KEY_SIZE_MAX, "big")
+
+    # Writing
+
+    def put(self, table: Table, key: bytes, value: bytes) -> None:
+        """Set the value of a key; an empty value is a value."""
+        if not 0 < len(key) <= KEY_SIZE_MAX:
+            raise ValueError(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {len(key)}")
+        self._active[table][key] = value
+        self._pending[table][key] = value
+
+    def delete(self, table: Table, key: bytes) -> None:
+        """Remove a row; a missing one is fine."""
+        if not 0 < len(key) <= KEY_SIZE_MAX:
+            raise ValueError(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {len(key)}")
+        self._active[table][key] = None
+        self._pending[table][key] = None
+
+    def apply(self, rows: Iterable[Row]) -> None:
+        """Take over rows from the journal, which are therefore not journalled again; for the replay."""
+        for table, key, value in rows:
+            self._active[Table(table)][key] = value
+
+    def take_changes(self) -> Changes:
+        """Return the rows that changed since the last take, for the journal; whoever takes them appends them."""
+        rows = tuple(
+            Row(table, key, value) for table, pending in self._pending.items() for key, value in pending.items()
+        )
+        for pending in self._pending.values():
+            pending.clear()
+        return Changes(self._generation, rows)
+
+    def give_back(self, changes: Changes) -> None:
+        """Take back rows that could not be appended; what changed since then is newer and stays."""
+        for table, key, value in changes.rows:
+            self._pending[Table(table)].setdefault(key, value)
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether rows wait for the journal."""
+        return any(self._pending.values())
+
+    @property
+    def row_count(self) -> int:
+        """How many rows wait in the active memtable for a checkpoint."""
+        return sum(len(memtable) for memtable in self._active.values())
+
+    def freeze(self) -> Frozen:
+        """Begin a checkpoint: what is in memory becomes the frozen memtable, which goes on being read."""
+        if self._frozen is not None:
+            raise RuntimeError("a checkpoint is under way: release its rows first")
+        self._environment.make_room()
+        self._frozen = Frozen(self._generation, self._active)
+        self._below = self._active
+        self._active = _memtables()
+        self._generation += 1
+        return self._frozen
+
+    @property
+    def frozen(self) -> Frozen | None:
+        """The rows of the checkpoint that is under way, or whose last try failed."""
+        return self._frozen
+
+    def release(self, frozen: Frozen) -> None:
+        """End a checkpoint that succeeded: its rows are read from LMDB from here on."""
+        if frozen is not self._frozen:
+            raise RuntimeError("these rows are not those of the checkpoint under way")
+        self._frozen = None
+        self._below = {}
+        self._reader.renew()
+
+
+def _memtables() -> dict[Table, Memtable]:
+    return {table: SortedDict() for table in TREE_TABLES}
+
+
+def _range(memtable: Memtable, start: bytes, stop: bytes) -> list[tuple[bytes, bytes | None]]:
+    keys = memtable.irange(start, stop, inclusive=(True, False))  # type: ignore[attr-defined]
+    return [(key, memtable[key]) for key in keys]
+
+
+def sorted_rows(rows: Mapping[bytes, bytes]) -> Sequence[tuple[bytes, bytes]]:
+    """Return the rows of a plain dict in the order that `Environment.write` wants."""
+    return sorted(rows.items())

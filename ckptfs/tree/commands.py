@@ -1,0 +1,103 @@
+"""The commands that people and scripts give about versions, with JSON-able answers.
+
+One implementation serves the running daemon and the command line on a store that is not mounted. Paths are
+relative to the root of the tree, "" being the root itself.
+"""
+
+from typing import Any
+
+from ckptfs.store import Table
+from ckptfs.tree.inode import Inode
+from ckptfs.tree.rollback import RollbackResult
+from ckptfs.tree.snapshots import Snapshot
+from ckptfs.tree.tree import Tree
+
+Answer = dict[str, Any]
+
+
+def describe(snapshot: Snapshot) -> Answer:
+    """Return a snapshot as the JSON object that `snapshot list --json` shows."""
+    return {
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "created": snapshot.created,
+        "trigger": snapshot.trigger,
+        "label": snapshot.label,
+        "changed_files": snapshot.changed_files,
+        "written_bytes": snapshot.written_bytes,
+        "stored_bytes": snapshot.stored_bytes,
+        "paths": list(snapshot.paths),
+    }
+
+
+class Commands:
+    """Commands on one tree. `last_rollback` is what the latest one touched, for the kernel's caches."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self.last_rollback: RollbackResult | None = None
+
+    def snapshot_list(self, path: str = "") -> list[Answer]:
+        """Return the snapshots, oldest first; those that changed `path` if one is given. UsageError."""
+        found = self._tree.history.changing(path) if path.strip("/") else self._tree.snapshots.all()
+        return [describe(snapshot) for snapshot in found]
+
+    def snapshot_create(self, name: str | None = None, label: str = "") -> Answer:
+        """Take a snapshot of the present; SnapshotNameError."""
+        return describe(self._tree.take_snapshot(name, "manual", label))
+
+    def snapshot_show(self, ref: str) -> Answer:
+        """Return one snapshot and the paths it changed; UnknownSnapshotError, AmbiguousSnapshotError."""
+        snapshot = self._tree.snapshots.resolve(ref)
+        return describe(snapshot) | {"changes": [change._asdict() for change in self._tree.history.changes(snapshot)]}
+
+    def snapshot_rollback(self, ref: str, path: str = "") -> Answer:
+        """Roll back; UnknownSnapshotError, AmbiguousSnapshotError, OpenFilesError, UsageError."""
+        target = self._tree.snapshots.resolve(ref)
+        saved, result = self._tree.roll_back(target, path)
+        self.last_rollback = result
+        return {
+            "target": describe(target),
+            "saved": describe(saved),
+            "changed_files": len(result.changed_files),
+            "removed_partial": sorted(result.removed_partial),
+        }
+
+    def snapshot_delete(self, refs: list[str]) -> list[Answer]:
+        """Delete snapshots, all or none; UnknownSnapshotError, AmbiguousSnapshotError."""
+        doomed = {snapshot.id: snapshot for snapshot in map(self._tree.snapshots.resolve, refs)}
+        for snapshot in doomed.values():
+            self._tree.snapshots.delete(snapshot)
+        return [describe(snapshot) for snapshot in doomed.values()]
+
+    def stats(self) -> Answer:
+        """Return sizes and counts of the whole tree and its store."""
+        live_bytes, version_bytes = self._logical_bytes()
+        stats = self._tree.store.stats()
+        return {
+            "store": str(self._tree.store.path),
+            "live_bytes": live_bytes,
+            "version_bytes": version_bytes,
+            "stored_bytes": stats.stored_bytes,
+            "chunks": stats.chunks,
+            "snapshots": len(self._tree.snapshots),
+            "kernel": stats.kernel,
+            "interrupted": sorted(self._tree.names.path(inode.ino) for inode in self._tree.names.interrupted()),
+        }
+
+    def _logical_bytes(self) -> tuple[int, int]:
+        """Return the bytes of all live files, and of all file versions that the live tree or a snapshot shows."""
+        live_bytes = version_bytes = 0
+        current: tuple[bytes, int, int] | None = None  # inode, live size, manifest of the row before
+        for key, value in self._tree.rows.tables.scan(Table.INODES, b"", b"\xff" * 13):
+            prefix = key[:-4]
+            if current and current[0] != prefix:
+                live_bytes += current[1]
+                current = None
+            inode = Inode.decode(0, value) if value else None
+            size = inode.size if inode and inode.is_file else 0
+            manifest = inode.manifest if inode else 0
+            if current is None or manifest != current[2]:
+                version_bytes += size
+            current = (prefix, size, manifest)
+        return live_bytes + (current[1] if current else 0), version_bytes

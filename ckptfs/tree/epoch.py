@@ -1,0 +1,90 @@
+"""What has happened in the open epoch: which files changed, how much was written, and when it was last touched.
+
+Feeds the summary of the next snapshot and the rule that decides when an automatic one is due. The counters are
+kept in a META row, so that they outlive the process.
+"""
+
+import json
+from collections.abc import Callable
+
+from ckptfs.store import ChunkStore, Table
+
+_META_COUNTERS = b"epoch_counters"
+
+HOLD_SECONDS = 30.0
+"""How long steady activity, or a half-written file after its last write, may hold an automatic snapshot back."""
+HOLD_SECONDS_MAX = 600.0
+"""How long half-written files may hold it back in all."""
+
+
+class OpenEpoch:
+    """Notes on the open epoch. `pending` says whether a version worth a snapshot has been committed in it."""
+
+    def __init__(self, store: ChunkStore, monotonic: Callable[[], float]) -> None:
+        self._store = store
+        self._monotonic = monotonic
+        self.changed: dict[int, str] = {}
+        """Inode numbers of changed files, with the path where each change was seen last."""
+        self.last_activity = monotonic()
+        self.first_commit: float | None = None
+        saved = store.tables.get(Table.META, _META_COUNTERS)
+        counters = json.loads(saved) if saved else {}
+        self.written_bytes = int(counters.get("written_bytes", 0))
+        self.pending = bool(counters.get("pending", False))
+        self._stored_before = int(counters.get("stored_bytes", 0)) - store.appended_bytes
+        if self.pending:
+            self.first_commit = self.last_activity
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the packs have grown by in this epoch."""
+        return self._stored_before + self._store.appended_bytes
+
+    def active(self) -> None:
+        """Note that the tree is being changed now."""
+        self.last_activity = self._monotonic()
+
+    def committed(self, ino: int, path: str, written: int = 0, *, worthy: bool = True) -> None:
+        """Note a committed change of a file; `worthy` ones ask for an automatic snapshot, appended logs do not."""
+        if ino:
+            self.changed[ino] = path
+        self.written_bytes += written
+        if worthy:
+            self.active()
+            if self.first_commit is None:
+                self.first_commit = self.last_activity
+            self.pending = True
+        self._save()
+
+    def begin(self) -> None:
+        """Start afresh for the epoch just opened."""
+        self.changed.clear()
+        self.written_bytes = 0
+        self._stored_before = -self._store.appended_bytes
+        self.settle()
+
+    def settle(self) -> None:
+        """Note that the state as it is needs no automatic snapshot."""
+        self.pending = False
+        self.first_commit = None
+        self._save()
+
+    def _save(self) -> None:
+        counters = {"written_bytes": self.written_bytes, "stored_bytes": self.stored_bytes, "pending": self.pending}
+        self._store.tables.put(Table.META, _META_COUNTERS, json.dumps(counters).encode())
+
+    def due_in(self, settle: float, unfinished: float | None) -> float | None:
+        """Return the seconds until an automatic snapshot is due (0: now), None where nothing asks for one.
+
+        Due when nothing has changed for `settle` seconds. A file that is open and half written (`unfinished`: the
+        time of the latest write to one) holds it back, since the save it belongs to goes on; steady activity
+        without one is no single save and does so only for `HOLD_SECONDS`.
+        """
+        if not self.pending or self.first_commit is None:
+            return None
+        hold = max(HOLD_SECONDS, settle)
+        if unfinished is not None:
+            due = min(max(self.last_activity + settle, unfinished + hold), self.first_commit + HOLD_SECONDS_MAX)
+        else:
+            due = min(self.last_activity + settle, self.first_commit + hold)
+        return max(due - self._monotonic(), 0.0)

@@ -1,0 +1,210 @@
+"""Open files of the live tree, and when what is written to them becomes a committed version.
+
+A file version is committed when its last writer closes the file, or by fsync. When a writer was killed, or the
+store failed under it, the content is kept as a live-only row instead (*interrupted*), which no snapshot shows.
+Data work leaves as jobs (`FileContent.take_job`), for the caller to run where it likes. Belongs to the thread that
+owns the tables.
+"""
+
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from ckptfs.config import KIB
+from ckptfs.store import ChunkStore
+from ckptfs.tree.content import FileContent
+from ckptfs.tree.extents import load_manifest, store_manifest
+from ckptfs.tree.inode import INTERRUPTED, UNCOMMITTED, Inode
+from ckptfs.tree.namespace import Namespace, fail
+from ckptfs.tree.reader import ChunkReader, ReadPlan
+
+log = logging.getLogger(__name__)
+
+LOG_AGE_SECONDS = 10.0
+LOG_RATE = 64 * KIB
+"""A file open for longer, and written more slowly (bytes per second), is taken for a log: it holds nothing back."""
+
+
+@dataclass(slots=True, eq=False)
+class OpenFile:
+    """One inode that somebody has open. `unlinked` holds its attributes once its last name is gone."""
+
+    ino: int
+    content: FileContent
+    opened_at: float
+    handles: int = 0
+    writers: int = 0
+    appending: bool = True
+    """Whether all that was written since the last commit came through handles opened with O_APPEND."""
+    dirty: bool = False
+    interrupted: bool = False
+    error: Exception | None = None
+    mtime_ns: int = 0
+    last_write: float = 0.0
+    written: int = 0
+    """Bytes written since the file was opened first."""
+    written_before: int = 0
+    """Those of them that belong to versions committed since."""
+    unlinked: Inode | None = None
+    detached: bool = field(default=False)
+    """Whether a rollback has put another content in this file's place; it stays readable as it was."""
+
+    def raise_error(self) -> None:
+        """Report the failure that hit this file after a write was accepted; it is never forgotten."""
+        if self.error is not None:
+            raise self.error
+
+
+class Files:
+    """The open files, by inode number."""
+
+    def __init__(
+        self, store: ChunkStore, reader: ChunkReader, namespace: Namespace, monotonic: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._names = namespace
+        self._monotonic = monotonic
+        self._open: dict[int, OpenFile] = {}
+        namespace.on_unlinked = self._note_unlinked
+
+    def __iter__(self) -> Iterator[OpenFile]:
+        return iter(list(self._open.values()))
+
+    def get(self, ino: int) -> OpenFile | None:
+        """Return the file if it is open."""
+        return self._open.get(ino)
+
+    def load(self, inode: Inode) -> FileContent:
+        """Return the content of a committed version; DamagedError where its manifest is."""
+        extents = load_manifest(self._store.tables, inode.manifest, inode.size)
+        return FileContent(self._store, self._reader, extents)
+
+    def open(self, inode: Inode, *, writing: bool, appending: bool = False) -> OpenFile:
+        """Open a file of the live tree once more."""
+        file = self._open.get(inode.ino)
+        if file is None:
+            file = OpenFile(inode.ino, self.load(inode), self._monotonic())
+            if inode.flags == UNCOMMITTED:  # just created: even without a write, its close makes a version
+                file.dirty, file.appending = True, appending
+            self._open[inode.ino] = file
+        file.handles += 1
+        file.writers += writing
+        return file
+
+    def attributes(self, file: OpenFile) -> Inode:
+        """Return the attributes of an open file as its users see them now."""
+        inode = file.unlinked or self._names.inode(file.ino)
+        if not file.dirty:
+            return inode
+        mtime = file.mtime_ns or inode.mtime_ns
+        return replace(inode, size=file.content.size, mtime_ns=mtime, ctime_ns=max(inode.ctime_ns, mtime))
+
+    def write(self, file: OpenFile, offset: int, data: bytes, *, appending: bool) -> None:
+        """Place bytes in an open file; EFBIG beyond the largest size, or the sticky error."""
+        file.raise_error()
+        if offset + len(data) > (1 << 63) - 1:
+            fail(errno.EFBIG)
+        file.content.write(offset, data)
+        self._mark_dirty(file, appending=appending, size=len(data))
+
+    def truncate(self, file: OpenFile, size: int) -> None:
+        """Cut or lengthen an open file; no job of it may be out."""
+        file.raise_error()
+        if size == 0 and not file.dirty:
+            file.interrupted = False
+        file.content.truncate(size)
+        self._mark_dirty(file, appending=False)
+
+    def _mark_dirty(self, file: OpenFile, *, appending: bool, size: int = 0) -> None:
+        if not file.dirty:
+            file.dirty, file.appending, file.interrupted = True, True, False
+        file.appending = file.appending and appending
+        file.mtime_ns = self._names.now_ns()
+        file.last_write = self._monotonic()
+        file.written += size
+        if not self.is_log(file):
+            self._names.epoch.active()
+
+    def is_log(self, file: OpenFile) -> bool:
+        """Whether the file is written like a log: only appended to, or slowly and for long."""
+        if file.appending:
+            return True
+        age = self._monotonic() - file.opened_at
+        return age > LOG_AGE_SECONDS and file.written < LOG_RATE * age
+
+    def unfinished_since(self) -> float | None:
+        """Return when a half-written file that is no log was last written to, None where there is none."""
+        return max(
+            (file.last_write for file in self._open.values() if file.dirty and file.writers and not self.is_log(file)),
+            default=None,
+        )
+
+    def plan_read(self, file: OpenFile, offset: int, size: int) -> ReadPlan:
+        """Return the plan of a read of an open file as it is now."""
+        return file.content.plan_read(offset, size)
+
+    def commit(self, file: OpenFile) -> None:
+        """Make the content of a dirty file, all of it in chunks, a committed version; or keep it as interrupted."""
+        if not file.dirty or file.unlinked or file.detached:
+            file.dirty = False
+            return
+        inode = self._names.inode(file.ino)
+        failed = file.interrupted or file.error is not None
+        content = file.content
+        mtime = file.mtime_ns or inode.mtime_ns
+        committed_before = inode.predecessor if inode.flags else inode.manifest
+        version = replace(
+            inode,
+            size=content.size,
+            manifest=self._store_extents(content),
+            predecessor=committed_before or inode.predecessor,
+            mtime_ns=mtime,
+            ctime_ns=max(mtime, inode.ctime_ns),
+            flags=inode.flags | INTERRUPTED if failed else 0,
+        )
+        file.dirty = False
+        file.mtime_ns = 0
+        if failed:
+            self._names.put_inode(version)
+            reason = f"the store failed: {file.error}" if file.error else "its writer was killed"
+            log.warning(
+                "interrupted: %s (%s; %d bytes are kept in the live tree, no snapshot shows them)",
+                self._names.path(file.ino),
+                reason,
+                version.size,
+            )
+            return
+        self._names.commit(version)
+        written = min(file.written - file.written_before, version.size)
+        file.written_before = file.written
+        self._names.epoch.committed(file.ino, self._names.path(file.ino), written, worthy=not file.appending)
+
+    def _store_extents(self, content: FileContent) -> int:
+        """Write the manifest of a content and return its number, 0 for an empty file."""
+        extents = content.close_extents()
+        if not len(extents):
+            return 0
+        manifest = self._names.rows.new_id()
+        store_manifest(self._store.tables, manifest, extents)
+        return manifest
+
+    def release(self, file: OpenFile, *, writing: bool) -> None:
+        """Drop one handle; the caller has committed the file if it was the last writer's."""
+        file.handles -= 1
+        file.writers -= writing
+        if file.handles == 0 and self._open.get(file.ino) is file:
+            del self._open[file.ino]
+
+    def detach(self, ino: int) -> None:
+        """Let go of an open file whose place a rollback gives to another content."""
+        file = self._open.pop(ino, None)
+        if file is not None:
+            file.unlinked = self.attributes(file)
+            file.detached = True
+
+    def _note_unlinked(self, inode: Inode) -> None:
+        file = self._open.get(inode.ino)
+        if file is not None:
+            file.unlinked = inode

@@ -1,0 +1,92 @@
+"""The inode: attributes of one file at one time, as a value and as the bytes of its row."""
+
+import stat
+import struct
+from dataclasses import dataclass
+
+ROOT_INO = 1
+
+UNCOMMITTED = 1
+"""Flag of a live-only row: the file has never been a committed version (it is being created)."""
+INTERRUPTED = 2
+"""Flag of a live-only row: the writer was killed, or failed, before it closed the file."""
+
+INODE_STRUCT = struct.Struct("<IIIIIIQQqqqQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """Attributes of an inode; times in nanoseconds since 1970.
+
+    `manifest` is the number of the extents' list (0: no content), `predecessor` that of the version which this
+    content succeeds (0: none known): the lineage.
+    """
+
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    rdev: int
+    size: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    manifest: int = 0
+    predecessor: int = 0
+    flags: int = 0
+    target: bytes = b""
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether this is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether this is a regular file."""
+        return stat.S_ISREG(self.mode)
+
+    def encode(self) -> bytes:
+        """Return the row's value: 80 fixed bytes and the symlink target."""
+        return (
+            INODE_STRUCT.pack(
+                self.mode,
+                self.uid,
+                self.gid,
+                self.nlink,
+                self.flags,
+                0,
+                self.rdev,
+                self.size,
+                self.atime_ns,
+                self.mtime_ns,
+                self.ctime_ns,
+                self.manifest,
+                self.predecessor,
+            )
+            + self.target
+        )
+
+    @classmethod
+    def decode(cls, ino: int, value: bytes) -> "Inode":
+        """Return the inode `ino` of a row's value."""
+        mode, uid, gid, nlink, flags, _, rdev, size, atime, mtime, ctime, manifest, predecessor = (
+            INODE_STRUCT.unpack_from(value)
+        )
+        return cls(
+            ino,
+            mode,
+            uid,
+            gid,
+            nlink,
+            rdev,
+            size,
+            atime,
+            mtime,
+            ctime,
+            manifest,
+            predecessor,
+            flags,
+            value[INODE_STRUCT.size :],
+        )

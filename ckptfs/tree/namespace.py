@@ -1,0 +1,455 @@
+"""Names and inodes of the live tree, and their reading at any epoch.
+
+Owns directory entries, attributes, extended attributes and link counts, and the rules that POSIX has for them.
+Knows nothing of content: a file version arrives as a finished inode. A file that was never committed has only
+live-only rows (its inode and its names), which `commit` turns into rows of the open epoch. Errors are `OSError`s
+with the errno of the call. Belongs to the thread that owns the tables.
+"""
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple, NoReturn
+
+from ckptfs.store import Table
+from ckptfs.tree.epoch import OpenEpoch
+from ckptfs.tree.inode import INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
+from ckptfs.tree.rows import LIVE, Rows, id_prefix, name_prefix, split_name_prefix
+
+NAME_MAX = 255
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+XATTR_CREATE = 1
+XATTR_REPLACE = 2
+XATTR_SIZE_MAX = 65536
+
+DIRENT_STRUCT = struct.Struct("<QB")
+
+
+class Dirent(NamedTuple):
+    """A directory entry: the inode number and the file type (`S_IFMT` of the mode)."""
+
+    ino: int
+    file_type: int
+
+
+class Owner(NamedTuple):
+    """The user and group a new file gets."""
+
+    uid: int
+    gid: int
+
+
+def fail(code: int, subject: object = "") -> NoReturn:
+    """Raise the OSError of an errno."""
+    raise OSError(code, os.strerror(code), str(subject))
+
+
+def decode_dirent(value: bytes) -> Dirent:
+    """Return the entry of a row's value."""
+    ino, kind = DIRENT_STRUCT.unpack(value)
+    return Dirent(ino, kind << 12)
+
+
+class Namespace:
+    """The tree of names. `on_unlinked(inode)` is called when an inode loses its last name."""
+
+    def __init__(self, rows: Rows, epoch: OpenEpoch, wall_ns: Callable[[], int]) -> None:
+        self.rows = rows
+        self.epoch = epoch
+        self.now_ns = wall_ns
+        self.on_unlinked: Callable[[Inode], None] = lambda inode: None
+        self._places: dict[int, tuple[int, bytes]] = {}
+        self._uncommitted_names: dict[int, set[bytes]] = {}
+        for table, prefix in rows.live_only():
+            if table is Table.DIRENTS and (value := rows.get(table, prefix)):
+                self._uncommitted_names.setdefault(decode_dirent(value).ino, set()).add(prefix)
+
+    # Reading
+
+    def inode(self, ino: int, epoch: int = LIVE) -> Inode:
+        """Return an inode as `epoch` sees it; ESTALE where it does not exist there."""
+        value = self.rows.get(Table.INODES, id_prefix(ino), epoch)
+        if value is None:
+            fail(errno.ESTALE, ino)
+        return Inode.decode(ino, value)
+
+    def entry(self, parent: int, name: bytes, epoch: int = LIVE) -> Dirent | None:
+        """Return a directory's entry, None where there is none of this name."""
+        value = self.rows.get(Table.DIRENTS, name_prefix(parent, name), epoch)
+        return None if value is None else decode_dirent(value)
+
+    def lookup(self, parent: int, name: bytes, epoch: int = LIVE) -> Inode:
+        """Return the inode of a name; ENOENT, ENAMETOOLONG."""
+        if len(name) > NAME_MAX:
+            fail(errno.ENAMETOOLONG, name)
+        entry = self.entry(parent, name, epoch)
+        if entry is None:
+            fail(errno.ENOENT, name)
+        if epoch == LIVE:
+            self._places[entry.ino] = (parent, name)
+        return self.inode(entry.ino, epoch)
+
+    def entries(self, parent: int, epoch: int = LIVE) -> Iterator[tuple[bytes, Dirent]]:
+        """Yield (name, entry) of a directory in a stable order."""
+        for prefix, value in self.rows.scan(Table.DIRENTS, id_prefix(parent), epoch):
+            yield prefix[8:-1], decode_dirent(value)
+
+    def resolve(self, path: str, epoch: int = LIVE) -> Inode:
+        """Return the inode at a path relative to the root; OSError as `lookup`, and ENOTDIR."""
+        inode = self.inode(ROOT_INO, epoch)
+        for name in os.fsencode(path).split(b"/"):
+            if name in (b"", b"."):
+                continue
+            if not inode.is_dir:
+                fail(errno.ENOTDIR, path)
+            inode = self.lookup(inode.ino, name, epoch)
+        return inode
+
+    def path(self, ino: int) -> str:
+        """Return a live path of an inode relative to the root, "" for the root; "#N" for one without a name."""
+        names: list[bytes] = []
+        current = ino
+        while current != ROOT_INO:
+            place = self._place(current)
+            if place is None:
+                return f"#{ino}"
+            current, name = place
+            names.append(name)
+        return os.fsdecode(b"/".join(reversed(names)))
+
+    def _place(self, ino: int) -> tuple[int, bytes] | None:
+        """Return (parent, name) of an inode: the place seen last, else by a search through all entries."""
+        place = self._places.get(ino)
+        if place and (entry := self.entry(*place)) and entry.ino == ino:
+            return place
+        self._places.pop(ino, None)
+        for key, _ in self.rows.tables.scan(Table.DIRENTS, b"", b"\xff" * 8):
+            parent, name = split_name_prefix(key[:-4])
+            entry = self.entry(parent, name)
+            if entry:
+                self._places.setdefault(entry.ino, (parent, name))
+        return self._places.get(ino)
+
+    # Making and removing names
+
+    def create_root(self, owner: Owner) -> None:
+        """Make the root directory of an empty tree."""
+        now = self.now_ns()
+        root = Inode(ROOT_INO, stat.S_IFDIR | 0o755, owner.uid, owner.gid, 2, 0, 0, now, now, now)
+        self.rows.put(Table.INODES, id_prefix(ROOT_INO), root.encode())
+
+    def create(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        owner: Owner,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+        committed: bool = True,
+    ) -> Inode:
+        """Make a new inode and its name; EEXIST, ENAMETOOLONG, ENOENT in a removed directory.
+
+        With `committed` false the file exists in the live tree only, until `commit`.
+        """
+        directory = self._check_new(parent, name)
+        gid = owner.gid
+        if directory.mode & stat.S_ISGID:
+            gid = directory.gid
+            mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
+        now = self.now_ns()
+        is_dir = stat.S_ISDIR(mode)
+        inode = Inode(
+            ino=self.rows.new_id(),
+            mode=mode,
+            uid=owner.uid,
+            gid=gid,
+            nlink=2 if is_dir else 1,
+            rdev=rdev,
+            size=len(target),
+            atime_ns=now,
+            mtime_ns=now,
+            ctime_ns=now,
+            flags=0 if committed else UNCOMMITTED,
+            target=target,
+        )
+        self.put_inode(inode)
+        self._set_name(parent, name, inode)
+        self._touch(parent, nlink=1 if is_dir else 0)
+        self._note(inode, worthy=not is_dir)
+        return inode
+
+    def link(self, ino: int, parent: int, name: bytes) -> Inode:
+        """Give an inode one more name; EEXIST, EPERM for directories."""
+        inode = self.inode(ino)
+        if inode.is_dir:
+            fail(errno.EPERM, name)
+        self._check_new(parent, name)
+        inode = replace(inode, nlink=inode.nlink + 1, ctime_ns=self.now_ns())
+        self.put_inode(inode)
+        self._set_name(parent, name, inode)
+        self._touch(parent)
+        self._note(inode)
+        return inode
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a name that is no directory's; ENOENT, EISDIR."""
+        inode = self.lookup(parent, name)
+        if inode.is_dir:
+            fail(errno.EISDIR, name)
+        self._note(inode)
+        self._remove_name(parent, name)
+        self._drop_link(inode.ino)
+        self._touch(parent)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory; ENOENT, ENOTDIR, ENOTEMPTY."""
+        inode = self.lookup(parent, name)
+        if not inode.is_dir:
+            fail(errno.ENOTDIR, name)
+        self._check_empty(inode)
+        self._note(inode, worthy=False)
+        self._remove_name(parent, name)
+        self._vanish(inode)
+        self._touch(parent, nlink=-1)
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+        """Move a name, over an existing one unless `RENAME_NOREPLACE`, or exchange two (`RENAME_EXCHANGE`).
+
+        ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, ENAMETOOLONG, EINVAL for unknown flags and for a directory
+        moved into itself, EBUSY for the exchange of a file that is still being created.
+        """
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
+            fail(errno.EINVAL, flags)
+        moved = self.lookup(parent, name)
+        other = self.entry(new_parent, new_name)
+        if flags & RENAME_EXCHANGE:
+            if other is None:
+                fail(errno.ENOENT, new_name)
+            self._exchange((parent, name, moved), (new_parent, new_name, self.inode(other.ino)))
+            return
+        if other is None:
+            self._check_new(new_parent, new_name)
+        elif flags & RENAME_NOREPLACE:
+            fail(errno.EEXIST, new_name)
+        elif other.ino == moved.ino:
+            return
+        if moved.is_dir and self._is_below(new_parent, moved.ino):
+            fail(errno.EINVAL, new_name)
+        if other is not None:
+            moved = self._replace_target(moved, new_parent, new_name, self.inode(other.ino))
+        self._note(moved)
+        self._remove_name(parent, name)
+        moved = replace(moved, ctime_ns=self.now_ns())
+        self.put_inode(moved)
+        self._set_name(new_parent, new_name, moved)
+        step = 1 if moved.is_dir and parent != new_parent else 0
+        self._touch(parent, nlink=-step)
+        self._touch(new_parent, nlink=step)
+        self._note(moved)
+
+    def _replace_target(self, moved: Inode, parent: int, name: bytes, target: Inode) -> Inode:
+        """Make way for `moved` under a name that is taken; returns it as the successor of what was there."""
+        if target.is_dir:
+            if not moved.is_dir:
+                fail(errno.EISDIR, name)
+            self._check_empty(target)
+            self._remove_name(parent, name)
+            self._vanish(target)
+            self._touch(parent, nlink=-1)
+            return moved
+        if moved.is_dir:
+            fail(errno.ENOTDIR, name)
+        if moved.flags & UNCOMMITTED and not target.flags & UNCOMMITTED:
+            pass  # the committed target stays in the open epoch, below the live-only name, until `commit`
+        else:
+            self._remove_name(parent, name)
+            self._drop_link(target.ino)
+        if moved.predecessor == 0 and target.is_file:
+            return replace(moved, predecessor=target.predecessor if target.flags else target.manifest)
+        return moved
+
+    def _exchange(self, one: tuple[int, bytes, Inode], two: tuple[int, bytes, Inode]) -> None:
+        for _, name, inode in (one, two):
+            other = two if inode is one[2] else one
+            if inode.flags & UNCOMMITTED:
+                fail(errno.EBUSY, name)
+            if inode.is_dir and self._is_below(other[0], inode.ino):
+                fail(errno.EINVAL, name)
+        now = self.now_ns()
+        step = one[2].is_dir - two[2].is_dir if one[0] != two[0] else 0
+        for (parent, name, _), (_, _, inode) in ((one, two), (two, one)):
+            inode = replace(self.inode(inode.ino), ctime_ns=now)
+            self.put_inode(inode)
+            self._set_name(parent, name, inode)
+            self._note(inode)
+        self._touch(one[0], nlink=-step)
+        self._touch(two[0], nlink=step)
+
+    def _is_below(self, directory: int, ancestor: int) -> bool:
+        """Whether `directory` is `ancestor` or lies below it."""
+        while directory != ancestor:
+            place = self._place(directory) if directory != ROOT_INO else None
+            if place is None:
+                return False
+            directory = place[0]
+        return True
+
+    def _check_new(self, parent: int, name: bytes) -> Inode:
+        if len(name) > NAME_MAX:
+            fail(errno.ENAMETOOLONG, name)
+        value = self.rows.get(Table.INODES, id_prefix(parent))
+        if value is None:
+            fail(errno.ENOENT, name)
+        if self.entry(parent, name) is not None:
+            fail(errno.EEXIST, name)
+        return Inode.decode(parent, value)
+
+    def _check_empty(self, directory: Inode) -> None:
+        if next(self.entries(directory.ino), None) is not None:
+            fail(errno.ENOTEMPTY)
+
+    def _set_name(self, parent: int, name: bytes, inode: Inode) -> None:
+        prefix = name_prefix(parent, name)
+        value = DIRENT_STRUCT.pack(inode.ino, stat.S_IFMT(inode.mode) >> 12)
+        if inode.flags & UNCOMMITTED:
+            self.rows.put(Table.DIRENTS, prefix, value, LIVE)
+            self._uncommitted_names.setdefault(inode.ino, set()).add(prefix)
+        else:
+            self.rows.put(Table.DIRENTS, prefix, value)
+        self._places[inode.ino] = (parent, name)
+
+    def _remove_name(self, parent: int, name: bytes) -> None:
+        """Take a name away; a committed file that a live-only name hides goes with it."""
+        prefix = name_prefix(parent, name)
+        row = self.rows.find(Table.DIRENTS, prefix)
+        if row is not None and row.epoch == LIVE:
+            self.rows.erase(Table.DIRENTS, prefix, LIVE)
+            self._uncommitted_names[decode_dirent(row.value).ino].discard(prefix)
+            hidden = self.rows.get(Table.DIRENTS, prefix)
+            if hidden is not None:
+                self.rows.remove(Table.DIRENTS, prefix)
+                self._drop_link(decode_dirent(hidden).ino)
+        else:
+            self.rows.remove(Table.DIRENTS, prefix)
+
+    def _drop_link(self, ino: int) -> None:
+        inode = self.inode(ino)
+        inode = replace(inode, nlink=inode.nlink - 1, ctime_ns=self.now_ns())
+        if inode.nlink:
+            self.put_inode(inode)
+        else:
+            self._vanish(inode)
+
+    def _vanish(self, inode: Inode) -> None:
+        """Remove an inode that has no name any more from the live tree."""
+        prefix = id_prefix(inode.ino)
+        self.rows.erase(Table.INODES, prefix, LIVE)
+        self.rows.remove(Table.INODES, prefix)
+        for key, _ in list(self.rows.scan(Table.XATTRS, prefix)):
+            self.rows.remove(Table.XATTRS, key)
+        self._uncommitted_names.pop(inode.ino, None)
+        self._places.pop(inode.ino, None)
+        self.on_unlinked(replace(inode, nlink=0))
+
+    def _touch(self, directory: int, *, nlink: int = 0) -> None:
+        now = self.now_ns()
+        inode = self.inode(directory)
+        self.put_inode(replace(inode, nlink=inode.nlink + nlink, mtime_ns=now, ctime_ns=now))
+
+    def _note(self, inode: Inode, *, worthy: bool = True) -> None:
+        self.epoch.active()
+        if not inode.flags & UNCOMMITTED:
+            self.epoch.committed(0 if inode.is_dir else inode.ino, self.path(inode.ino), worthy=worthy)
+
+    def forget(self, ino: int) -> None:
+        """Drop what is remembered of an inode that nobody uses; it is found again when needed."""
+        self._places.pop(ino, None)
+
+    # Attributes and versions
+
+    def put_inode(self, inode: Inode) -> None:
+        """Write an inode's attributes: live-only while its content is, else in the open epoch.
+
+        Over a committed version with interrupted content, both rows take what is not content.
+        """
+        prefix = id_prefix(inode.ino)
+        self.rows.put(Table.INODES, prefix, inode.encode(), LIVE if inode.flags else None)
+        if inode.flags == INTERRUPTED and (value := self.rows.get(Table.INODES, prefix, self.rows.open_epoch)):
+            committed = Inode.decode(inode.ino, value)
+            shared = replace(committed, mode=inode.mode, uid=inode.uid, gid=inode.gid, nlink=inode.nlink)
+            if shared != committed:
+                self.rows.put(Table.INODES, prefix, replace(shared, ctime_ns=inode.ctime_ns).encode())
+
+    def change_attributes(self, inode: Inode) -> None:
+        """Write an inode whose attributes a caller changed, and note it; that alone asks for no snapshot."""
+        self.put_inode(inode)
+        self._note(inode, worthy=False)
+
+    def commit(self, inode: Inode) -> None:
+        """Make `inode` a committed file version: it and its names become rows of the open epoch."""
+        inode = replace(inode, flags=0)
+        self.rows.erase(Table.INODES, id_prefix(inode.ino), LIVE)
+        self.put_inode(inode)
+        for prefix in self._uncommitted_names.pop(inode.ino, ()):
+            value = self.rows.get(Table.DIRENTS, prefix)
+            assert value is not None
+            self.rows.erase(Table.DIRENTS, prefix, LIVE)
+            hidden = self.rows.get(Table.DIRENTS, prefix)
+            self.rows.put(Table.DIRENTS, prefix, value)
+            if hidden is not None:
+                self._drop_link(decode_dirent(hidden).ino)
+
+    def restore(self, parent: int, name: bytes, inode: Inode) -> None:
+        """Give a free name to an inode that is not in the live tree (any more), as it is."""
+        self.put_inode(inode)
+        self._set_name(parent, name, inode)
+        self._touch(parent, nlink=1 if inode.is_dir else 0)
+        self._note(inode)
+
+    def interrupted(self) -> Iterator[Inode]:
+        """Yield the inodes whose live content is not a committed version."""
+        for table, prefix in list(self.rows.live_only()):
+            if table is Table.INODES and (row := self.rows.find(table, prefix)) and row.epoch == LIVE:
+                inode = Inode.decode(struct.unpack(">Q", prefix)[0], row.value)
+                if inode.flags & INTERRUPTED:
+                    yield inode
+
+    def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute; EEXIST, ENODATA, ERANGE for a long name, E2BIG for a long value."""
+        if len(name) > NAME_MAX:
+            fail(errno.ERANGE, name)
+        if len(value) > XATTR_SIZE_MAX:
+            fail(errno.E2BIG, name)
+        known = self.rows.get(Table.XATTRS, name_prefix(ino, name)) is not None
+        if flags & XATTR_CREATE and known:
+            fail(errno.EEXIST, name)
+        if flags & XATTR_REPLACE and not known:
+            fail(errno.ENODATA, name)
+        self.rows.put(Table.XATTRS, name_prefix(ino, name), b"\0" + value)
+        self._changed_attributes(ino)
+
+    def get_xattr(self, ino: int, name: bytes, epoch: int = LIVE) -> bytes:
+        """Return an extended attribute; ENODATA."""
+        value = self.rows.get(Table.XATTRS, name_prefix(ino, name), epoch) if len(name) <= NAME_MAX else None
+        if value is None:
+            fail(errno.ENODATA, name)
+        return value[1:]
+
+    def list_xattrs(self, ino: int, epoch: int = LIVE) -> list[bytes]:
+        """Return the names of an inode's extended attributes."""
+        return [prefix[8:-1] for prefix, _ in self.rows.scan(Table.XATTRS, id_prefix(ino), epoch)]
+
+    def remove_xattr(self, ino: int, name: bytes) -> None:
+        """Remove an extended attribute; ENODATA."""
+        self.get_xattr(ino, name)
+        self.rows.remove(Table.XATTRS, name_prefix(ino, name))
+        self._changed_attributes(ino)
+
+    def _changed_attributes(self, ino: int) -> None:
+        self.change_attributes(replace(self.inode(ino), ctime_ns=self.now_ns()))

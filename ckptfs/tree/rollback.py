@@ -1,0 +1,216 @@
+"""Rollback: make the live tree, or one path of it, what a snapshot shows. No data moves.
+
+Two walks. The first removes from the live tree what the snapshot does not have at the same place; the second puts
+back what is missing and gives every file its old version. Both only write rows of the open epoch, so that they are
+as durable, and as undoable, as any other change. A file that has left the path since, and lives elsewhere, stays
+there; the path gets a copy of its old version.
+"""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from stat import S_IFDIR, S_IFMT
+
+from ckptfs.errors import OpenFilesError, UsageError
+from ckptfs.store import Table
+from ckptfs.tree.files import Files, OpenFile
+from ckptfs.tree.inode import INTERRUPTED, ROOT_INO
+from ckptfs.tree.namespace import Dirent, Namespace
+from ckptfs.tree.rows import LIVE, id_prefix, name_prefix
+
+FILES_NAMED = 5
+
+
+@dataclass(slots=True)
+class RollbackResult:
+    """What a rollback did. `entries` are the (directory inode, name) pairs whose meaning it may have changed."""
+
+    changed_files: set[str] = field(default_factory=set)
+    removed_partial: list[str] = field(default_factory=list)
+    changed_inos: set[int] = field(default_factory=set)
+    entries: set[tuple[int, bytes]] = field(default_factory=set)
+
+
+class Rollback:
+    """One rollback of `path` ("" for the whole tree) to the epoch `epoch`."""
+
+    def __init__(self, names: Namespace, files: Files, epoch: int, path: str) -> None:
+        self._names = names
+        self._files = files
+        self._epoch = epoch
+        self._path = path.strip("/")
+        self._result = RollbackResult()
+        self._restored: dict[int, int] = {}
+        self._links: Counter[int] = Counter()
+
+    def check(self) -> None:
+        """Refuse what cannot be done: a path that one of the sides lacks, or files in use.
+
+        UsageError, or OpenFilesError that names the files which would change and are open for writing.
+        """
+        self._locate()
+        blocking = sorted(
+            self._names.path(file.ino)
+            for file in self._files
+            if file.writers and not file.unlinked and self._in_scope(file.ino) and self._would_change(file)
+        )
+        if blocking:
+            shown = ", ".join(blocking[:FILES_NAMED]) + (", ..." if len(blocking) > FILES_NAMED else "")
+            raise OpenFilesError(f"open for writing: {shown}; close them or stop the job, then roll back")
+
+    def run(self) -> RollbackResult:
+        """Carry it out; `check` has passed and a snapshot of the present has been taken."""
+        parent, name, old = self._locate()
+        if parent is None:
+            self._clear(ROOT_INO, "")
+            self._restore_directory(ROOT_INO, ROOT_INO, "")
+        elif (entry := self._names.entry(parent, name)) is None:
+            self._restore_entry(parent, name, old, self._path)
+        else:
+            self._count_links(entry)
+            self._clear_entry(parent, name, old, self._path, entry)
+            self._restore_entry(parent, name, old, self._path)
+        return self._result
+
+    def _count_links(self, entry: Dirent) -> None:
+        """Count the names that each inode has at and below the path."""
+        self._links[entry.ino] += 1
+        if entry.file_type == S_IFDIR:
+            for _, child in self._names.entries(entry.ino):
+                self._count_links(child)
+
+    def _shared_outside(self, ino: int) -> bool:
+        """Whether a file at the path also has a name elsewhere, whose content must stay."""
+        return bool(self._path) and self._names.inode(ino).nlink > self._links[ino]
+
+    def _locate(self) -> tuple[int | None, bytes, Dirent]:
+        """Return the live parent directory (None: the root itself), the name, and the entry in the snapshot."""
+        head, _, tail = self._path.rpartition("/")
+        name = os.fsencode(tail)
+        if not name:
+            return None, b"", Dirent(ROOT_INO, S_IFDIR)
+        try:
+            old = self._names.resolve(self._path, self._epoch)
+        except OSError:
+            raise UsageError(f"{self._path} is not in that snapshot; there is nothing to roll back to") from None
+        try:
+            parent = self._names.resolve(head)
+        except OSError:
+            raise UsageError(f"{head} does not exist any more; roll back {head} itself") from None
+        if not parent.is_dir:
+            raise UsageError(f"{head} is no directory any more; roll back {head} itself")
+        return parent.ino, name, Dirent(old.ino, S_IFMT(old.mode))
+
+    def _in_scope(self, ino: int) -> bool:
+        path = self._names.path(ino)
+        return not self._path or path == self._path or path.startswith(self._path + "/")
+
+    def _would_change(self, file: OpenFile) -> bool:
+        if file.dirty:
+            return True
+        try:
+            old = self._names.resolve(self._names.path(file.ino), self._epoch)
+        except OSError:
+            return True
+        live = self._names.inode(file.ino)
+        return (old.ino, old.manifest, old.size) != (live.ino, live.manifest, live.size)
+
+    # First walk: remove what the snapshot does not have
+
+    def _clear(self, directory: int, path: str) -> None:
+        old = dict(self._names.entries(directory, self._epoch))
+        for name, entry in list(self._names.entries(directory)):
+            self._clear_entry(directory, name, old.get(name), _join(path, name), entry)
+
+    def _clear_entry(self, parent: int, name: bytes, old: Dirent | None, path: str, entry: Dirent) -> None:
+        if old != entry:
+            self._remove_tree(parent, name, entry, path)
+        elif entry.file_type == S_IFDIR:
+            self._clear(entry.ino, path)
+        elif self._shared_outside(entry.ino):
+            self._remove_tree(parent, name, entry, path)
+
+    def _remove_tree(self, parent: int, name: bytes, entry: Dirent, path: str) -> None:
+        self._result.entries.add((parent, name))
+        if entry.file_type == S_IFDIR:
+            for child, child_entry in list(self._names.entries(entry.ino)):
+                self._remove_tree(entry.ino, child, child_entry, _join(path, child))
+            self._names.rmdir(parent, name)
+            return
+        if self._names.inode(entry.ino).flags & INTERRUPTED:
+            self._result.removed_partial.append(path)
+        self._changed(entry.ino, path)
+        self._names.unlink(parent, name)
+
+    def _changed(self, ino: int, path: str) -> None:
+        self._result.changed_files.add(path)
+        self._result.changed_inos.add(ino)
+        self._files.detach(ino)
+
+    # Second walk: put back what the snapshot has
+
+    def _restore_directory(self, old_ino: int, ino: int, path: str) -> None:
+        for name, entry in self._names.entries(old_ino, self._epoch):
+            self._restore_entry(ino, name, entry, _join(path, name))
+        self._restore_inode(old_ino, ino)
+
+    def _restore_entry(self, parent: int, name: bytes, old: Dirent, path: str) -> None:
+        present = self._names.entry(parent, name)
+        is_dir = old.file_type == S_IFDIR
+        if present is None:
+            self._result.entries.add((parent, name))
+            ino = self._put_back(parent, name, old, path)
+        else:
+            ino = present.ino
+            if not is_dir and (self._restore_inode(old.ino, ino) or ino in self._result.changed_inos):
+                self._result.entries.add((parent, name))
+                self._changed(ino, path)
+                self._names.epoch.committed(ino, path, worthy=False)
+        self._restored[old.ino] = ino
+        if is_dir:
+            self._restore_directory(old.ino, ino, path)
+
+    def _put_back(self, parent: int, name: bytes, old: Dirent, path: str) -> int:
+        """Give the path its inode of the snapshot back, or a copy of it where that inode lives elsewhere."""
+        names = self._names
+        again = self._restored.get(old.ino)
+        if again is not None and old.file_type != S_IFDIR:
+            names.link(again, parent, name)
+            return again
+        alive = names.rows.get(Table.INODES, id_prefix(old.ino)) is not None
+        ino = names.rows.new_id() if alive else old.ino
+        version = names.inode(old.ino, self._epoch)
+        names.restore(parent, name, replace(version, ino=ino, nlink=2 if version.is_dir else 1))
+        for xattr, value in self._xattrs(old.ino, self._epoch).items():
+            names.rows.put(Table.XATTRS, name_prefix(ino, xattr), b"\0" + value)
+        if not version.is_dir:
+            self._changed(ino, path)
+        return ino
+
+    def _xattrs(self, ino: int, epoch: int = LIVE) -> dict[bytes, bytes]:
+        return {name: self._names.get_xattr(ino, name, epoch) for name in self._names.list_xattrs(ino, epoch)}
+
+    def _restore_inode(self, old_ino: int, ino: int) -> bool:
+        """Give an inode that is at its place its old attributes and content; returns whether that changed it."""
+        names = self._names
+        live, old = names.inode(ino), names.inode(old_ino, self._epoch)
+        version = replace(old, ino=ino, nlink=live.nlink)
+        old_xattrs, live_xattrs = self._xattrs(old_ino, self._epoch), self._xattrs(ino)
+        if version == live and old_xattrs == live_xattrs:
+            return False
+        if live.flags & INTERRUPTED:
+            self._result.removed_partial.append(names.path(ino))
+        for name in live_xattrs.keys() - old_xattrs.keys():
+            names.rows.remove(Table.XATTRS, name_prefix(ino, name))
+        for name, value in old_xattrs.items():
+            if live_xattrs.get(name) != value:
+                names.rows.put(Table.XATTRS, name_prefix(ino, name), b"\0" + value)
+        if not version.is_dir:
+            self._files.detach(ino)
+        names.rows.erase(Table.INODES, id_prefix(ino), LIVE)
+        names.put_inode(version)
+        return True
+
+
+def _join(path: str, name: bytes) -> str:
+    return f"{path}/{os.fsdecode(name)}" if path else os.fsdecode(name)

@@ -1,0 +1,147 @@
+"""Rows with epochs: what a key meant at each point of the history.
+
+Owns the key layout `prefix + epoch` and the rule that reading at an epoch takes the greatest row at or below it.
+The live tree is the reading at `LIVE`. Knows nothing of what the rows mean. Belongs to the thread that owns the
+tables; durability is the store's business.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ckptfs.store import Table, Tables
+
+LIVE = 0xFFFFFFFF
+"""The greatest epoch number: reading there gives the live tree; a row there is live-only, and never frozen."""
+
+_EPOCH = struct.Struct(">I")
+_U64 = struct.Struct(">Q")
+_CHANGE = struct.Struct(">IB")
+_TOMBSTONE = b""
+_PRESENT = b"\x01"
+
+_META_EPOCH = b"open_epoch"
+_META_ID = b"next_id"
+
+
+class Row(NamedTuple):
+    """One row as read: the epoch that wrote it and its value."""
+
+    epoch: int
+    value: bytes
+
+
+class Change(NamedTuple):
+    """A key that an epoch wrote: the table and the key without its epoch."""
+
+    table: Table
+    prefix: bytes
+
+
+def id_prefix(number: int) -> bytes:
+    """Return the key prefix of an inode or manifest number; prefixes sort like the numbers."""
+    return _U64.pack(number)
+
+
+def name_prefix(ino: int, name: bytes) -> bytes:
+    """Return the key prefix of a directory entry or an extended attribute of the inode `ino`."""
+    return _U64.pack(ino) + name + b"\0"
+
+
+def split_name_prefix(prefix: bytes) -> tuple[int, bytes]:
+    """Return (inode number, name) of a prefix that `name_prefix` made."""
+    return _U64.unpack_from(prefix)[0], prefix[8:-1]
+
+
+class Rows:
+    """The versioned tables of a tree: reads at any epoch, writes in the open one."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.open_epoch = self._meta(_META_EPOCH, 1)
+        self._next_id = self._meta(_META_ID, 2)
+
+    def _meta(self, key: bytes, default: int) -> int:
+        value = self.tables.get(Table.META, key)
+        return default if value is None else int(_U64.unpack(value)[0])
+
+    def new_id(self) -> int:
+        """Return a number that no inode or manifest of this store ever had."""
+        number = self._next_id
+        self._next_id = number + 1
+        self.tables.put(Table.META, _META_ID, _U64.pack(self._next_id))
+        return number
+
+    def open_next_epoch(self) -> int:
+        """Freeze the open epoch, open the next one, and return the frozen one."""
+        frozen = self.open_epoch
+        self.open_epoch = frozen + 1
+        self.tables.put(Table.META, _META_EPOCH, _U64.pack(self.open_epoch))
+        return frozen
+
+    def find(self, table: Table, prefix: bytes, epoch: int = LIVE) -> Row | None:
+        """Return the row that `epoch` sees under `prefix`, a tombstone included; None where there never was one."""
+        found = self.tables.last(table, prefix + b"\0\0\0\0", prefix + _EPOCH.pack(epoch) + b"\0")
+        if found is None:
+            return None
+        key, value = found
+        return Row(_EPOCH.unpack_from(key, len(key) - 4)[0], value)
+
+    def get(self, table: Table, prefix: bytes, epoch: int = LIVE) -> bytes | None:
+        """Return the value that `epoch` sees under `prefix`, None where it sees nothing."""
+        row = self.find(table, prefix, epoch)
+        return row.value if row and row.value != _TOMBSTONE else None
+
+    def put(self, table: Table, prefix: bytes, value: bytes, epoch: int | None = None) -> None:
+        """Write a row in the open epoch, or in `LIVE` to make it live-only."""
+        epoch = self.open_epoch if epoch is None else epoch
+        self.tables.put(table, prefix + _EPOCH.pack(epoch), value)
+        self.tables.put(Table.CHANGES, _CHANGE.pack(epoch, table) + prefix, _PRESENT)
+
+    def erase(self, table: Table, prefix: bytes, epoch: int) -> None:
+        """Take out the row that `epoch` itself wrote, if it did; older rows show again."""
+        self.tables.delete(table, prefix + _EPOCH.pack(epoch))
+        self.tables.delete(Table.CHANGES, _CHANGE.pack(epoch, table) + prefix)
+
+    def remove(self, table: Table, prefix: bytes) -> None:
+        """Make the open epoch see nothing under `prefix`: a tombstone, or no row at all where none is older."""
+        self.erase(table, prefix, self.open_epoch)
+        if self.get(table, prefix, self.open_epoch) is not None:
+            self.put(table, prefix, _TOMBSTONE)
+
+    def scan(self, table: Table, prefix: bytes, epoch: int = LIVE) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key without epoch, value) of all that `epoch` sees below an 8-byte `prefix`, in key order."""
+        current: bytes | None = None
+        value = _TOMBSTONE
+        for key, row_value in self.tables.scan(table, prefix, _successor(prefix)):
+            row_prefix = key[:-4]
+            if row_prefix != current:
+                if current is not None and value != _TOMBSTONE:
+                    yield current, value
+                current, value = row_prefix, _TOMBSTONE
+            if _EPOCH.unpack_from(key, len(key) - 4)[0] <= epoch:
+                value = row_value
+        if current is not None and value != _TOMBSTONE:
+            yield current, value
+
+    def history(self, table: Table, prefix: bytes) -> Iterator[tuple[bytes, Row]]:
+        """Yield (key without epoch, row) of every row below `prefix`, of every epoch and tombstones included."""
+        for key, value in self.tables.scan(table, prefix, _successor(prefix)):
+            yield key[:-4], Row(_EPOCH.unpack_from(key, len(key) - 4)[0], value)
+
+    def changes(self, after: int, last: int) -> Iterator[tuple[int, Change]]:
+        """Yield (epoch, change) of what the epochs after `after`, up to and with `last`, wrote."""
+        stop = _EPOCH.pack(last + 1) if last < LIVE else b"\xff\xff\xff\xff\xff"
+        for key, _ in self.tables.scan(Table.CHANGES, _EPOCH.pack(after + 1), stop):
+            epoch, table = _CHANGE.unpack_from(key)
+            yield epoch, Change(Table(table), key[_CHANGE.size :])
+
+    def live_only(self) -> Iterator[Change]:
+        """Yield the keys of all live-only rows."""
+        for _, change in self.changes(LIVE - 1, LIVE):
+            yield change
+
+
+def _successor(prefix: bytes) -> bytes:
+    """Return the least key behind all keys that begin with an 8-byte `prefix`."""
+    return _U64.pack(_U64.unpack(prefix)[0] + 1)

@@ -1,0 +1,182 @@
+"""Snapshots: named epochs. Taking, finding and deleting them.
+
+Taking one is O(1): the open epoch gets a name and the next one opens. Deleting one is O(what it changed): the rows
+that only it saw go. Belongs to the thread that owns the tables.
+"""
+
+import difflib
+import json
+import re
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+from ckptfs.errors import AmbiguousSnapshotError, SnapshotNameError, UnknownSnapshotError
+from ckptfs.store import Table
+from ckptfs.tree.epoch import OpenEpoch
+from ckptfs.tree.rows import LIVE, Rows
+
+LATEST = "latest"
+NAME_MAX = 255
+PATHS_SHOWN = 3
+
+_LATEST_REF = re.compile(r"latest(?:~(\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One snapshot. `id` is its epoch; `stored_bytes` is what the packs grew by while it came about."""
+
+    id: int
+    name: str
+    created_ns: int
+    trigger: str
+    label: str
+    changed_files: int
+    written_bytes: int
+    stored_bytes: int
+    paths: tuple[str, ...]
+
+    def encode(self) -> bytes:
+        """Return the row's value: JSON of everything but the id, which is the key."""
+        fields = asdict(self)
+        del fields["id"]
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def decode(cls, epoch: int, value: bytes) -> "Snapshot":
+        """Return the snapshot of a row's value."""
+        fields = json.loads(value)
+        fields["paths"] = tuple(fields["paths"])
+        return cls(id=epoch, **fields)
+
+    @property
+    def created(self) -> str:
+        """The time it was taken, RFC 3339 in UTC with milliseconds."""
+        moment = datetime.fromtimestamp(self.created_ns // 1_000_000 / 1000, UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Snapshots:
+    """All snapshots of a tree, kept in memory in the order of their ids and in their table."""
+
+    def __init__(self, rows: Rows, epoch: OpenEpoch) -> None:
+        self._rows = rows
+        self._epoch = epoch
+        self._by_id: dict[int, Snapshot] = {}
+        for key, value in rows.tables.scan(Table.SNAPSHOTS, b"", b"\xff" * 9):
+            snapshot = Snapshot.decode(int.from_bytes(key, "big"), value)
+            self._by_id[snapshot.id] = snapshot
+        self._by_name = {snapshot.name: snapshot for snapshot in self._by_id.values()}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def all(self) -> list[Snapshot]:
+        """Return all snapshots, oldest first."""
+        return list(self._by_id.values())
+
+    def has(self, epoch: int) -> bool:
+        """Whether there is a snapshot of this id."""
+        return epoch in self._by_id
+
+    def named(self, name: str) -> Snapshot | None:
+        """Return the snapshot of exactly this name."""
+        return self._by_name.get(name)
+
+    def latest(self) -> Snapshot | None:
+        """Return the newest snapshot."""
+        return self._by_id[next(reversed(self._by_id))] if self._by_id else None
+
+    def before(self, epoch: int) -> int:
+        """Return the id of the newest snapshot older than `epoch`, 0 where there is none."""
+        ids = list(self._by_id)
+        index = bisect_left(ids, epoch)
+        return ids[index - 1] if index else 0
+
+    def after(self, epoch: int) -> int:
+        """Return the id of the oldest snapshot newer than `epoch`, or `LIVE`."""
+        ids = list(self._by_id)
+        index = bisect_left(ids, epoch + 1)
+        return ids[index] if index < len(ids) else LIVE
+
+    def resolve(self, ref: str) -> Snapshot:
+        """Return the snapshot meant by a number, a name, a unique prefix, `latest` or `latest~N`.
+
+        UnknownSnapshotError names the nearest ones, AmbiguousSnapshotError what the prefix could mean.
+        """
+        if match := _LATEST_REF.fullmatch(ref):
+            back = int(match[1] or 0)
+            if back < len(self._by_id):
+                return self.all()[-1 - back]
+            raise UnknownSnapshotError(f"{ref}: there are only {len(self._by_id)} snapshots")
+        if ref in self._by_name:
+            return self._by_name[ref]
+        if ref.isascii() and ref.isdigit() and int(ref) in self._by_id:
+            return self._by_id[int(ref)]
+        matches = [name for name in self._by_name if ref and name.startswith(ref)]
+        if len(matches) == 1:
+            return self._by_name[matches[0]]
+        if matches:
+            shown = ", ".join(matches[:5]) + (", ..." if len(matches) > 5 else "")
+            raise AmbiguousSnapshotError(f"{ref!r} could mean {len(matches)} snapshots: {shown}")
+        near = difflib.get_close_matches(ref, [*self._by_name, LATEST], n=3, cutoff=0.3)
+        hint = f"; the nearest are {', '.join(near)}" if near else "; there is none yet" if not self._by_id else ""
+        raise UnknownSnapshotError(f"no snapshot {ref!r}{hint}")
+
+    def check_name(self, name: str) -> None:
+        """Refuse a name that is taken or that could not be a directory or a reference; SnapshotNameError."""
+        if name in self._by_name:
+            raise SnapshotNameError(f"there is already a snapshot {name!r}")
+        if not name or len(name.encode()) > NAME_MAX or name in (".", "..") or any(char in "/\0\n" for char in name):
+            raise SnapshotNameError(f"{name!r} cannot be the name of a snapshot")
+        if name.isdigit() or _LATEST_REF.fullmatch(name):
+            raise SnapshotNameError(f"{name!r} cannot be a snapshot's name: it would be read as a reference")
+
+    def take(self, name: str | None, trigger: str, label: str, now_ns: int) -> Snapshot:
+        """Freeze the open epoch under a name (None: the time); SnapshotNameError."""
+        if name is None:
+            name = self._time_name(now_ns)
+        self.check_name(name)
+        paths = sorted(self._epoch.changed.values())
+        snapshot = Snapshot(
+            id=self._rows.open_epoch,
+            name=name,
+            created_ns=now_ns,
+            trigger=trigger,
+            label=label,
+            changed_files=len(self._epoch.changed),
+            written_bytes=self._epoch.written_bytes,
+            stored_bytes=self._epoch.stored_bytes,
+            paths=tuple(paths[:PATHS_SHOWN]),
+        )
+        self._rows.open_next_epoch()
+        self._rows.tables.put(Table.SNAPSHOTS, snapshot.id.to_bytes(4, "big"), snapshot.encode())
+        self._rows.tables.put(Table.NAMES, name.encode(), snapshot.id.to_bytes(4, "big"))
+        self._by_id[snapshot.id] = self._by_name[name] = snapshot
+        self._epoch.begin()
+        return snapshot
+
+    def _time_name(self, now_ns: int) -> str:
+        stem = datetime.fromtimestamp(now_ns // 1_000_000_000, UTC).strftime("%Y%m%d-%H%M%S")
+        name, count = stem, 1
+        while name in self._by_name:
+            count += 1
+            name = f"{stem}-{count}"
+        return name
+
+    def delete(self, snapshot: Snapshot) -> None:
+        """Delete a snapshot and the rows that only it saw."""
+        previous, following = self.before(snapshot.id), self.after(snapshot.id)
+        rows = self._rows
+        for epoch, (table, prefix) in list(rows.changes(previous, snapshot.id)):
+            seen_next = rows.find(table, prefix, following if following != LIVE else rows.open_epoch)
+            own = rows.find(table, prefix, epoch)
+            assert own is not None and seen_next is not None
+            hidden = seen_next.epoch > epoch
+            pointless = own.value == b"" and rows.find(table, prefix, epoch - 1) is None
+            if hidden or pointless:
+                rows.erase(table, prefix, epoch)
+        rows.tables.delete(Table.SNAPSHOTS, snapshot.id.to_bytes(4, "big"))
+        rows.tables.delete(Table.NAMES, snapshot.name.encode())
+        del self._by_id[snapshot.id], self._by_name[snapshot.name]

@@ -1,0 +1,90 @@
+"""The tree: the door to names, files and versions of one store.
+
+Everything here is synchronous and belongs to one thread, except what `take_job`, `ReadPlan` and the journal hand
+out for worker threads. What was done to the tree is durable once the store's journal has it (`docs/design.md`).
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from ckptfs.errors import StoreReadOnlyError
+from ckptfs.store import ChunkStore, Table
+from ckptfs.tree.epoch import OpenEpoch
+from ckptfs.tree.files import Files
+from ckptfs.tree.history import History
+from ckptfs.tree.inode import INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
+from ckptfs.tree.namespace import Namespace, Owner
+from ckptfs.tree.reader import ChunkReader
+from ckptfs.tree.rollback import Rollback, RollbackResult
+from ckptfs.tree.rows import LIVE, Rows, id_prefix
+from ckptfs.tree.snapshots import Snapshot, Snapshots
+
+
+class Tree:
+    """A versioned tree of files in a chunk store."""
+
+    def __init__(
+        self,
+        store: ChunkStore,
+        *,
+        wall_ns: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store = store
+        self.wall_ns = wall_ns
+        self.reader = ChunkReader(store)
+        self.rows = Rows(store.tables)
+        self.epoch = OpenEpoch(store, monotonic)
+        self.names = Namespace(self.rows, self.epoch, wall_ns)
+        self.files = Files(store, self.reader, self.names, monotonic)
+        self.snapshots = Snapshots(self.rows, self.epoch)
+        self.history = History(self.names, self.snapshots)
+        if self.rows.get(Table.INODES, id_prefix(ROOT_INO)) is None:
+            if store.read_only:
+                raise StoreReadOnlyError(f"{store.path} is an empty store; mount it writable once")
+            self.names.create_root(Owner(os.geteuid(), os.getegid()))
+        elif not store.read_only:
+            self._mark_unfinished()
+        self.history.refresh_open_epoch()
+
+    def _mark_unfinished(self) -> None:
+        """Mark files that were being created when the last process ended without closing them."""
+        for table, prefix in list(self.rows.live_only()):
+            row = self.rows.find(table, prefix)
+            if table is Table.INODES and row is not None and row.epoch == LIVE:
+                inode = Inode.decode(int.from_bytes(prefix, "big"), row.value)
+                if inode.flags == UNCOMMITTED:
+                    self.names.put_inode(replace(inode, flags=UNCOMMITTED | INTERRUPTED))
+
+    def attributes(self, ino: int, epoch: int = LIVE) -> Inode:
+        """Return an inode's attributes as seen now (or by a snapshot), those of an open file included; ESTALE."""
+        file = self.files.get(ino) if epoch == LIVE else None
+        return self.files.attributes(file) if file else self.names.inode(ino, epoch)
+
+    def take_snapshot(self, name: str | None = None, trigger: str = "manual", label: str = "") -> Snapshot:
+        """Freeze the present state; SnapshotNameError."""
+        return self.snapshots.take(name, trigger, label, self.wall_ns())
+
+    def roll_back(self, target: Snapshot, path: str = "") -> tuple[Snapshot, RollbackResult]:
+        """Make the live tree (or a path of it) what `target` shows; returns the snapshot of the state left behind.
+
+        UsageError or OpenFilesError, and then nothing has changed.
+        """
+        rollback = Rollback(self.names, self.files, target.id, path)
+        rollback.check()
+        saved = self.take_snapshot(None, "rollback", f"before the rollback to {target.name}")
+        result = rollback.run()
+        self.epoch.settle()
+        return saved, result
+
+    def commit(self) -> None:
+        """Make everything done so far durable; for callers without a loop."""
+        self.store.commit()
+
+    def close(self) -> None:
+        """Make everything durable and close the store."""
+        if not self.store.read_only:
+            self.store.commit()
+        self.store.close()

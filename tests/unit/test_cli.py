@@ -1,0 +1,430 @@
+"""The command line against a fake mount process (a real control socket) and a table of mounts made for the test."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import types
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ckptfs.cli import main as main_module
+from ckptfs.cli import tables, target
+from ckptfs.cli.main import main
+from ckptfs.cli.tables import Column
+from ckptfs.cli.target import Target
+from ckptfs.errors import (
+    CkptfsError,
+    DaemonError,
+    NoMountError,
+    OpenFilesError,
+    UsageError,
+)
+from ckptfs.mount import protocol
+
+ROOT = Path(__file__).parents[2]
+
+ROW = {
+    "id": 7,
+    "name": "auto-7",
+    "created": "2025-11-23T12:00:00Z",
+    "trigger": "auto",
+    "label": "",
+    "changed_files": 3,
+    "written_bytes": 3 * 2**20,
+    "stored_bytes": 1536,
+    "paths": ["run1/step-7.pt", "run1/last.pt"],
+}
+STATS = {
+    "store": "/s",
+    "live_bytes": 2**30,
+    "version_bytes": 10 * 2**30,
+    "stored_bytes": 2**30,
+    "chunks": 12345,
+    "snapshots": 1,
+    "kernel": "avx2",
+    "interrupted": ["run1/half.pt"],
+    "mountpoint": "/ckpt",
+    "pid": 42,
+    "uptime_seconds": 7200.0,
+    "buffered_bytes": 0,
+}
+
+
+class Daemon:
+    """A mount process that answers every command with what the test says, and remembers what it was asked."""
+
+    def __init__(self):
+        self.answers = {"snapshot_list": [ROW], "stats": STATS}
+        self.asked = []
+
+    def reply(self, line):
+        request = protocol.decode_request(line)
+        self.asked.append(tuple(request))
+        answer = self.answers[request.command]
+        return protocol.encode_error(answer) if isinstance(answer, Exception) else protocol.encode_result(answer)
+
+
+@pytest.fixture
+def daemon(tmp_path, mounts):
+    """Run a Daemon for the mount tmp_path/ckpt with the store tmp_path/ckpt.store."""
+    (tmp_path / "ckpt" / "run1").mkdir(parents=True)
+    store = tmp_path / "ckpt.store"
+    store.mkdir()
+    mounts(tmp_path / "ckpt", store)
+    fake = Daemon()
+    with protocol.listen(str(store)) as listener:
+
+        def serve():
+            while True:
+                connection, _ = listener.accept()
+                with connection, connection.makefile("rb") as stream:
+                    line = stream.readline()
+                    if line == b"end\n":
+                        return
+                    connection.sendall(fake.reply(line))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield fake
+        with (
+            protocol.control_address(str(store)) as address,
+            protocol.socket.socket(protocol.socket.AF_UNIX) as connection,
+        ):
+            connection.connect(address)
+            connection.sendall(b"end\n")
+        thread.join(timeout=10)
+
+
+# What PATH means
+
+
+def test_a_path_in_a_mount_is_its_store_and_the_path_below_its_root(daemon, tmp_path):
+    mountpoint, store = str(tmp_path / "ckpt"), str(tmp_path / "ckpt.store")
+    assert target.find(mountpoint) == Target(store, mountpoint, "")
+    assert target.find(mountpoint + "/run1/") == Target(store, mountpoint, "run1")
+    assert target.find(mountpoint + "/gone/since") == Target(store, mountpoint, "gone/since")
+
+
+def test_a_store_is_spoken_to_through_its_mount_if_there_is_one(tmp_path, mounts):
+    store = tmp_path / "s"
+    store.mkdir()
+    (store / "store.json").touch()
+    assert target.find(str(store)) == Target(str(store))
+    mounts("/elsewhere", store)
+    assert target.find(str(store)) == Target(str(store), "/elsewhere")
+
+
+def test_without_a_path_the_mount_of_the_current_directory_is_meant(daemon, tmp_path, mounts, monkeypatch):
+    mounts("/other", "/other.store")
+    monkeypatch.chdir(tmp_path / "ckpt" / "run1")
+    assert target.find(None) == Target(str(tmp_path / "ckpt.store"), str(tmp_path / "ckpt"), "")
+
+
+def test_without_a_path_the_only_mount_is_meant_and_several_are_listed(mounts):
+    with pytest.raises(NoMountError, match="there is no ckptfs mount"):
+        target.find(None)
+    mounts("/a", "/a.store")
+    mounts("/view-of-a", "/a.store")
+    assert target.find(None) == Target("/a.store", "/a", "")
+    mounts("/b", "/b.store")
+    with pytest.raises(NoMountError, match=r"several(.|\n)*/a  \(store /a.store\)(.|\n)*/b  \(store /b.store\)"):
+        target.find(None)
+
+
+def test_a_path_in_a_snapshot_is_refused(daemon, tmp_path):
+    for path in (".snapshots", ".snapshots/auto-7/run1"):
+        with pytest.raises(UsageError, match="never changes"):
+            target.find(str(tmp_path / "ckpt" / path))
+    assert target.find(str(tmp_path / "ckpt" / ".snapshots-of-mine")).path == ".snapshots-of-mine"
+
+
+def test_a_path_that_is_nothing_says_so_and_names_what_there_is(tmp_path, mounts):
+    with pytest.raises(NoMountError, match="neither in a ckptfs mount nor a store"):
+        target.find(str(tmp_path))
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "ckpt.store").mkdir()
+    (tmp_path / "ckpt.store" / "store.json").touch()
+    with pytest.raises(NoMountError, match=r"not mounted now; `ckptfs mount .*its store is .*/ckpt\.store"):
+        target.find(str(tmp_path / "ckpt"))
+
+
+def test_a_mount_process_is_asked_only_after_it_has_got_every_close(daemon, tmp_path, monkeypatch):
+    events = []
+    statvfs = os.statvfs
+    monkeypatch.setattr(os, "statvfs", lambda path: (events.append((path, len(daemon.asked))), statvfs(path))[1])
+    assert main(["stats", str(tmp_path / "ckpt")]) == 0
+    assert events == [(str(tmp_path / "ckpt"), 0)]
+    assert len(daemon.asked) == 1
+
+
+def test_a_dead_mount_is_a_daemon_error_that_names_the_way_out(daemon, tmp_path, monkeypatch, capsys):
+    def dead(path):
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", path)
+
+    monkeypatch.setattr(os, "statvfs", dead)
+    monkeypatch.setattr(target, "is_dead", lambda path: True)
+    assert main(["stats", str(tmp_path / "ckpt")]) == DaemonError.exit_code
+    assert f"`ckptfs mount {tmp_path}/ckpt` brings it back" in capsys.readouterr().err
+    assert daemon.asked == []
+
+
+@pytest.mark.parametrize(
+    ("command", "read_only"), [(["snapshot", "list"], True), (["stats"], True), (["snapshot", "rollback", "7"], False)]
+)
+def test_a_store_that_is_not_mounted_is_opened_itself(tmp_path, mounts, monkeypatch, capsys, command, read_only):
+    (tmp_path / "store.json").touch()
+    opened = []
+
+    class FakeStore:
+        @classmethod
+        @contextmanager
+        def open(cls, path, read_only=False):
+            opened.append((path, read_only))
+            yield cls()
+            opened.append("closed")
+
+    class FakeCommands:
+        def __init__(self, tree):
+            self.snapshot_list = lambda path: []
+            self.stats = lambda: {key: value for key, value in STATS.items() if key not in ("mountpoint",)}
+            self.snapshot_rollback = lambda ref, path: ROLLBACK
+
+    monkeypatch.setitem(sys.modules, "ckptfs.store", types.SimpleNamespace(ChunkStore=FakeStore))
+    fake_tree = types.SimpleNamespace(Commands=FakeCommands, Tree=lambda store: store)
+    monkeypatch.setitem(sys.modules, "ckptfs.tree", fake_tree)
+    assert main([*command, str(tmp_path)]) == 0
+    assert opened == [(str(tmp_path), read_only), "closed"]
+    assert capsys.readouterr().out
+
+
+# What the commands print
+
+
+ROLLBACK = {
+    "target": ROW,
+    "saved": {**ROW, "id": 9, "name": "before rollback", "trigger": "rollback"},
+    "changed_files": 1,
+    "removed_partial": ["run1/half\x1b.pt"],
+}
+
+
+def test_list_prints_one_aligned_line_per_version(daemon, tmp_path, capsys):
+    daemon.answers["snapshot_list"] = [ROW, {**ROW, "id": 12, "name": "before-lr", "label": "lr 3e-4", "paths": ["x"]}]
+    assert main(["snapshot", "list", str(tmp_path / "ckpt" / "run1")]) == 0
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert daemon.asked == [("snapshot_list", {"path": "run1"})]
+    assert head.split() == ["ID", "NAME", "WHEN", "TRIGGER", "FILES", "SIZE", "STORED", "CHANGED", "LABEL"]
+    assert "3.00 MiB" in first and "1.50 KiB" in first and "run1/step-7.pt, run1/last.pt +1" in first
+    assert re.search(r"\(\d+ d ago\)", first)
+    assert second.endswith("lr 3e-4")
+    assert first.index("auto ") == second.index("auto ") == head.index("TRIGGER")
+    assert "\x1b" not in head
+
+
+def test_list_fits_a_terminal_and_has_a_bold_head(monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    columns = (Column("ID", right=True), Column("CHANGED", flexible=True))
+    head, *lines = tables.table(columns, [("1", "a" * 100), ("23", "日本語" * 20)]).splitlines()
+    assert head.startswith(tables.BOLD) and head.endswith(tables.PLAIN)
+    assert all(line.endswith(tables.ELLIPSIS) for line in lines)
+    assert len(lines[0]) == 40
+    assert lines[1].startswith("23  日本語")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in tables.table(columns, [("1", "a")])
+
+
+def test_an_empty_list_is_a_sentence(daemon, tmp_path, capsys):
+    daemon.answers["snapshot_list"] = []
+    main(["snapshot", "list", str(tmp_path / "ckpt")])
+    main(["snapshot", "list", str(tmp_path / "ckpt" / "run1")])
+    main(["snapshot", "list", "--json", str(tmp_path / "ckpt")])
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        "There are no versions yet; every completed save becomes one.",
+        "No version has changed run1 yet.",
+        "[]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command", "answer", "asked"),
+    [
+        (["snapshot", "list", "PATH"], "snapshot_list", [ROW], {"path": ""}),
+        (["snapshot", "create", "--at", "PATH"], "snapshot_create", ROW, {"name": None, "label": ""}),
+        (
+            ["snapshot", "create", "n", "--label", "l", "--at", "PATH"],
+            "snapshot_create",
+            ROW,
+            {"name": "n", "label": "l"},
+        ),
+        (["snapshot", "show", "latest", "--at", "PATH"], "snapshot_show", {**ROW, "changes": []}, {"ref": "latest"}),
+        (["snapshot", "rollback", "7", "PATH"], "snapshot_rollback", ROLLBACK, {"ref": "7", "path": ""}),
+        (["snapshot", "delete", "7", "8", "--at", "PATH"], "snapshot_delete", [ROW], {"refs": ["7", "8"]}),
+        (["stats", "PATH"], "stats", STATS, {}),
+    ],
+)
+def test_json_is_the_answer_itself(daemon, tmp_path, capsys, arguments, command, answer, asked):
+    daemon.answers[command] = answer
+    path = str(tmp_path / "ckpt")
+    assert main([*(path if word == "PATH" else word for word in arguments), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == answer
+    assert daemon.asked == [(command, asked)]
+
+
+def test_create_and_delete_say_what_they_did(daemon, tmp_path, capsys):
+    daemon.answers |= {"snapshot_create": ROW, "snapshot_delete": [ROW, {**ROW, "id": 8, "name": "b"}]}
+    main(["snapshot", "create", "--at", str(tmp_path / "ckpt")])
+    main(["snapshot", "delete", "7", "b", "--at", str(tmp_path / "ckpt")])
+    assert capsys.readouterr().out.splitlines() == [
+        "Took snapshot 7 (auto-7) with 3 changed files.",
+        "Deleted snapshot 7 (auto-7).",
+        "Deleted snapshot 8 (b).",
+    ]
+
+
+def test_show_prints_every_change(daemon, tmp_path, capsys):
+    changes = [
+        {"path": "run1/a.pt", "change": "added", "size": 2048},
+        {"path": "run1/" + os.fsdecode(b"\xff\n"), "change": "removed", "size": 0},
+    ]
+    daemon.answers["snapshot_show"] = {**ROW, "changes": changes}
+    main(["snapshot", "show", "latest", "--at", str(tmp_path / "ckpt")])
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "snapshot  7 auto-7"
+    assert [line.split() for line in out[-2:]] == [
+        ["added", "2.00", "KiB", "run1/a.pt"],
+        ["removed", "run1/\\xff\\x0a"],
+    ]
+
+
+def test_rollback_says_what_it_did_and_how_to_undo_it(daemon, tmp_path, capsys):
+    daemon.answers["snapshot_rollback"] = ROLLBACK
+    path = str(tmp_path / "ckpt" / "run1")
+    main(["snapshot", "rollback", "latest~1", path])
+    out = capsys.readouterr().out
+    assert daemon.asked == [("snapshot_rollback", {"ref": "latest~1", "path": "run1"})]
+    assert "run1 is what it was in snapshot 7 (auto-7): 1 file changed." in out
+    assert f"to undo: ckptfs snapshot rollback 'before rollback' {path}\n" in out
+    assert "  run1/half\\x1b.pt" in out
+
+
+def test_stats_is_a_block_that_names_interrupted_files(daemon, tmp_path, capsys):
+    main(["stats", str(tmp_path / "ckpt")])
+    out = capsys.readouterr().out
+    assert "mount        /ckpt (pid 42, up 2 h)\n" in out
+    assert "versions     10.0 GiB in 1 snapshot\n" in out
+    assert "stored       1.00 GiB on disk in 12,345 chunks, 10.0% of the versions\n" in out
+    assert "interrupted  run1/half.pt (its writer was killed)\n" in out
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.00 KiB"),
+        (10 * 2**20, "10.0 MiB"),
+        (2**63, "8.00 EiB"),
+        (2**90, "134217728 EiB"),
+    ],
+)
+def test_sizes_have_binary_units(size, text):
+    assert re.sub(r"^\d{10,}", "134217728", tables.size_text(size)) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-3, "0 s"), (59.9, "59 s"), (60, "1 min"), (7199, "1 h"), (86400 * 400, "400 d")]
+)
+def test_durations_have_their_greatest_unit(seconds, text):
+    assert tables.duration_text(seconds) == text
+
+
+# How a command ends
+
+
+def test_an_error_is_one_sentence_and_its_exit_code(daemon, tmp_path, capsys):
+    daemon.answers["snapshot_rollback"] = OpenFilesError("open for writing: run1/\x1b[2Jlog")
+    assert main(["snapshot", "rollback", "7", str(tmp_path / "ckpt")]) == OpenFilesError.exit_code
+    captured = capsys.readouterr()
+    assert captured.err == "ckptfs: open for writing: run1/\\x1b[2Jlog\n"
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["mount"],
+        ["mount", "/x", "--settle", "-1"],
+        ["mount", "/x", "--settle", "nan"],
+        ["mount", "/x", "--read"],
+        ["snapshot"],
+        ["snapshot", "delete"],
+    ],
+)
+def test_a_wrong_command_line_is_a_usage_error(arguments, capsys):
+    assert main(arguments) == UsageError.exit_code
+    err = capsys.readouterr().err
+    assert err.startswith("ckptfs: ") and err.count("\n") == 1 and "--help`" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["mount"],
+        ["umount"],
+        ["stats"],
+        ["snapshot", "list"],
+        ["snapshot", "create"],
+        ["snapshot", "show"],
+        ["snapshot", "rollback"],
+        ["snapshot", "delete"],
+    ],
+)
+def test_every_command_has_help_with_examples_and_exit_codes(command, capsys):
+    assert main([*command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "EXAMPLES\n  " in out and "EXIT STATUS\n    0  Done." in out
+    assert "ready-fd" not in out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.EACCES, "Permission denied", "/x"), CkptfsError.exit_code, "ckptfs: /x: Permission denied\n"),
+    ],
+)
+def test_what_is_no_error_of_ckptfs_ends_a_command_as_quietly(monkeypatch, capsys, error, code, said):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(main_module.stats, "run", fail)
+    assert main(["stats"]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_reader_that_goes_away_is_no_error_message():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "ckptfs", "--help"], cwd=ROOT, stdout=output, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_help_brings_in_no_heavy_module():
+    code = "import sys, ckptfs.cli.main; print(*({'trio', 'pyfuse3', 'lmdb', 'zstandard'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, text=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,224 @@
+"""The kernels cut where the reference cuts, whatever the bytes, however they are fed, and find the cuts again."""
+
+import itertools
+import os
+import random
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckptfs.config import KIB, MIB, ChunkSizes
+from ckptfs.errors import UsageError
+from ckptfs.store import kernels, reference
+
+KERNELS = kernels.available_kernels()
+NATIVE = [name for name in KERNELS if name != "python"]
+SIZES = ChunkSizes()
+PASSES_OFTEN = bytes([reference.PREFILTER_TARGET, 0, 0, 0])  # the prefilter passes at every fourth position
+
+# The count, the first three lengths and the XXH3-64 of all lengths as u32. What is cut here is what lies in every
+# store: a change of these numbers is a new format version.
+GOLDEN_DEFAULT = (211, [56231, 32037, 131206], "e5538a6d4e3d728e")
+GOLDEN_SMALL = (130, [206, 247, 331], "254eb111cff02110")
+
+
+def random_bytes(seed: int, size: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def sprinkle(pattern: bytes, count: int, seed: int) -> bytes:
+    """Repeat a pattern and change one byte in sixteen of it."""
+    generator = random.Random(seed)
+    data = bytearray(pattern * count)
+    for _ in range(len(data) // 16):
+        data[generator.randrange(len(data))] = generator.randrange(256)
+    return bytes(data)
+
+
+def weights(seed: int, count: int) -> np.ndarray:
+    """Make fp32 values as a layer has them, N(0, 0.02)."""
+    print(f"seed {seed}")
+    return np.random.default_rng(seed).standard_normal(count, dtype=np.float32) * np.float32(0.02)
+
+
+def packed(floats: list[float]) -> bytes:
+    return struct.pack(f"<{len(floats)}f", *floats)
+
+
+seeds = st.integers(0, 2**32)
+contents = st.one_of(
+    st.binary(max_size=300),
+    st.builds(lambda value, size: bytes([value]) * size, st.integers(0, 255), st.integers(0, 3000)),
+    st.builds(random_bytes, seeds, st.integers(0, 6000)),
+    st.builds(lambda pattern, count: pattern * count, st.binary(min_size=1, max_size=20), st.integers(0, 200)),
+    st.builds(sprinkle, st.just(PASSES_OFTEN), st.integers(1, 1500), seeds),
+    st.lists(st.floats(-1, 1, width=32), max_size=500).map(packed),
+)
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> tuple[int, int, int]:
+    size_min = draw(st.integers(16, 200))
+    return size_min, draw(st.integers(8, 12)), size_min + draw(st.integers(0, 3000))
+
+
+def test_the_extension_is_built() -> None:
+    assert "portable" in NATIVE, KERNELS["python"].title
+    assert next(iter(KERNELS)) == kernels.NAME or os.environ.get(kernels.VARIABLE)
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@settings(deadline=None)
+@given(data=contents, limits=limits(), final=st.booleans(), shift=st.integers(0, 70))
+def test_every_kernel_cuts_where_the_reference_cuts(
+    name: str, data: bytes, limits: tuple[int, int, int], final: bool, shift: int
+) -> None:
+    view = memoryview(data)[shift:]
+    assert KERNELS[name].cut(view, *limits, final) == reference.cut(view, *limits, final)
+
+
+@settings(deadline=None)
+@given(data=contents, limits=limits(), final=st.booleans())
+def test_chunks_keep_to_their_sizes(data: bytes, limits: tuple[int, int, int], final: bool) -> None:
+    size_min, mean_bits, size_max = limits
+    lengths = kernels.cut(data, size_min, mean_bits, size_max, final)
+    complete = lengths[:-1] if final else lengths
+    assert all(size_min <= length <= size_max for length in complete)
+    rest = len(data) - sum(lengths)
+    assert rest == 0 if final else 0 <= rest < size_max
+
+
+@settings(deadline=None)
+@given(data=contents, limits=limits(), fed=st.lists(st.integers(0, 500)))
+def test_cuts_do_not_depend_on_how_the_bytes_are_fed(data: bytes, limits: tuple[int, int, int], fed: list[int]) -> None:
+    lengths: list[int] = []
+    waiting, position = b"", 0
+    for size in fed:
+        waiting += data[position : position + size]
+        position += size
+        new = kernels.cut(waiting, *limits, False)
+        waiting = waiting[sum(new) :]
+        lengths += new
+    lengths += kernels.cut(waiting + data[position:], *limits, True)
+    assert lengths == kernels.cut(data, *limits, True)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_constant_bytes_have_no_cuts(name: str) -> None:
+    for value in range(256):
+        assert KERNELS[name].cut(bytes([value]) * 4000, 16, 8, 1000, True) == [1000] * 4
+
+
+def summary(lengths: list[int]) -> tuple[int, list[int], str]:
+    return len(lengths), lengths[:3], xxhash.xxh3_64_hexdigest(struct.pack(f"<{len(lengths)}I", *lengths))
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_golden_cuts(name: str) -> None:
+    lengths = KERNELS[name].cut(random_bytes(20240607, 16 * MIB), SIZES.size_min, SIZES.mean_bits, SIZES.size_max, True)
+    assert summary(lengths) == GOLDEN_DEFAULT
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_golden_cuts_of_small_chunks(name: str) -> None:
+    assert summary(KERNELS[name].cut(random_bytes(7, 64 * KIB), 64, 9, 2000, True)) == GOLDEN_SMALL
+
+
+def test_the_mean_chunk_is_as_designed() -> None:
+    data = weights(3, 32 * MIB // 4).tobytes()
+    lengths = kernels.cut(data, 16 * KIB, 14, 256 * KIB, True)
+    mean_expected = 16 * KIB + 2**14
+    assert abs(sum(lengths) / len(lengths) - mean_expected) < 0.1 * mean_expected
+
+
+@pytest.mark.parametrize("inserted", [1, 64, 4096, 20011, 20032])
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+def test_bytes_are_found_again_behind_an_insertion(kind: str, inserted: int) -> None:
+    """An insertion costs the chunk that it hits, about 140 KiB with these sizes, and what follows until cuts agree."""
+    floats = weights(11, 16 * MIB // (4 if kind == "fp32" else 2))
+    old = floats.tobytes() if kind == "fp32" else (floats.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    known = set(chunk_hashes(old))
+    found = []
+    for where in range(MIB, 16 * MIB, 2 * MIB):
+        new = old[:where] + random_bytes(where, inserted) + old[where:]
+        found.append(sum(size for digest, size in chunk_hashes(new) if (digest, size) in known) / len(old))
+    print(f"{kind} + {inserted}: found again {min(found):.4f} to {max(found):.4f}")
+    assert sum(found) / len(found) >= 0.98
+
+
+def chunk_hashes(data: bytes) -> list[tuple[bytes, int]]:
+    """Return the hash and the size of every chunk of `data`."""
+    lengths = kernels.cut(data, SIZES.size_min, SIZES.mean_bits, SIZES.size_max, True)
+    starts = itertools.accumulate(lengths, initial=0)
+    return [(xxhash.xxh3_128_digest(data[s : s + n]), n) for s, n in zip(starts, lengths, strict=False)]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("limits", [(15, 12, 100), (64, 7, 100), (64, 41, 100), (64, 12, 63), (-1, 12, 100)])
+def test_sizes_that_make_no_sense_are_refused(name: str, limits: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="size_min"):
+        KERNELS[name].cut(b"x" * 1000, *limits, True)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@settings(deadline=None)
+@given(data=contents, width=st.sampled_from([2, 4, 8]))
+def test_planes_are_those_of_the_reference_and_join_again(name: str, data: bytes, width: int) -> None:
+    planes = KERNELS[name].split_planes(data, width)
+    assert planes == reference.split_planes(data, width)
+    assert KERNELS[name].join_planes(planes, width) == data
+    assert reference.join_planes(planes, width) == data
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_golden_planes(name: str) -> None:
+    assert KERNELS[name].split_planes(b"abcdABCD1234xyz", 4) == b"aA1bB2cC3dD4xyz"
+    assert KERNELS[name].join_planes(b"aA1bB2cC3dD4xyz", 4) == b"abcdABCD1234xyz"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_width_that_is_none_is_refused(name: str) -> None:
+    for call in (KERNELS[name].split_planes, KERNELS[name].join_planes):
+        with pytest.raises(ValueError, match="width"):
+            call(b"12345678", 3)
+    with pytest.raises(ValueError, match="width"):
+        KERNELS[name].plane_entropies(b"12345678", 9)
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@settings(deadline=None)
+@given(data=contents, width=st.integers(1, 8))
+def test_entropies_are_those_of_the_reference(name: str, data: bytes, width: int) -> None:
+    assert KERNELS[name].plane_entropies(data, width) == pytest.approx(reference.plane_entropies(data, width), abs=1e-9)
+
+
+def test_entropies_of_known_planes() -> None:
+    assert reference.plane_entropies(bytes([7, 0, 7, 1] * 1000), 2) == pytest.approx([0.0, 1.0], abs=1e-3)
+    assert reference.plane_entropies(random_bytes(5, 64 * KIB), 1) == pytest.approx([8.0], abs=0.01)
+
+
+def test_a_kernel_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"CKPTFS_KERNEL=neon: not available here; this machine has .*python"):
+        kernels.choose_kernel(KERNELS, "neon")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_variable_forces_a_kernel(name: str) -> None:
+    program = "from ckptfs.store import kernels; print(kernels.NAME, kernels.cut(bytes(100), 16, 8, 40, True))"
+    environment = {**os.environ, kernels.VARIABLE: name}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(name)
+    assert run.stdout.endswith("[40, 40, 20]\n")
+
+
+def test_a_build_without_the_extension_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ckptfs.store._kernels", None)
+    without = kernels.available_kernels()
+    assert list(without) == ["python"]
+    assert without["python"].title.startswith("python (slow: no C extension")

@@ -1,0 +1,164 @@
+"""The bytes of a record: golden values, bounds, and the byte tables of the documentation."""
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+import xxhash
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptfs.errors import DamagedError
+from ckptfs.store import index, records, replay
+from ckptfs.store.records import Position, Record, RecordType, Row
+from ckptfs.store.tables import Table
+
+SEED = 0x0123456789ABCDEF
+NOTES = Path(__file__).parents[2] / "docs" / "format-store-notes.md"
+
+CHUNK_GOLDEN = (
+    "636b5231020002001600000016000000070000000000000068d576c94e1c2caf3cc897e5e69d0891935433604c0e2362"
+    "0500000000000000060000000000000061206368756e6b206f662032322062797465732e2e2e0000"
+)
+METADATA_GOLDEN = (
+    "636b5231030000003500000035000000030000000000000071cc2c10d1fbf877b869ee620b0c233be31c1fa433375999"
+    "0200000000000000001000000000000001000300050000006b657976616c75650701040000000000676f6e6508000100"
+    "0000000065000000"
+)
+
+
+def joined(record: records.RecordBytes) -> bytes:
+    data = b"".join(record.buffers)
+    assert len(data) == record.size
+    return data
+
+
+def parsed(data: bytes) -> Record:
+    header = records.parse_header(data)
+    assert header is not None
+    return records.parse_body(header, memoryview(data)[records.HEADER_SIZE :])
+
+
+def chunk_record() -> bytes:
+    raw = b"a chunk of 22 bytes..."
+    bases = records.pack_bases([5, 6])
+    chunk_id = xxhash.xxh3_128_digest(raw, SEED)
+    return joined(records.build(RecordType.CHUNK, 7, chunk_id, len(raw), 0, raw, bases=bases))
+
+
+def metadata_record() -> bytes:
+    rows = [Row(Table.INODES, b"key", b"value"), Row(Table.NAMES, b"gone", None), Row(Table.META, b"e", b"")]
+    return joined(records.build_metadata(3, Position(2, 4096), rows, SEED))
+
+
+def test_records_keep_their_bytes() -> None:
+    assert chunk_record().hex() == CHUNK_GOLDEN
+    assert metadata_record().hex() == METADATA_GOLDEN
+
+
+def test_a_chunk_record_comes_back_with_its_bases() -> None:
+    record = parsed(chunk_record())
+    assert record.header.type == RecordType.CHUNK
+    assert (record.header.number, record.header.raw_size, record.bases) == (7, 22, (5, 6))
+    assert bytes(record.payload) == b"a chunk of 22 bytes..."
+    assert records.is_intact(record)
+    assert record.header.size == len(chunk_record())
+
+
+@pytest.mark.parametrize("make", [chunk_record, metadata_record])
+def test_every_changed_byte_is_noticed(make: object) -> None:
+    good = make()  # type: ignore[operator]
+    header = records.parse_header(good)
+    assert header is not None
+    covered = records.HEADER_SIZE + 8 * header.base_count + header.stored_size
+    for at in range(covered):
+        damaged = bytearray(good)
+        damaged[at] ^= 0x10
+        if at < records.HEADER_SIZE:
+            assert records.parse_header(bytes(damaged)) is None
+        else:
+            assert not records.is_intact(parsed(bytes(damaged)))
+
+
+def test_a_pack_header_belongs_to_one_pack_of_one_store() -> None:
+    record = parsed(joined(records.build_pack_header(4, 1, 99, SEED)))
+    assert records.is_pack_header(record, 4, 99)
+    assert not records.is_pack_header(record, 5, 99)
+    assert not records.is_pack_header(record, 4, 98)
+    assert not records.is_pack_header(parsed(chunk_record()), 7, 99)
+
+
+row_strategy = st.builds(
+    Row, st.sampled_from(Table), st.binary(min_size=1, max_size=511), st.none() | st.binary(max_size=2000)
+)
+
+
+@given(st.lists(row_strategy, max_size=20), st.integers(0, 2**32 - 1), st.integers(0, 2**63))
+def test_metadata_comes_back(rows: list[Row], pack: int, offset: int) -> None:
+    record = parsed(joined(records.build_metadata(1, Position(pack, offset), rows, SEED)))
+    journal = records.parse_metadata(record, SEED)
+    assert journal.synced == Position(pack, offset)
+    assert journal.rows == rows
+
+
+def test_metadata_of_another_store_is_refused() -> None:
+    with pytest.raises(DamagedError, match="not what was written"):
+        records.parse_metadata(parsed(metadata_record()), SEED + 1)
+
+
+@pytest.mark.parametrize("size_said", [0, 999, 1001, 2**32 - 1])
+def test_metadata_is_not_decoded_beyond_the_size_that_its_header_says(size_said: int) -> None:
+    raw = bytes(1000)
+    payload = zstandard.compress(raw)
+    record = joined(records.build(RecordType.METADATA, 1, xxhash.xxh3_128_digest(raw, SEED), size_said, 1, payload))
+    with pytest.raises(DamagedError, match="another size"):
+        records.parse_metadata(parsed(record), SEED)
+
+
+def test_a_row_that_ends_behind_its_record_is_refused() -> None:
+    raw = records.METADATA_PREFIX.pack(1, 0, 0) + records.ROW.pack(1, 0, 3, 2**32 - 1) + b"key"
+    record = joined(records.build(RecordType.METADATA, 1, xxhash.xxh3_128_digest(raw, SEED), len(raw), 0, raw))
+    with pytest.raises(DamagedError, match="ends behind"):
+        records.parse_metadata(parsed(record), SEED)
+
+
+def documented(heading: str) -> list[tuple[int, int]]:
+    """Return offset and size of the fixed fields in the byte table below a heading."""
+    section = re.split(r"^#+ ", NOTES.read_text().split(f"### {heading}\n")[1], flags=re.MULTILINE)[0]
+    return [(int(offset), int(size)) for offset, size in re.findall(r"^\| (\d+) \| (\d+) \|", section, re.MULTILINE)]
+
+
+def fields(*formats: str) -> list[tuple[int, int]]:
+    """Return offset and size of each field of little-endian struct formats, one behind the other."""
+    found = []
+    offset = 0
+    for count, code in re.findall(r"(\d*)([a-zA-Z])", "".join(formats)):
+        size = struct.calcsize("<" + count + code)
+        found.append((offset, size))
+        offset += size
+    return found
+
+
+@pytest.mark.parametrize(
+    ("heading", "structs"),
+    [
+        ("Record header", [records.HEADER, records.HEADER_CHECK]),
+        ("Pack header payload", [records.PACK_PAYLOAD]),
+        ("Metadata payload", [records.METADATA_PREFIX]),
+        ("Metadata row", [records.ROW]),
+        ("Location", [index.LOCATION]),
+        ("State", [replay.STATE]),
+    ],
+)
+def test_the_documented_bytes_are_those_of_the_code(heading: str, structs: list[struct.Struct]) -> None:
+    assert documented(heading) == fields(*(each.format for each in structs))
+    assert all(each.format.startswith("<") for each in structs)
+
+
+def test_the_documented_tables_are_those_of_the_code() -> None:
+    section = NOTES.read_text().split("## Tables\n")[1].split("###")[0]
+    assert re.findall(r"^\| (\d+) \| (\w+) \|", section, re.MULTILINE) == [
+        (str(table.value), table.name.lower()) for table in Table
+    ]

@@ -1,0 +1,99 @@
+"""kernels.c, built with the address and undefined behaviour sanitizers, agrees with the reference and stays in bounds.
+
+A compiler is needed: without gcc this fails, because then nobody has looked.
+"""
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "ckptfs" / "store" / "kernels.c"
+SEED = 20240607
+
+# Buffers of exactly the size of their data, on the heap, so that one byte too far is seen.
+COMPARISON = """
+import array, random, sys
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from importlib.util import module_from_spec
+from ckptfs.store import reference
+
+loader = ExtensionFileLoader("_kernels", sys.argv[1])
+kernels = module_from_spec(ModuleSpec("_kernels", loader, origin=sys.argv[1]))
+loader.exec_module(kernels)
+generator = random.Random(int(sys.argv[2]))
+passes_often = bytes([reference.PREFILTER_TARGET, 0, 0, 0])
+compared = 0
+for size in [*range(140), *(generator.randrange(140, 5000) for _ in range(60))]:
+    noise = generator.randbytes(size)
+    often = (passes_often * (size // 4 + 1))[:size]
+    mixed = bytes(generator.choice((often[i], often[i], often[i], noise[i])) for i in range(size))
+    for data in (noise, often, mixed, bytes(size)):
+        exact = array.array("B", data)
+        size_min = generator.randrange(16, 100)
+        limits = size_min, generator.randrange(8, 13), size_min + generator.randrange(2000), generator.random() < 0.5
+        expected = reference.cut(data, *limits)
+        for name in kernels.cut_kernels():
+            assert kernels.cut(name, exact, *limits) == expected, (name, size, limits)
+            compared += 1
+        for width in (2, 4, 8):
+            planes = kernels.split_planes(exact, width)
+            assert planes == reference.split_planes(data, width)
+            assert kernels.join_planes(array.array("B", planes), width) == data
+        for width in range(1, 9):
+            entropies = zip(kernels.plane_entropies(exact, width), reference.plane_entropies(data, width))
+            assert all(abs(mine - theirs) < 1e-9 for mine, theirs in entropies)
+for bad in (("neon", b"", 16, 8, 16, True), ("portable", b"", 15, 8, 16, True), ("portable", b"", 16, 7, 16, True)):
+    try:
+        kernels.cut(*bad)
+    except ValueError:
+        compared += 1
+print("compared", compared)
+"""
+
+
+def libasan() -> str:
+    """Return the address sanitizer's library, which has to be loaded before Python."""
+    return subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def sanitized_extension(directory: Path) -> Path:
+    extension = directory / "_kernels.so"
+    flags = ["-O1", "-g", "-fPIC", "-shared", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    warnings = ["-Wall", "-Wextra", "-Werror", "-isystem", sysconfig.get_path("include")]
+    subprocess.run(["gcc", *flags, *warnings, SOURCE, "-o", extension, "-lm"], check=True)
+    return extension
+
+
+def run_sanitized(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "LD_PRELOAD": libasan(),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_sanitized_kernels_agree_with_the_reference(tmp_path: Path) -> None:
+    print(f"seed {SEED}")
+    run = run_sanitized(COMPARISON, sanitized_extension(tmp_path), str(SEED))
+    print(run.stdout, run.stderr)
+    assert run.returncode == 0
+    assert run.stdout.startswith("compared ")
+
+
+def test_the_sanitizer_would_have_seen_a_read_behind_the_buffer(tmp_path: Path) -> None:
+    source = tmp_path / "overread.c"
+    source.write_text(
+        "#include <stdlib.h>\nint overread(int at) { volatile char *p = malloc(8); return p[at]; }\n", encoding="ascii"
+    )
+    library = tmp_path / "overread.so"
+    subprocess.run(["gcc", "-fPIC", "-shared", "-fsanitize=address", source, "-o", library], check=True)
+    run = run_sanitized("import ctypes, sys; ctypes.CDLL(sys.argv[1]).overread(8)", library)
+    assert run.returncode != 0
+    assert "heap-buffer-overflow" in run.stderr

@@ -1,0 +1,176 @@
+"""Tables against a plain dict: memtables, checkpoints and reopening must not show."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ckptfs.store import ChunkStore, Frozen, Table
+from ckptfs.store.disk import Disk
+from ckptfs.store.tables import END, KEY_SIZE_MAX, Environment, Tables
+
+keys = st.binary(min_size=1, max_size=3).map(lambda key: key.translate(bytes(97 + byte % 3 for byte in range(256))))
+values = st.binary(max_size=3)
+tables_used = st.sampled_from([Table.INODES, Table.DIRENTS])
+
+
+class TablesModel(RuleBasedStateMachine):
+    """A store's tables and a dict of (table, key) that should be the same at any time."""
+
+    @initialize()
+    def create(self) -> None:
+        self.directory = Path(tempfile.mkdtemp())
+        self.store = ChunkStore.create(self.directory / "store")
+        self.model: dict[tuple[Table, bytes], bytes] = {}
+        self.committed: dict[tuple[Table, bytes], bytes] = {}
+        self.frozen: Frozen | None = None
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.directory)
+
+    @rule(table=tables_used, key=keys, value=values)
+    def put(self, table: Table, key: bytes, value: bytes) -> None:
+        self.store.tables.put(table, key, value)
+        self.model[table, key] = value
+
+    @rule(table=tables_used, key=keys)
+    def delete(self, table: Table, key: bytes) -> None:
+        self.store.tables.delete(table, key)
+        self.model.pop((table, key), None)
+
+    @rule(give_back=st.booleans())
+    def commit(self, give_back: bool) -> None:
+        if give_back:
+            self.store.tables.give_back(self.store.tables.take_changes())
+        self.store.commit(durable=False)
+        self.committed = dict(self.model)
+
+    @precondition(lambda self: self.frozen is None)
+    @rule()
+    def freeze(self) -> None:
+        self.commit(give_back=False)
+        self.frozen = self.store.tables.freeze()
+
+    @precondition(lambda self: self.frozen is not None)
+    @rule()
+    def checkpoint(self) -> None:
+        assert self.frozen is not None
+        self.store.checkpoint(self.frozen)
+        self.store.tables.release(self.frozen)
+        self.frozen = None
+
+    @rule(clean=st.booleans())
+    def reopen(self, clean: bool) -> None:
+        self.store.close(commit=clean)
+        self.model = dict(self.model if clean else self.committed)
+        self.committed = dict(self.model)
+        self.frozen = None
+        self.store = ChunkStore.open(self.directory / "store")
+
+    @rule(table=tables_used, key=keys)
+    def get(self, table: Table, key: bytes) -> None:
+        assert self.store.tables.get(table, key) == self.model.get((table, key))
+
+    @rule(table=tables_used, start=keys | st.just(b""), stop=keys | st.just(END))
+    def ranges(self, table: Table, start: bytes, stop: bytes) -> None:
+        rows = sorted((key, value) for (of, key), value in self.model.items() if of == table and start <= key < stop)
+        assert list(self.store.tables.scan(table, start, stop)) == rows
+        assert self.store.tables.last(table, start, stop) == (rows[-1] if rows else None)
+
+    @invariant()
+    def everything(self) -> None:
+        for table in (Table.INODES, Table.DIRENTS):
+            rows = sorted((key, value) for (of, key), value in self.model.items() if of == table)
+            assert list(self.store.tables.scan(table)) == rows
+
+
+TablesModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, print_blob=True)
+test_tables_are_a_dict = TablesModel.TestCase
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    return Environment(tmp_path / "index.lmdb", Disk(), read_only=False)
+
+
+def bring_down(tables: Tables, environment: Environment) -> None:
+    """Checkpoint the tables without a store."""
+    frozen = tables.freeze()
+    environment.write((table, memtable.items()) for table, memtable in frozen.memtables.items())
+    tables.release(frozen)
+
+
+def key_of(number: int) -> bytes:
+    return number.to_bytes(4, "big")
+
+
+def test_a_scan_survives_puts_deletions_and_checkpoints_between_its_steps(environment: Environment) -> None:
+    tables = Tables(environment)
+    for number in range(0, 2000, 2):
+        tables.put(Table.INODES, key_of(number), b"stored")
+    bring_down(tables, environment)
+    for number in range(1, 2000, 4):
+        tables.put(Table.INODES, key_of(number), b"active")
+    tables.delete(Table.INODES, key_of(600))
+    seen = []
+    for step, (key, _) in enumerate(tables.scan(Table.INODES)):
+        seen.append(int.from_bytes(key, "big"))
+        tables.put(Table.DIRENTS, key, b"")
+        if step % 500 == 100:
+            bring_down(tables, environment)
+    assert seen == sorted({*range(0, 2000, 2), *range(1, 2000, 4)} - {600})
+
+
+def test_the_youngest_changes_win_when_older_ones_are_given_back(environment: Environment) -> None:
+    tables = Tables(environment)
+    tables.put(Table.INODES, b"a", b"old")
+    tables.put(Table.INODES, b"b", b"old")
+    taken = tables.take_changes()
+    assert not tables.has_changes
+    tables.delete(Table.INODES, b"a")
+    tables.give_back(taken)
+    assert {(row.key, row.value) for row in tables.take_changes().rows} == {(b"a", None), (b"b", b"old")}
+
+
+def test_only_one_checkpoint_is_under_way(environment: Environment) -> None:
+    tables = Tables(environment)
+    frozen = tables.freeze()
+    with pytest.raises(RuntimeError):
+        tables.freeze()
+    tables.release(frozen)
+    with pytest.raises(RuntimeError):
+        tables.release(frozen)
+
+
+@pytest.mark.parametrize("key", [b"", bytes(KEY_SIZE_MAX + 1)])
+def test_a_key_that_lmdb_cannot_hold_is_refused_at_once(environment: Environment, key: bytes) -> None:
+    tables = Tables(environment)
+    with pytest.raises(ValueError, match="511"):
+        tables.put(Table.INODES, key, b"")
+    with pytest.raises(ValueError, match="511"):
+        tables.delete(Table.INODES, key)
+
+
+def test_keys_of_the_greatest_length_are_scanned(environment: Environment) -> None:
+    tables = Tables(environment)
+    longest = [key_of(number) + b"\xff" * (KEY_SIZE_MAX - 4) for number in range(600)]
+    for key in longest:
+        tables.put(Table.NAMES, key, b"")
+    bring_down(tables, environment)
+    assert [key for key, _ in tables.scan(Table.NAMES)] == longest
+
+
+def test_the_map_grows_while_readers_are_in_use(tmp_path: Path) -> None:
+    environment = Environment(tmp_path / "index.lmdb", Disk(), read_only=False, map_size=1 << 20)
+    tables = Tables(environment)
+    for step in range(40):
+        for number in range(20):
+            tables.put(Table.MANIFESTS, key_of(step * 20 + number), bytes(8192))
+        assert tables.get(Table.MANIFESTS, key_of(0)) == bytes(8192)
+        bring_down(tables, environment)
+    assert sum(1 for _ in tables.scan(Table.MANIFESTS)) == 800
