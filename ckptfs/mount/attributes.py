@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import stat
 import traceback
 
 import pyfuse3
@@ -52,15 +51,13 @@ def fuse_error(error: Exception) -> pyfuse3.FUSEError:
     return pyfuse3.FUSEError(code)
 
 
-def entry_attributes(
-    node_id: int, inode: Inode, *, read_only: bool = False, valid_seconds: float = VALID_SECONDS
-) -> pyfuse3.EntryAttributes:
-    """Return the kernel's attributes of an inode; `read_only` takes the write permissions away."""
+def entry_attributes(node_id: int, inode: Inode, valid_seconds: float = VALID_SECONDS) -> pyfuse3.EntryAttributes:
+    """Return the kernel's attributes of an inode."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = pyfuse3.InodeT(node_id)
     entry.generation = 0
     entry.entry_timeout = entry.attr_timeout = valid_seconds
-    entry.st_mode = pyfuse3.ModeT(inode.mode & ~0o222 if read_only and not stat.S_ISLNK(inode.mode) else inode.mode)
+    entry.st_mode = pyfuse3.ModeT(inode.mode)
     entry.st_nlink = inode.nlink
     entry.st_uid = inode.uid
     entry.st_gid = inode.gid

@@ -126,12 +126,7 @@ class Operations(pyfuse3.Operations):
 
     def _attributes(self, node: Node) -> EntryAttributes:
         virtual = node in (SNAPSHOTS_NODE, LATEST_NODE)
-        return entry_attributes(
-            self._nodes.node_id(node),
-            self._inode(node),
-            read_only=not node.is_live,
-            valid_seconds=0.0 if virtual else VALID_SECONDS,
-        )
+        return entry_attributes(self._nodes.node_id(node), self._inode(node), 0.0 if virtual else VALID_SECONDS)
 
     def _entry(self, node: Node) -> EntryAttributes:
         """Return the attributes of a node as an entry, which the kernel then knows once more."""
@@ -370,15 +365,15 @@ class Operations(pyfuse3.Operations):
                 fail(errno.EROFS)
             content = self._files.load(self._names.inode(node.ino, node.epoch))
             return self._opened(Handle(content, None, False, False, 0))
-        file = self._files.open(self._tree.attributes(node.ino), writing=writing)
-        appending = bool(flags & os.O_APPEND)
+        appending = writing and bool(flags & os.O_APPEND)
+        file = self._files.open(self._tree.attributes(node.ino), writing=writing, appending=appending)
         writer = process.process_of_thread(ctx.pid) if writing else 0
         if flags & os.O_TRUNC and file.content.size:
             try:
                 await self._jobs.idle(file)
                 self._files.truncate(file, 0)
             except BaseException:
-                await self._close_writer(file)
+                await self._close_writer(file, appending=appending)
                 raise
         return self._opened(Handle(file.content, file, writing, appending, writer))
 
@@ -395,7 +390,7 @@ class Operations(pyfuse3.Operations):
         if handle.file is None:
             fail(errno.EBADF)
         # Placed before the first await: the next write of the file must not overtake it.
-        self._files.write(handle.file, off, buf, appending=handle.appending)
+        self._files.write(handle.file, off, buf)
         if handle.content.buffered >= PIECE_SIZE:
             await self._jobs.accept(handle.file)
         return len(buf)
@@ -428,18 +423,18 @@ class Operations(pyfuse3.Operations):
         if handle.file is None:
             return
         if handle.writing:
-            await self._close_writer(handle.file)
+            await self._close_writer(handle.file, appending=handle.appending)
         else:
             self._files.release(handle.file, writing=False)
 
-    async def _close_writer(self, file: OpenFile) -> None:
+    async def _close_writer(self, file: OpenFile, *, appending: bool = False) -> None:
         """Drop one writer of a file; the last one's close commits the file's version."""
         while file.writers == 1 and not file.content.settled:
             await self._jobs.drain(file)
         if file.writers == 1:
             self._files.commit(file)
             self._versions.touched()
-        self._files.release(file, writing=True)
+        self._files.release(file, writing=True, appending=appending)
 
     @answered
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:

@@ -98,9 +98,7 @@ class _Session:
         try:
             pyfuse3.init(operations, self._options.mountpoint, options)
         except RuntimeError as error:
-            raise MountpointError(
-                f"{self._options.mountpoint} cannot be mounted; the system's reason is above"
-            ) from error
+            raise FuseError(f"{self._options.mountpoint} cannot be mounted; the system's reason is above") from error
 
     async def _announce(self) -> None:
         # The kernel's first request has been answered once this task gets its turn after the loop began to serve.
@@ -137,7 +135,7 @@ class _Session:
     async def _finish(self) -> None:
         """Commit what is open still, take the snapshot that is due, and bring the index up to everything."""
         for file in self._tree.files:
-            file.interrupted = file.interrupted or (file.dirty and not file.appending)
+            file.interrupted = file.interrupted or (file.dirty and not file.appended)
             await self._jobs.drain(file)
             self._tree.files.commit(file)
         if self._tree.epoch.pending:

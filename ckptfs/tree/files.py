@@ -35,8 +35,8 @@ class OpenFile:
     opened_at: float
     handles: int = 0
     writers: int = 0
-    appending: bool = True
-    """Whether all that was written since the last commit came through handles opened with O_APPEND."""
+    appenders: int = 0
+    """Writers that opened the file with O_APPEND."""
     dirty: bool = False
     interrupted: bool = False
     error: Exception | None = None
@@ -49,6 +49,11 @@ class OpenFile:
     unlinked: Inode | None = None
     detached: bool = field(default=False)
     """Whether a rollback has put another content in this file's place; it stays readable as it was."""
+
+    @property
+    def appended(self) -> bool:
+        """Whether all who may write can only append: a log."""
+        return self.writers > 0 and self.appenders == self.writers
 
     def raise_error(self) -> None:
         """Report the failure that hit this file after a write was accepted; it is never forgotten."""
@@ -86,11 +91,11 @@ class Files:
         file = self._open.get(inode.ino)
         if file is None:
             file = OpenFile(inode.ino, self.load(inode), self._monotonic())
-            if inode.flags == UNCOMMITTED:  # just created: even without a write, its close makes a version
-                file.dirty, file.appending = True, appending
+            file.dirty = inode.flags == UNCOMMITTED  # just created: even without a write, its close makes a version
             self._open[inode.ino] = file
         file.handles += 1
         file.writers += writing
+        file.appenders += appending
         return file
 
     def attributes(self, file: OpenFile) -> Inode:
@@ -101,13 +106,13 @@ class Files:
         mtime = file.mtime_ns or inode.mtime_ns
         return replace(inode, size=file.content.size, mtime_ns=mtime, ctime_ns=max(inode.ctime_ns, mtime))
 
-    def write(self, file: OpenFile, offset: int, data: bytes, *, appending: bool) -> None:
+    def write(self, file: OpenFile, offset: int, data: bytes) -> None:
         """Place bytes in an open file; EFBIG beyond the largest size, or the sticky error."""
         file.raise_error()
         if offset + len(data) > (1 << 63) - 1:
             fail(errno.EFBIG)
         file.content.write(offset, data)
-        self._mark_dirty(file, appending=appending, size=len(data))
+        self._mark_dirty(file, len(data))
 
     def truncate(self, file: OpenFile, size: int) -> None:
         """Cut or lengthen an open file; no job of it may be out."""
@@ -115,12 +120,11 @@ class Files:
         if size == 0 and not file.dirty:
             file.interrupted = False
         file.content.truncate(size)
-        self._mark_dirty(file, appending=False)
+        self._mark_dirty(file, 0)
 
-    def _mark_dirty(self, file: OpenFile, *, appending: bool, size: int = 0) -> None:
+    def _mark_dirty(self, file: OpenFile, size: int) -> None:
         if not file.dirty:
-            file.dirty, file.appending, file.interrupted = True, True, False
-        file.appending = file.appending and appending
+            file.dirty, file.interrupted = True, False
         file.mtime_ns = self._names.now_ns()
         file.last_write = self._monotonic()
         file.written += size
@@ -129,7 +133,7 @@ class Files:
 
     def is_log(self, file: OpenFile) -> bool:
         """Whether the file is written like a log: only appended to, or slowly and for long."""
-        if file.appending:
+        if file.appended:
             return True
         age = self._monotonic() - file.opened_at
         return age > LOG_AGE_SECONDS and file.written < LOG_RATE * age
@@ -179,7 +183,7 @@ class Files:
         self._names.commit(version)
         written = min(file.written - file.written_before, version.size)
         file.written_before = file.written
-        self._names.epoch.committed(file.ino, self._names.path(file.ino), written, worthy=not file.appending)
+        self._names.epoch.committed(file.ino, self._names.path(file.ino), written, worthy=not file.appended)
 
     def _store_extents(self, content: FileContent) -> int:
         """Write the manifest of a content and return its number, 0 for an empty file."""
@@ -190,10 +194,11 @@ class Files:
         store_manifest(self._store.tables, manifest, extents)
         return manifest
 
-    def release(self, file: OpenFile, *, writing: bool) -> None:
+    def release(self, file: OpenFile, *, writing: bool, appending: bool = False) -> None:
         """Drop one handle; the caller has committed the file if it was the last writer's."""
         file.handles -= 1
         file.writers -= writing
+        file.appenders -= appending
         if file.handles == 0 and self._open.get(file.ino) is file:
             del self._open[file.ino]
 

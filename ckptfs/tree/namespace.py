@@ -421,7 +421,12 @@ class Namespace:
                     yield inode
 
     def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set an extended attribute; EEXIST, ENODATA, ERANGE for a long name, E2BIG for a long value."""
+        """Set an extended attribute; EEXIST, ENODATA, ERANGE for a long name, E2BIG for a long value.
+
+        EOPNOTSUPP for `system.`: these are access control lists, and accepting one would be a promise to obey it.
+        """
+        if name.startswith(b"system."):
+            fail(errno.EOPNOTSUPP, name)
         if len(name) > NAME_MAX:
             fail(errno.ERANGE, name)
         if len(value) > XATTR_SIZE_MAX:
@@ -435,7 +440,9 @@ class Namespace:
         self._changed_attributes(ino)
 
     def get_xattr(self, ino: int, name: bytes, epoch: int = LIVE) -> bytes:
-        """Return an extended attribute; ENODATA."""
+        """Return an extended attribute; ENODATA, EOPNOTSUPP for `system.`."""
+        if name.startswith(b"system."):
+            fail(errno.EOPNOTSUPP, name)
         value = self.rows.get(Table.XATTRS, name_prefix(ino, name), epoch) if len(name) <= NAME_MAX else None
         if value is None:
             fail(errno.ENODATA, name)

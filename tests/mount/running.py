@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,9 +84,7 @@ class RunningMount:
 
     def new_directory(self, test_name: str) -> Path:
         """Make an empty directory for one test in the mount."""
-        directory = self.path / re.sub(r"\W+", "-", test_name)
-        directory.mkdir()
-        return directory
+        return Path(tempfile.mkdtemp(prefix=re.sub(r"\W+", "-", test_name), dir=self.path))
 
     def snapshot(self, name: str) -> str:
         """Take a named snapshot by hand and return its name."""
