@@ -8,7 +8,7 @@ VENV=$ROOT/.venv
 STAMP=$VENV/ckptfs-setup
 PYTHON_OLDEST=3.11
 
-say() { printf '== %s\n' "$*"; }
+say() { printf '\n== %s\n' "$*"; }
 
 fail() {
     printf '%s: %s\n' "$(basename "$0")" "$*" >&2

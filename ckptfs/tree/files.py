@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from ckptfs.config import KIB
 from ckptfs.store import ChunkStore
 from ckptfs.tree.content import FileContent
+from ckptfs.tree.epoch import SAVE_SIZE_MIN
 from ckptfs.tree.extents import load_manifest, store_manifest
 from ckptfs.tree.inode import INTERRUPTED, UNCOMMITTED, Inode
 from ckptfs.tree.namespace import Namespace, fail
@@ -38,6 +39,8 @@ class OpenFile:
     appenders: int = 0
     """Writers that opened the file with O_APPEND."""
     dirty: bool = False
+    replaced: bool = False
+    """Whether the content was thrown away to be written anew since the last commit."""
     interrupted: bool = False
     error: Exception | None = None
     mtime_ns: int = 0
@@ -104,7 +107,9 @@ class Files:
         if not file.dirty:
             return inode
         mtime = file.mtime_ns or inode.mtime_ns
-        return replace(inode, size=file.content.size, mtime_ns=mtime, ctime_ns=max(inode.ctime_ns, mtime))
+        allocated = min(inode.allocated + file.content.buffered, file.content.size)
+        size = file.content.size
+        return replace(inode, size=size, allocated=allocated, mtime_ns=mtime, ctime_ns=max(inode.ctime_ns, mtime))
 
     def write(self, file: OpenFile, offset: int, data: bytes) -> None:
         """Place bytes in an open file; EFBIG beyond the largest size, or the sticky error."""
@@ -119,6 +124,7 @@ class Files:
         file.raise_error()
         if size == 0 and not file.dirty:
             file.interrupted = False
+        file.replaced = file.replaced or size == 0
         file.content.truncate(size)
         self._mark_dirty(file, 0)
 
@@ -158,17 +164,20 @@ class Files:
         failed = file.interrupted or file.error is not None
         content = file.content
         mtime = file.mtime_ns or inode.mtime_ns
+        if file.replaced and not failed:
+            self._names.epoch.overwrite(file.ino)
         committed_before = inode.predecessor if inode.flags else inode.manifest
         version = replace(
             inode,
             size=content.size,
+            allocated=content.extents.allocated,
             manifest=self._store_extents(content),
             predecessor=committed_before or inode.predecessor,
             mtime_ns=mtime,
             ctime_ns=max(mtime, inode.ctime_ns),
             flags=inode.flags | INTERRUPTED if failed else 0,
         )
-        file.dirty = False
+        file.dirty = file.replaced = False
         file.mtime_ns = 0
         if failed:
             self._names.put_inode(version)
@@ -183,6 +192,8 @@ class Files:
         self._names.commit(version)
         written = min(file.written - file.written_before, version.size)
         file.written_before = file.written
+        if version.size >= SAVE_SIZE_MIN and not file.appended:
+            self._names.epoch.saves.add(file.ino)
         self._names.epoch.committed(file.ino, self._names.path(file.ino), written, worthy=not file.appended)
 
     def _store_extents(self, content: FileContent) -> int:

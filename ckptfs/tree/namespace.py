@@ -242,6 +242,8 @@ class Namespace:
         if moved.is_dir and self._is_below(new_parent, moved.ino):
             fail(errno.EINVAL, new_name)
         if other is not None:
+            if not moved.flags & UNCOMMITTED:
+                self.epoch.overwrite(other.ino)
             moved = self._replace_target(moved, new_parent, new_name, self.inode(other.ino))
         self._note(moved)
         self._remove_name(parent, name)
@@ -394,6 +396,10 @@ class Namespace:
     def commit(self, inode: Inode) -> None:
         """Make `inode` a committed file version: it and its names become rows of the open epoch."""
         inode = replace(inode, flags=0)
+        for prefix in self._uncommitted_names.get(inode.ino, ()):
+            hidden = self.rows.get(Table.DIRENTS, prefix, self.rows.open_epoch)
+            if hidden is not None:
+                self.epoch.overwrite(decode_dirent(hidden).ino)
         self.rows.erase(Table.INODES, id_prefix(inode.ino), LIVE)
         self.put_inode(inode)
         for prefix in self._uncommitted_names.pop(inode.ino, ()):

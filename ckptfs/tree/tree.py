@@ -41,6 +41,7 @@ class Tree:
         self.files = Files(store, self.reader, self.names, monotonic)
         self.snapshots = Snapshots(self.rows, self.epoch)
         self.history = History(self.names, self.snapshots)
+        self.epoch.on_overwrite = self._keep_save
         if self.rows.get(Table.INODES, id_prefix(ROOT_INO)) is None:
             if store.read_only:
                 raise StoreReadOnlyError(f"{store.path} is an empty store; mount it writable once")
@@ -57,6 +58,10 @@ class Tree:
                 inode = Inode.decode(int.from_bytes(prefix, "big"), row.value)
                 if inode.flags == UNCOMMITTED:
                     self.names.put_inode(replace(inode, flags=UNCOMMITTED | INTERRUPTED))
+
+    def _keep_save(self) -> None:
+        """Take the snapshot that a completed save has coming, before the next save replaces it."""
+        self.take_snapshot(trigger="auto")
 
     def attributes(self, ino: int, epoch: int = LIVE) -> Inode:
         """Return an inode's attributes as seen now (or by a snapshot), those of an open file included; ESTALE."""
