@@ -3,6 +3,7 @@
 
 import argparse
 
+import speed
 import storage
 
 
@@ -13,6 +14,9 @@ def main() -> None:
     command = benchmarks.add_parser("storage", help="what a series of saves takes on the disk")
     command.add_argument("--seed", type=int, default=0, help="of the training run that makes the series")
     command.set_defaults(run=lambda arguments: storage.report(arguments.seed))
+    command = benchmarks.add_parser("speed", help="saves and loads beside a null mount and a plain directory")
+    command.add_argument("--quick", action="store_true", help="fewer bytes and runs: under 3 minutes")
+    command.set_defaults(run=lambda arguments: speed.report(quick=arguments.quick))
     arguments = parser.parse_args()
     arguments.run(arguments)
 

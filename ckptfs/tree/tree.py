@@ -48,7 +48,7 @@ class Tree:
             self.names.create_root(Owner(os.geteuid(), os.getegid()))
         elif not store.read_only:
             self._mark_unfinished()
-        self.history.refresh_open_epoch()
+        self._knows_open_epoch = False
 
     def _mark_unfinished(self) -> None:
         """Mark files that were being created when the last process ended without closing them."""
@@ -70,6 +70,9 @@ class Tree:
 
     def take_snapshot(self, name: str | None = None, trigger: str = "manual", label: str = "") -> Snapshot:
         """Freeze the present state; SnapshotNameError."""
+        if not self._knows_open_epoch:  # what earlier processes did in it; nobody else needs it, and it costs time
+            self.history.refresh_open_epoch()
+            self._knows_open_epoch = True
         return self.snapshots.take(name, trigger, label, self.wall_ns())
 
     def roll_back(self, target: Snapshot, path: str = "") -> tuple[Snapshot, RollbackResult]:
