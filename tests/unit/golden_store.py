@@ -1,7 +1,8 @@
 """A small store, made by a fixed script with a fixed seed and a clock that counts: its bytes are golden.
 
 It has whatever the format has a row for: directories, files of several chunks, a hole, a link, an attribute, a
-version over another one, a name that is gone, two snapshots, and a file whose writer was killed.
+version over another one, a name that is gone, two snapshots, and a file whose writer was killed. A wanted change of
+the format writes `dump` of a new `build` to GOLDEN, and keeps the old text for a test that old stores are still read.
 """
 
 import itertools
