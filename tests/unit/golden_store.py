@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parent / "golden" / "store.txt"
 CONFIG = StoreConfig(FORMAT_VERSION, 0x0123456789ABCDEF, 1_700_000_000_000_000_000, ChunkSizes(64, 8, 256))
 OWNER = Owner(1000, 1000)
 SECOND_NS = 1_000_000_000
-HOLE_SIZE = 5_000_000_000
+HOLE_SIZE = 5_000_000
 BYTES_PER_LINE = 48
 
 OLD = random.Random(1).randbytes(900)
@@ -42,12 +42,12 @@ def build(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ChunkStore.create(path, config=CONFIG) as store:
         tree = Tree(store, wall_ns=lambda: next(clock), monotonic=lambda: 0.0)
         run = tree.names.create(ROOT_INO, b"run", 0o40755, OWNER).ino
-        _save(tree, run, b"last.pt", OLD)
+        save(tree, run, b"last.pt", OLD)
         tree.names.create(ROOT_INO, b"best", 0o120777, OWNER, target=b"run/last.pt")
         tree.names.set_xattr(run, b"user.note", b"lr 3e-4")
         tree.take_snapshot("first", "manual", "before the insertion")
         tree.commit()
-        _save(tree, run, b"last.pt.tmp", NEW)
+        save(tree, run, b"last.pt.tmp", NEW)
         tree.names.rename(run, b"last.pt.tmp", run, b"last.pt")
         tree.names.unlink(ROOT_INO, b"best")
         tree.names.remove_xattr(run, b"user.note")
@@ -75,7 +75,8 @@ def _close(tree: Tree, file: OpenFile) -> None:
     tree.files.release(file, writing=True)
 
 
-def _save(tree: Tree, directory: int, name: bytes, data: bytes) -> None:
+def save(tree: Tree, directory: int, name: bytes, data: bytes) -> None:
+    """Write a new file and close it."""
     file = _open(tree, directory, name)
     tree.files.write(file, 0, data, appending=False)
     _close(tree, file)

@@ -1,6 +1,7 @@
 """docs/format.md says what the code does: byte tables, keys, and a small store whose bytes are golden."""
 
 import json
+import random
 import re
 import struct
 from pathlib import Path
@@ -13,12 +14,13 @@ from ckptfs.store.description import NAME as DESCRIPTION_NAME
 from ckptfs.tree import Tree
 from ckptfs.tree import extents as extents_module
 from ckptfs.tree.extents import Extents, store_manifest
-from ckptfs.tree.inode import INODE_STRUCT, INTERRUPTED, UNCOMMITTED, Inode
+from ckptfs.tree.inode import INODE_STRUCT, INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
 from ckptfs.tree.namespace import DIRENT_STRUCT
 from ckptfs.tree.rows import LIVE
 from ckptfs.tree.snapshots import Snapshot
 from tests.unit import golden_store
 from tests.unit.golden_store import HOLE_SIZE, NEW, OLD, PARTIAL
+from tests.unit.second_reader import SecondReader
 
 FORMAT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 WIDTH_OF = {"u8": "B", "u32": "I", "u64": "Q"}
@@ -237,3 +239,29 @@ def test_a_version_that_is_renamed_over_another_one_succeeds_it(golden: Path) ->
         old, new = tree.names.resolve("run/last.pt", 1), tree.names.resolve("run/last.pt", 2)
     assert old.ino != new.ino
     assert new.predecessor == old.manifest != 0
+
+
+def test_a_reader_written_from_the_document_alone_reads_the_store(golden: Path) -> None:
+    reader = SecondReader(golden)
+    first, second = reader.snapshots().values()
+    sparse = bytes(HOLE_SIZE) + b"end"
+    assert reader.files(first) == {"best": b"run/last.pt", "run/last.pt": OLD}
+    assert reader.files(second) == {"run/last.pt": NEW, "run/sparse": sparse}
+    assert reader.files(LIVE) == {"run/last.pt": NEW, "run/sparse": sparse, "run/killed.pt": PARTIAL}
+
+
+def test_a_reader_written_from_the_document_alone_reads_every_encoding(tmp_path: Path) -> None:
+    generator = random.Random(3)
+    files = {
+        "floats": struct.pack("<50000f", *(generator.gauss(0, 0.02) for _ in range(50000))) + b"odd",
+        "noise": generator.randbytes(100_000),
+        "text": b" ".join(b"step %d loss" % step for step in range(10_000)),
+        "empty": b"",
+    }
+    with ChunkStore.create(tmp_path / "store") as store:
+        tree = Tree(store)
+        for name, data in files.items():
+            golden_store.save(tree, ROOT_INO, name.encode(), data)
+    reader = SecondReader(tmp_path / "store")
+    assert reader.files(LIVE) == files
+    assert reader.encodings == {codec.Encoding.RAW, codec.Encoding.ZSTD, codec.Encoding.PLANES}
