@@ -297,6 +297,7 @@ class Operations(pyfuse3.Operations):
         old = self._old_name(parent_inode_old, name_old)
         self._names.rename(old, name_old, self._old_name(parent_inode_new, name_new), name_new, flags)
         self._versions.touched()
+        await self._committer.commit(durable=False)  # as for a close: a rename is how careful programs complete a save
 
     # Directories
 
@@ -398,12 +399,20 @@ class Operations(pyfuse3.Operations):
     @answered
     async def flush(self, fh: FileHandleT) -> None:
         handle = self._handles[fh]
-        if handle.file is None or not handle.writing:
+        file = handle.file
+        if file is None or not handle.writing:
             return
-        if handle.file.dirty and process.is_killed(handle.process):
-            handle.file.interrupted = True
-        await self._jobs.drain(handle.file)
-        handle.file.raise_error()
+        if file.dirty and process.is_killed(handle.process):
+            file.interrupted = True
+        await self._jobs.drain(file)
+        file.raise_error()
+        # The close that this flush belongs to returns when it is answered, so that what it promises is done here
+        # where that can be known to be the last one; `release` comes after the close and catches the rest.
+        last = file.dirty and file.writers == 1 and not file.interrupted and not file.unlinked
+        if last and process.has_closed(handle.process, self._names.path(file.ino)):
+            self._files.commit(file)
+            self._versions.touched()
+            await self._committer.commit(durable=False)
 
     @answered
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
