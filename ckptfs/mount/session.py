@@ -17,7 +17,7 @@ from typing import Any
 import pyfuse3
 import trio
 
-from ckptfs.errors import CkptfsError, FuseError
+from ckptfs.errors import FuseError
 from ckptfs.mount import control, notify, protocol
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
@@ -42,11 +42,19 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
     StoreInUseError, NotAStoreError, StoreVersionError, StoreReadOnlyError, DamagedError, FuseError.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    store = ChunkStore.open(Path(options.store), read_only=options.read_only)
-    try:
-        trio.run(_Session(options, store, ready).run)
-    finally:
-        store.close()
+    with ChunkStore.open(Path(options.store), read_only=options.read_only) as store:
+        try:
+            trio.run(_Session(options, store, ready).run)
+        except BaseExceptionGroup as group:
+            raise _only_error(group) from group
+
+
+def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the one error that took the tasks down, or the group of several."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 class _Session:
@@ -140,8 +148,4 @@ class _Session:
             self._tree.files.commit(file)
         if self._tree.epoch.pending:
             self._tree.take_snapshot(trigger="auto")
-        try:
-            await self._committer.checkpoint()
-        except (CkptfsError, OSError) as error:
-            log.error("not everything could be made durable: %s", error)
-            raise
+        await self._committer.checkpoint()
