@@ -22,9 +22,11 @@ from ckptfs.mount import control, notify, protocol
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node, Nodes
+from ckptfs.mount.offload import Offload
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.options import MountOptions
 from ckptfs.mount.protocol import Request
+from ckptfs.mount.readahead import ReadAhead, raise_kernel_readahead
 from ckptfs.mount.versions import MountedVersions
 from ckptfs.store import ChunkStore
 from ckptfs.tree import Tree
@@ -70,10 +72,14 @@ class _Session:
 
     async def run(self) -> None:
         async with trio.open_nursery() as work:
-            self._jobs = Jobs(self._tree, work)
-            self._committer = Committer(self._store)
+            offload = Offload()
+            self._jobs = Jobs(self._tree, work, offload)
+            self._committer = Committer(self._store, offload)
             self._versions = MountedVersions(self._tree, self._nodes, self._jobs, self._committer, self._options.settle)
-            operations = Operations(self._tree, self._nodes, self._jobs, self._committer, self._versions)
+            readahead = ReadAhead(self._tree.reader, work, offload)
+            operations = Operations(
+                self._tree, self._nodes, self._jobs, self._committer, self._versions, offload, readahead
+            )
             listener = protocol.listen(self._options.store)
             try:
                 self._mount(operations)
@@ -84,7 +90,7 @@ class _Session:
                         if not self._options.read_only:
                             service.start_soon(self._committer.run)
                             service.start_soon(self._versions.run)
-                        service.start_soon(self._announce)
+                        service.start_soon(self._announce, operations.begun)
                         await pyfuse3.main()
                         service.cancel_scope.cancel()
                 finally:
@@ -108,9 +114,9 @@ class _Session:
         except RuntimeError as error:
             raise FuseError(f"{self._options.mountpoint} cannot be mounted; the system's reason is above") from error
 
-    async def _announce(self) -> None:
-        # The kernel's first request has been answered once this task gets its turn after the loop began to serve.
-        await trio.lowlevel.checkpoint()
+    async def _announce(self, begun: trio.Event) -> None:
+        await begun.wait()  # the kernel sets its readahead when it gets the answer, which has been sent by now
+        raise_kernel_readahead(self._options.mountpoint)
         self._ready()
 
     async def _stop_on_signal(self) -> None:
