@@ -58,8 +58,7 @@ class StreamJob:
         before = self.reader.read(self.joined.number)[: self.joined.length] if self.joined else b""
         data = b"".join((before, self.carry, self.piece)) if before or self.carry else self.piece
         view = memoryview(data)
-        self.lengths = self.store.cut(view, self.final)
-        self.numbers = self.store.put(view, self.lengths)
+        self.numbers, self.lengths = self.store.ingest(view, self.final)
         self.rest = bytes(view[sum(self.lengths) :])
 
 
