@@ -26,13 +26,14 @@ from ckptfs.mount.nodes import LATEST_NODE, ROOT_NODE, SNAPSHOTS_NODE, Node, Nod
 from ckptfs.mount.offload import Offload
 from ckptfs.mount.readahead import ReadAhead, ReadState
 from ckptfs.tree import Tree
-from ckptfs.tree.content import PIECE_SIZE, FileContent
+from ckptfs.tree.content import FileContent
 from ckptfs.tree.files import OpenFile
 from ckptfs.tree.inode import ROOT_INO, Inode
 from ckptfs.tree.namespace import NAME_MAX, Owner, fail
 from ckptfs.tree.reader import Bytes
 from ckptfs.tree.rows import LIVE
 from ckptfs.tree.snapshots import LATEST
+from ckptfs.tree.stream import PIECE_SIZE
 
 SNAPSHOTS_NAME = b".snapshots"
 FILES_MAX = 1 << 32
