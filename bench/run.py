@@ -3,6 +3,8 @@
 
 import argparse
 
+import kernels
+import speed
 import storage
 
 
@@ -13,6 +15,11 @@ def main() -> None:
     command = benchmarks.add_parser("storage", help="what a series of saves takes on the disk")
     command.add_argument("--seed", type=int, default=0, help="of the training run that makes the series")
     command.set_defaults(run=lambda arguments: storage.report(arguments.seed))
+    command = benchmarks.add_parser("speed", help="saves and loads beside a null mount and a plain directory")
+    command.add_argument("--quick", action="store_true", help="fewer bytes and runs: under 3 minutes")
+    command.set_defaults(run=lambda arguments: speed.report(quick=arguments.quick))
+    command = benchmarks.add_parser("kernels", help="the loops over every byte, in memory, on one core")
+    command.set_defaults(run=lambda arguments: kernels.report())
     arguments = parser.parse_args()
     arguments.run(arguments)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ckptfs.cli.parser import Parser, Subparsers, add_command, seconds
+from ckptfs.cli.target import is_store
 from ckptfs.config import SETTLE_SECONDS
 from ckptfs.errors import (
     DaemonError,
@@ -93,23 +94,18 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _prepare(options: MountOptions) -> None:
-    """Check everything that can be checked, and make the store if there is nothing at its place."""
+    """Check everything that can be checked, and make the store if its directory is missing or empty."""
     check(options)
-    try:
-        is_missing = not os.listdir(options.store)
-    except FileNotFoundError:
-        is_missing = True
-    except NotADirectoryError as error:
-        raise NotAStoreError(f"{options.store} is not a directory") from error
-    except PermissionError as error:
-        raise StoreReadOnlyError(f"{options.store} cannot be read by this user") from error
-    if not is_missing:
+    if is_store(options.store):
         return
     if options.read_only:
         raise NotAStoreError(f"there is no store at {options.store}, and --read-only makes none")
     from ckptfs.store import ChunkStore  # only now: it takes longer than the rest, and a store is made once
 
-    ChunkStore.create(Path(options.store)).close()
+    try:
+        ChunkStore.create(Path(options.store)).close()
+    except NotADirectoryError as error:
+        raise NotAStoreError(f"{options.store} is not a directory") from error
     print(f"made a new store at {options.store}", flush=True)
 
 

@@ -63,7 +63,7 @@ def find_mountpoint(path: str | None) -> str:
 def commands(target: Target, *, write: bool) -> Iterator[Commands]:
     """Give the commands of a target's store; `write` says whether they will change it."""
     if target.mountpoint is not None:
-        _barrier(target.mountpoint)
+        _barrier(target.mountpoint, target.store)
         yield Client(target.store)
         return
     # Only now: most commands speak to a mount process and need nothing of this, which takes longer than they do.
@@ -71,11 +71,12 @@ def commands(target: Target, *, write: bool) -> Iterator[Commands]:
     from ckptfs.tree import Commands as StoreCommands
     from ckptfs.tree import Tree
 
+    # Leaving the store commits what was done; a command that failed leaves it as it was.
     with ChunkStore.open(Path(target.store), read_only=not write) as store:
         yield cast(Commands, StoreCommands(Tree(store)))
 
 
-def _barrier(mountpoint: str) -> None:
+def _barrier(mountpoint: str, store: str) -> None:
     """Wait until the mount process has got every close() that returned before this call.
 
     The control socket could overtake the kernel's requests. A statvfs is answered by the mount process behind them,
@@ -85,9 +86,10 @@ def _barrier(mountpoint: str) -> None:
         os.statvfs(mountpoint)
     except OSError as error:
         if is_dead(mountpoint):
+            option = "" if store == default_store(mountpoint) else f" --store {store}"
             raise DaemonError(
                 f"the mount on {mountpoint} is dead, its process was killed; "
-                f"`ckptfs mount {mountpoint}` brings it back, `ckptfs umount {mountpoint}` clears it"
+                f"`ckptfs mount {mountpoint}{option}` brings it back, `ckptfs umount {mountpoint}` clears it"
             ) from error
         raise DaemonError(f"the mount on {mountpoint} does not answer: {error.strerror}") from error
 

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import stat
 import traceback
 
 import pyfuse3
@@ -47,20 +46,18 @@ def fuse_error(error: Exception) -> pyfuse3.FUSEError:
     if code is None:
         log.error("a bug, or a failure nobody foresaw: %s", "".join(traceback.format_exception(error)))
         code = errno.EIO
-    elif code in (errno.EIO, errno.ENOSPC):
-        log.error("%s", error)
+    elif code == errno.EIO:
+        log.error("%s", error)  # a full disk is logged where it was met, once, and not for every call it fails
     return pyfuse3.FUSEError(code)
 
 
-def entry_attributes(
-    node_id: int, inode: Inode, *, read_only: bool = False, valid_seconds: float = VALID_SECONDS
-) -> pyfuse3.EntryAttributes:
-    """Return the kernel's attributes of an inode; `read_only` takes the write permissions away."""
+def entry_attributes(node_id: int, inode: Inode, valid_seconds: float = VALID_SECONDS) -> pyfuse3.EntryAttributes:
+    """Return the kernel's attributes of an inode."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = pyfuse3.InodeT(node_id)
     entry.generation = 0
     entry.entry_timeout = entry.attr_timeout = valid_seconds
-    entry.st_mode = pyfuse3.ModeT(inode.mode & ~0o222 if read_only and not stat.S_ISLNK(inode.mode) else inode.mode)
+    entry.st_mode = pyfuse3.ModeT(inode.mode)
     entry.st_nlink = inode.nlink
     entry.st_uid = inode.uid
     entry.st_gid = inode.gid
@@ -68,7 +65,7 @@ def entry_attributes(
     size = DIRECTORY_SIZE if inode.is_dir else inode.size
     entry.st_size = size
     entry.st_blksize = BLOCK_SIZE
-    entry.st_blocks = (size + 511) // 512
+    entry.st_blocks = (DIRECTORY_SIZE if inode.is_dir else inode.allocated + 511) // 512
     entry.st_atime_ns = inode.atime_ns
     entry.st_mtime_ns = inode.mtime_ns
     entry.st_ctime_ns = inode.ctime_ns

@@ -25,7 +25,7 @@ LOG_COUNT = 3
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 READY_OPTION = "--ready-fd"
 END_SECONDS = 10.0
-TAIL_LINES = 10
+TAIL_LINES = 20
 TAIL_SIZE_MAX = 16 * KIB
 
 

@@ -5,7 +5,6 @@ a dead mount that a killed mount process left on the mountpoint is cleared. What
 mount is made, so the mount itself fails as cleanly.
 """
 
-import errno
 import os
 import shutil
 import stat
@@ -56,10 +55,11 @@ def _check_fuse(options: MountOptions) -> None:
             f"there is no {FUSE_DEVICE}: load the kernel module with `modprobe fuse`, "
             f"or start the container with `--device {FUSE_DEVICE} --cap-add SYS_ADMIN`"
         ) from error
+    except PermissionError as error:
+        # The privileges of fusermount3 do not help: it opens the device as the user who called it.
+        raise FuseError(f"{FUSE_DEVICE} may not be opened by this user; its mode is 0666 on most systems") from error
     except OSError as error:
-        # Whoever is not root need not be allowed to open it: fusermount3 does it with privileges of its own.
-        if error.errno != errno.EACCES or os.geteuid() == 0:
-            raise FuseError(f"{FUSE_DEVICE} cannot be opened: {error.strerror}") from error
+        raise FuseError(f"{FUSE_DEVICE} cannot be opened: {error.strerror}; `modprobe fuse` may help") from error
     if os.geteuid() == 0:
         return
     if not shutil.which(FUSERMOUNT):

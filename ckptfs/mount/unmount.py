@@ -36,7 +36,8 @@ class User(NamedTuple):
 def is_dead(mountpoint: str) -> bool:
     """Tell whether the process behind the FUSE mount on this mountpoint is gone."""
     try:
-        os.stat(mountpoint)
+        # Not stat: the kernel answers that from its cache for as long as the dead process allowed.
+        os.statvfs(mountpoint)
     except OSError as error:
         return error.errno in _DEAD
     return False

@@ -73,7 +73,7 @@ class MountedVersions:
 
     async def _commit_logs(self) -> None:
         for file in self._tree.files:
-            if file.writers and file.appending and not file.unlinked:
+            if file.appended and not file.unlinked:
                 node_id = pyfuse3.InodeT(self._nodes.node_id(Node(file.ino, LIVE)))
                 # In a thread, since the kernel sends the file's dirty pages from within this call.
                 with suppress(OSError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lmdb
-from sortedcontainers import SortedDict  # type: ignore[import-untyped]
+from sortedcontainers import SortedDict
 
 from ckptfs.config import GIB
 from ckptfs.errors import DamagedError, NoSpaceError

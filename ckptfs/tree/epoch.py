@@ -7,12 +7,15 @@ kept in a META row, so that they outlive the process.
 import json
 from collections.abc import Callable
 
+from ckptfs.config import KIB
 from ckptfs.store import ChunkStore, Table
 
 _META_COUNTERS = b"epoch_counters"
 
 HOLD_SECONDS = 30.0
 """How long steady activity, or a half-written file after its last write, may hold an automatic snapshot back."""
+SAVE_SIZE_MIN = 64 * KIB
+"""A file this large that is saved again before a snapshot was due is a version of its own; a small one is not."""
 HOLD_SECONDS_MAX = 600.0
 """How long half-written files may hold it back in all."""
 
@@ -25,6 +28,10 @@ class OpenEpoch:
         self._monotonic = monotonic
         self.changed: dict[int, str] = {}
         """Inode numbers of changed files, with the path where each change was seen last."""
+        self.saves: set[int] = set()
+        """Inode numbers of files that a completed save of this epoch has written."""
+        self.on_overwrite: Callable[[], None] = lambda: None
+        """Called before a completed save of this epoch is replaced by the next one; takes the snapshot due before."""
         self.last_activity = monotonic()
         self.first_commit: float | None = None
         saved = store.tables.get(Table.META, _META_COUNTERS)
@@ -44,6 +51,11 @@ class OpenEpoch:
         """Note that the tree is being changed now."""
         self.last_activity = self._monotonic()
 
+    def overwrite(self, ino: int) -> None:
+        """Announce that another save takes a file's place: if this epoch holds the last one, it becomes a version."""
+        if ino in self.saves:
+            self.on_overwrite()
+
     def committed(self, ino: int, path: str, written: int = 0, *, worthy: bool = True) -> None:
         """Note a committed change of a file; `worthy` ones ask for an automatic snapshot, appended logs do not."""
         if ino:
@@ -59,6 +71,7 @@ class OpenEpoch:
     def begin(self) -> None:
         """Start afresh for the epoch just opened."""
         self.changed.clear()
+        self.saves.clear()
         self.written_bytes = 0
         self._stored_before = -self._store.appended_bytes
         self.settle()

@@ -45,6 +45,13 @@ class Extents:
         """The number of bytes that the extents cover."""
         return self._ends[-1] if self._ends else 0
 
+    @property
+    def allocated(self) -> int:
+        """The number of bytes that are not holes."""
+        if 0 not in self._numbers:
+            return self.size
+        return sum(self[index].length for index, number in enumerate(self._numbers) if number)
+
     def __len__(self) -> int:
         return len(self._ends)
 

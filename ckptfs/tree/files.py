@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, replace
 from ckptfs.config import KIB
 from ckptfs.store import ChunkStore
 from ckptfs.tree.content import FileContent
+from ckptfs.tree.epoch import SAVE_SIZE_MIN
 from ckptfs.tree.extents import load_manifest, store_manifest
 from ckptfs.tree.inode import INTERRUPTED, UNCOMMITTED, Inode
 from ckptfs.tree.namespace import Namespace, fail
 from ckptfs.tree.reader import ChunkReader, ReadPlan
+from ckptfs.tree.stream import BufferPool
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,11 @@ class OpenFile:
     opened_at: float
     handles: int = 0
     writers: int = 0
-    appending: bool = True
-    """Whether all that was written since the last commit came through handles opened with O_APPEND."""
+    appenders: int = 0
+    """Writers that opened the file with O_APPEND."""
     dirty: bool = False
+    replaced: bool = False
+    """Whether the content was thrown away to be written anew since the last commit."""
     interrupted: bool = False
     error: Exception | None = None
     mtime_ns: int = 0
@@ -49,6 +53,11 @@ class OpenFile:
     unlinked: Inode | None = None
     detached: bool = field(default=False)
     """Whether a rollback has put another content in this file's place; it stays readable as it was."""
+
+    @property
+    def appended(self) -> bool:
+        """Whether all who may write can only append: a log."""
+        return self.writers > 0 and self.appenders == self.writers
 
     def raise_error(self) -> None:
         """Report the failure that hit this file after a write was accepted; it is never forgotten."""
@@ -66,6 +75,7 @@ class Files:
         self._reader = reader
         self._names = namespace
         self._monotonic = monotonic
+        self._pool = BufferPool()
         self._open: dict[int, OpenFile] = {}
         namespace.on_unlinked = self._note_unlinked
 
@@ -79,18 +89,18 @@ class Files:
     def load(self, inode: Inode) -> FileContent:
         """Return the content of a committed version; DamagedError where its manifest is."""
         extents = load_manifest(self._store.tables, inode.manifest, inode.size)
-        return FileContent(self._store, self._reader, extents)
+        return FileContent(self._store, self._reader, self._pool, extents)
 
     def open(self, inode: Inode, *, writing: bool, appending: bool = False) -> OpenFile:
         """Open a file of the live tree once more."""
         file = self._open.get(inode.ino)
         if file is None:
             file = OpenFile(inode.ino, self.load(inode), self._monotonic())
-            if inode.flags == UNCOMMITTED:  # just created: even without a write, its close makes a version
-                file.dirty, file.appending = True, appending
+            file.dirty = inode.flags == UNCOMMITTED  # just created: even without a write, its close makes a version
             self._open[inode.ino] = file
         file.handles += 1
         file.writers += writing
+        file.appenders += appending
         return file
 
     def attributes(self, file: OpenFile) -> Inode:
@@ -99,28 +109,30 @@ class Files:
         if not file.dirty:
             return inode
         mtime = file.mtime_ns or inode.mtime_ns
-        return replace(inode, size=file.content.size, mtime_ns=mtime, ctime_ns=max(inode.ctime_ns, mtime))
+        allocated = min(inode.allocated + file.content.buffered, file.content.size)
+        size = file.content.size
+        return replace(inode, size=size, allocated=allocated, mtime_ns=mtime, ctime_ns=max(inode.ctime_ns, mtime))
 
-    def write(self, file: OpenFile, offset: int, data: bytes, *, appending: bool) -> None:
+    def write(self, file: OpenFile, offset: int, data: bytes) -> None:
         """Place bytes in an open file; EFBIG beyond the largest size, or the sticky error."""
         file.raise_error()
         if offset + len(data) > (1 << 63) - 1:
             fail(errno.EFBIG)
         file.content.write(offset, data)
-        self._mark_dirty(file, appending=appending, size=len(data))
+        self._mark_dirty(file, len(data))
 
     def truncate(self, file: OpenFile, size: int) -> None:
         """Cut or lengthen an open file; no job of it may be out."""
         file.raise_error()
         if size == 0 and not file.dirty:
             file.interrupted = False
+        file.replaced = file.replaced or size == 0
         file.content.truncate(size)
-        self._mark_dirty(file, appending=False)
+        self._mark_dirty(file, 0)
 
-    def _mark_dirty(self, file: OpenFile, *, appending: bool, size: int = 0) -> None:
+    def _mark_dirty(self, file: OpenFile, size: int) -> None:
         if not file.dirty:
-            file.dirty, file.appending, file.interrupted = True, True, False
-        file.appending = file.appending and appending
+            file.dirty, file.interrupted = True, False
         file.mtime_ns = self._names.now_ns()
         file.last_write = self._monotonic()
         file.written += size
@@ -129,7 +141,7 @@ class Files:
 
     def is_log(self, file: OpenFile) -> bool:
         """Whether the file is written like a log: only appended to, or slowly and for long."""
-        if file.appending:
+        if file.appended:
             return True
         age = self._monotonic() - file.opened_at
         return age > LOG_AGE_SECONDS and file.written < LOG_RATE * age
@@ -154,17 +166,20 @@ class Files:
         failed = file.interrupted or file.error is not None
         content = file.content
         mtime = file.mtime_ns or inode.mtime_ns
+        if file.replaced and not failed:
+            self._names.epoch.overwrite(file.ino)
         committed_before = inode.predecessor if inode.flags else inode.manifest
         version = replace(
             inode,
             size=content.size,
+            allocated=content.extents.allocated,
             manifest=self._store_extents(content),
             predecessor=committed_before or inode.predecessor,
             mtime_ns=mtime,
             ctime_ns=max(mtime, inode.ctime_ns),
             flags=inode.flags | INTERRUPTED if failed else 0,
         )
-        file.dirty = False
+        file.dirty = file.replaced = False
         file.mtime_ns = 0
         if failed:
             self._names.put_inode(version)
@@ -179,7 +194,9 @@ class Files:
         self._names.commit(version)
         written = min(file.written - file.written_before, version.size)
         file.written_before = file.written
-        self._names.epoch.committed(file.ino, self._names.path(file.ino), written, worthy=not file.appending)
+        if version.size >= SAVE_SIZE_MIN and not file.appended:
+            self._names.epoch.saves.add(file.ino)
+        self._names.epoch.committed(file.ino, self._names.path(file.ino), written, worthy=not file.appended)
 
     def _store_extents(self, content: FileContent) -> int:
         """Write the manifest of a content and return its number, 0 for an empty file."""
@@ -190,10 +207,11 @@ class Files:
         store_manifest(self._store.tables, manifest, extents)
         return manifest
 
-    def release(self, file: OpenFile, *, writing: bool) -> None:
+    def release(self, file: OpenFile, *, writing: bool, appending: bool = False) -> None:
         """Drop one handle; the caller has committed the file if it was the last writer's."""
         file.handles -= 1
         file.writers -= writing
+        file.appenders -= appending
         if file.handles == 0 and self._open.get(file.ino) is file:
             del self._open[file.ino]
 

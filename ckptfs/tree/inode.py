@@ -11,15 +11,15 @@ UNCOMMITTED = 1
 INTERRUPTED = 2
 """Flag of a live-only row: the writer was killed, or failed, before it closed the file."""
 
-INODE_STRUCT = struct.Struct("<IIIIIIQQqqqQQ")
+INODE_STRUCT = struct.Struct("<IIIIIIQQQqqqQQ")
 
 
 @dataclass(frozen=True, slots=True)
 class Inode:
     """Attributes of an inode; times in nanoseconds since 1970.
 
-    `manifest` is the number of the extents' list (0: no content), `predecessor` that of the version which this
-    content succeeds (0: none known): the lineage.
+    `size` and `allocated` are in bytes; holes are not allocated. `manifest` is the number of the extents' list (0: no
+    content), `predecessor` that of the version which this content succeeds (0: none known): the lineage.
     """
 
     ino: int
@@ -32,6 +32,7 @@ class Inode:
     atime_ns: int
     mtime_ns: int
     ctime_ns: int
+    allocated: int = 0
     manifest: int = 0
     predecessor: int = 0
     flags: int = 0
@@ -48,7 +49,7 @@ class Inode:
         return stat.S_ISREG(self.mode)
 
     def encode(self) -> bytes:
-        """Return the row's value: 80 fixed bytes and the symlink target."""
+        """Return the row's value: 88 fixed bytes and the symlink target."""
         return (
             INODE_STRUCT.pack(
                 self.mode,
@@ -59,6 +60,7 @@ class Inode:
                 0,
                 self.rdev,
                 self.size,
+                self.allocated,
                 self.atime_ns,
                 self.mtime_ns,
                 self.ctime_ns,
@@ -71,7 +73,7 @@ class Inode:
     @classmethod
     def decode(cls, ino: int, value: bytes) -> "Inode":
         """Return the inode `ino` of a row's value."""
-        mode, uid, gid, nlink, flags, _, rdev, size, atime, mtime, ctime, manifest, predecessor = (
+        mode, uid, gid, nlink, flags, _, rdev, size, allocated, atime, mtime, ctime, manifest, predecessor = (
             INODE_STRUCT.unpack_from(value)
         )
         return cls(
@@ -85,6 +87,7 @@ class Inode:
             atime,
             mtime,
             ctime,
+            allocated,
             manifest,
             predecessor,
             flags,

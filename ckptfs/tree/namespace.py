@@ -242,6 +242,8 @@ class Namespace:
         if moved.is_dir and self._is_below(new_parent, moved.ino):
             fail(errno.EINVAL, new_name)
         if other is not None:
+            if not moved.flags & UNCOMMITTED:
+                self.epoch.overwrite(other.ino)
             moved = self._replace_target(moved, new_parent, new_name, self.inode(other.ino))
         self._note(moved)
         self._remove_name(parent, name)
@@ -401,6 +403,10 @@ class Namespace:
     def commit(self, inode: Inode) -> None:
         """Make `inode` a committed file version: it and its names become rows of the open epoch."""
         inode = replace(inode, flags=0)
+        for prefix in self._uncommitted_names.get(inode.ino, ()):
+            hidden = self.rows.get(Table.DIRENTS, prefix, self.rows.open_epoch)
+            if hidden is not None:
+                self.epoch.overwrite(decode_dirent(hidden).ino)
         self.rows.erase(Table.INODES, id_prefix(inode.ino), LIVE)
         self.put_inode(inode)
         for prefix in self._uncommitted_names.pop(inode.ino, ()):
@@ -428,7 +434,12 @@ class Namespace:
                     yield inode
 
     def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set an extended attribute; EEXIST, ENODATA, ERANGE for a long name, E2BIG for a long value."""
+        """Set an extended attribute; EEXIST, ENODATA, ERANGE for a long name, E2BIG for a long value.
+
+        EOPNOTSUPP for `system.`: these are access control lists, and accepting one would be a promise to obey it.
+        """
+        if name.startswith(b"system."):
+            fail(errno.EOPNOTSUPP, name)
         if len(name) > NAME_MAX:
             fail(errno.ERANGE, name)
         if len(value) > XATTR_SIZE_MAX:
@@ -442,7 +453,9 @@ class Namespace:
         self._changed_attributes(ino)
 
     def get_xattr(self, ino: int, name: bytes, epoch: int = LIVE) -> bytes:
-        """Return an extended attribute; ENODATA."""
+        """Return an extended attribute; ENODATA, EOPNOTSUPP for `system.`."""
+        if name.startswith(b"system."):
+            fail(errno.EOPNOTSUPP, name)
         value = self.rows.get(Table.XATTRS, name_prefix(ino, name), epoch) if len(name) <= NAME_MAX else None
         if value is None:
             fail(errno.ENODATA, name)

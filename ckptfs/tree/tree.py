@@ -41,13 +41,14 @@ class Tree:
         self.files = Files(store, self.reader, self.names, monotonic)
         self.snapshots = Snapshots(self.rows, self.epoch)
         self.history = History(self.names, self.snapshots)
+        self.epoch.on_overwrite = self._keep_save
         if self.rows.get(Table.INODES, id_prefix(ROOT_INO)) is None:
             if store.read_only:
                 raise StoreReadOnlyError(f"{store.path} is an empty store; mount it writable once")
             self.names.create_root(Owner(os.geteuid(), os.getegid()))
         elif not store.read_only:
             self._mark_unfinished()
-        self.history.refresh_open_epoch()
+        self._knows_open_epoch = False
 
     def _mark_unfinished(self) -> None:
         """Mark files that were being created when the last process ended without closing them."""
@@ -58,6 +59,10 @@ class Tree:
                 if inode.flags == UNCOMMITTED:
                     self.names.put_inode(replace(inode, flags=UNCOMMITTED | INTERRUPTED))
 
+    def _keep_save(self) -> None:
+        """Take the snapshot that a completed save has coming, before the next save replaces it."""
+        self.take_snapshot(trigger="auto")
+
     def attributes(self, ino: int, epoch: int = LIVE) -> Inode:
         """Return an inode's attributes as seen now (or by a snapshot), those of an open file included; ESTALE."""
         file = self.files.get(ino) if epoch == LIVE else None
@@ -65,6 +70,9 @@ class Tree:
 
     def take_snapshot(self, name: str | None = None, trigger: str = "manual", label: str = "") -> Snapshot:
         """Freeze the present state; SnapshotNameError."""
+        if not self._knows_open_epoch:  # what earlier processes did in it; nobody else needs it, and it costs time
+            self.history.refresh_open_epoch()
+            self._knows_open_epoch = True
         return self.snapshots.take(name, trigger, label, self.wall_ns())
 
     def roll_back(self, target: Snapshot, path: str = "") -> tuple[Snapshot, RollbackResult]:

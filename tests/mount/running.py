@@ -3,6 +3,7 @@
 Nothing here knows how ckptfs is built. Whatever a failed test leaves behind, `clean_up` takes down.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ class RunningMount:
         self.store = store
         self.expected_in_log: list[str] = []
         self._pids: set[int] = set()
+        self._directories = 0
 
     def ckptfs(self, *args: object, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         """Run the command line; with `check`, a non-zero exit fails the test and shows what was printed."""
@@ -67,11 +69,18 @@ class RunningMount:
     def umount(self) -> None:
         self.ckptfs("umount", self.path)
 
-    def kill(self, signum: int = signal.SIGKILL) -> None:
-        """Send the daemon a signal and return when it is gone."""
-        pid = self.pid()
-        os.kill(pid, signum)
-        self.wait_for(lambda: not process_runs(pid))
+    def kill(self) -> None:
+        """Kill the daemon and return when the kernel has noticed: the process may look dead a moment earlier."""
+        os.kill(self.pid(), signal.SIGKILL)
+        self.wait_for(self.is_dead)
+
+    def is_dead(self) -> bool:
+        """Tell whether nobody answers for the mount; a stat would not do, the kernel may have the answer cached."""
+        try:
+            os.statvfs(self.path)
+        except OSError as error:
+            return error.errno == errno.ENOTCONN
+        return False
 
     def remount(self) -> None:
         self.umount()
@@ -83,7 +92,8 @@ class RunningMount:
 
     def new_directory(self, test_name: str) -> Path:
         """Make an empty directory for one test in the mount."""
-        directory = self.path / re.sub(r"\W+", "-", test_name)
+        self._directories += 1
+        directory = self.path / f"{self._directories}-{re.sub(r'[^a-z_]+', '-', test_name)}"
         directory.mkdir()
         return directory
 

@@ -7,8 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import types
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,9 +21,13 @@ from ckptfs.errors import (
     DaemonError,
     NoMountError,
     OpenFilesError,
+    StoreInUseError,
+    UnknownSnapshotError,
     UsageError,
 )
 from ckptfs.mount import protocol
+from ckptfs.store import ChunkStore
+from ckptfs.tree import Tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,33 +176,31 @@ def test_a_dead_mount_is_a_daemon_error_that_names_the_way_out(daemon, tmp_path,
     assert daemon.asked == []
 
 
-@pytest.mark.parametrize(
-    ("command", "read_only"), [(["snapshot", "list"], True), (["stats"], True), (["snapshot", "rollback", "7"], False)]
-)
-def test_a_store_that_is_not_mounted_is_opened_itself(tmp_path, mounts, monkeypatch, capsys, command, read_only):
-    (tmp_path / "store.json").touch()
-    opened = []
+def test_a_store_that_is_not_mounted_is_opened_itself(tmp_path, mounts, capsys):
+    path = tmp_path / "s"
+    with ChunkStore.create(path) as store:
+        Tree(store)
+    assert main(["snapshot", "create", "first", "--label", "by hand", "--at", str(path)]) == 0
+    assert main(["snapshot", "rollback", "first", str(path)]) == 0
+    assert main(["snapshot", "show", "latest", "--at", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["snapshot", "list", str(path), "--json"]) == 0
+    first, saved = json.loads(capsys.readouterr().out)
+    assert (first["name"], first["label"], saved["trigger"]) == ("first", "by hand", "rollback")
+    assert main(["snapshot", "delete", "first", "latest", "--at", str(path)]) == 0
+    assert main(["snapshot", "show", "first", "--at", str(path)]) == UnknownSnapshotError.exit_code
+    capsys.readouterr()
+    assert main(["stats", str(path)]) == 0
+    assert re.search(r"^mount +none\n(.|\n)* in 0 snapshots$", capsys.readouterr().out, re.MULTILINE)
 
-    class FakeStore:
-        @classmethod
-        @contextmanager
-        def open(cls, path, read_only=False):
-            opened.append((path, read_only))
-            yield cls()
-            opened.append("closed")
 
-    class FakeCommands:
-        def __init__(self, tree):
-            self.snapshot_list = lambda path: []
-            self.stats = lambda: {key: value for key, value in STATS.items() if key not in ("mountpoint",)}
-            self.snapshot_rollback = lambda ref, path: ROLLBACK
-
-    monkeypatch.setitem(sys.modules, "ckptfs.store", types.SimpleNamespace(ChunkStore=FakeStore))
-    fake_tree = types.SimpleNamespace(Commands=FakeCommands, Tree=lambda store: store)
-    monkeypatch.setitem(sys.modules, "ckptfs.tree", fake_tree)
-    assert main([*command, str(tmp_path)]) == 0
-    assert opened == [(tmp_path, read_only), "closed"]
-    assert capsys.readouterr().out
+@pytest.mark.parametrize("write", [True, False])
+def test_a_store_that_is_not_mounted_is_locked_only_while_a_command_works_on_it(tmp_path, write):
+    with ChunkStore.create(tmp_path / "s") as store:
+        Tree(store)
+    with target.commands(Target(str(tmp_path / "s")), write=write), pytest.raises(StoreInUseError):
+        ChunkStore.open(tmp_path / "s")
+    ChunkStore.open(tmp_path / "s").close()
 
 
 # What the commands print

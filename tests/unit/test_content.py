@@ -18,19 +18,25 @@ from hypothesis.stateful import (
 
 from ckptfs.store import ChunkStore
 from ckptfs.tree import content as content_module
+from ckptfs.tree import stream as stream_module
 from ckptfs.tree.content import FileContent, RecutJob, StreamJob
 from ckptfs.tree.extents import Extents, load_manifest, store_manifest
 from ckptfs.tree.reader import ChunkReader
+from ckptfs.tree.stream import BufferPool
 from tests.unit.tree_support import CHUNK_SIZES, drain, new_store
 
 PIECE_SIZE = 1500
+HEADROOM = 400
+SMALL_SIZE = 300
 OVERLAY_MAX = 800
 SIZE_SPARSE = (1 << 63) - 1
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content_module, "PIECE_SIZE", PIECE_SIZE)
+    monkeypatch.setattr(stream_module, "PIECE_SIZE", PIECE_SIZE)
+    monkeypatch.setattr(stream_module, "HEADROOM", HEADROOM)
+    monkeypatch.setattr(stream_module, "SMALL_SIZE", SMALL_SIZE)
     monkeypatch.setattr(content_module, "OVERLAY_MAX", OVERLAY_MAX)
 
 
@@ -63,7 +69,8 @@ def content_model(store: ChunkStore) -> type[RuleBasedStateMachine]:
         @initialize()
         def begin(self) -> None:
             self.reader = ChunkReader(store, cache_size=4 * CHUNK_SIZES.size_max)
-            self.content = FileContent(store, self.reader, Extents())
+            self.pool = BufferPool()
+            self.content = FileContent(store, self.reader, self.pool, Extents())
             self.model = bytearray()
             self.job: content_module.Job | None = None
             self.has_run = False
@@ -141,7 +148,7 @@ def content_model(store: ChunkStore) -> type[RuleBasedStateMachine]:
             manifest = next(manifests)
             store_manifest(store.tables, manifest, extents)
             loaded = load_manifest(store.tables, manifest, len(self.model))
-            again = FileContent(store, self.reader, loaded)
+            again = FileContent(store, self.reader, self.pool, loaded)
             assert everything(again, self.reader) == self.model
             if reopen:
                 self.content = again
@@ -172,7 +179,7 @@ def test_a_content_is_a_bytearray(store: ChunkStore) -> None:
 
 def test_a_stream_is_cut_like_a_whole(store: ChunkStore, reader: ChunkReader) -> None:
     data = noise(20_000, 1)
-    content = FileContent(store, reader, Extents())
+    content = FileContent(store, reader, BufferPool(), Extents())
     for offset in range(0, len(data), 700):
         content.write(offset, data[offset : offset + 700])
         if (job := content.take_job()) is not None:
@@ -182,22 +189,22 @@ def test_a_stream_is_cut_like_a_whole(store: ChunkStore, reader: ChunkReader) ->
     assert content.buffered <= PIECE_SIZE + CHUNK_SIZES.size_max
     drain(content)
     lengths = [content.extents[index].length for index in range(len(content.extents))]
-    assert lengths == store.cut(memoryview(data), True)
+    assert lengths == store.ingest(memoryview(data), True).lengths
 
 
 def test_a_file_grown_later_is_cut_as_if_written_at_once(store: ChunkStore, reader: ChunkReader) -> None:
     data = noise(9_000, 2)
-    content = FileContent(store, reader, Extents())
+    content = FileContent(store, reader, BufferPool(), Extents())
     for start, stop in ((0, 3_333), (3_333, 3_334), (3_334, 7_000), (7_000, 9_000)):
         content.write(start, data[start:stop])
         drain(content)
-        content = FileContent(store, reader, content.close_extents())
+        content = FileContent(store, reader, BufferPool(), content.close_extents())
     lengths = [content.extents[index].length for index in range(len(content.extents))]
-    assert lengths == store.cut(memoryview(data), True)
+    assert lengths == store.ingest(memoryview(data), True).lengths
 
 
 def test_writes_that_jump_are_worked_in_when_they_are_many(store: ChunkStore, reader: ChunkReader) -> None:
-    content = FileContent(store, reader, Extents())
+    content = FileContent(store, reader, BufferPool(), Extents())
     content.write(0, noise(10_000, 3))
     drain(content)
     content.write(500, bytes(OVERLAY_MAX - 1))
@@ -207,7 +214,7 @@ def test_writes_that_jump_are_worked_in_when_they_are_many(store: ChunkStore, re
 
 
 def test_the_end_of_a_sparse_file_costs_nothing(store: ChunkStore, reader: ChunkReader) -> None:
-    content = FileContent(store, reader, Extents())
+    content = FileContent(store, reader, BufferPool(), Extents())
     before = store.appended_bytes
     content.truncate(SIZE_SPARSE)
     drain(content)
@@ -223,7 +230,7 @@ def test_the_end_of_a_sparse_file_costs_nothing(store: ChunkStore, reader: Chunk
 
 def test_an_abandoned_job_leaves_what_is_in_chunks(store: ChunkStore, reader: ChunkReader) -> None:
     data = noise(8_000, 4)
-    content = FileContent(store, reader, Extents())
+    content = FileContent(store, reader, BufferPool(), Extents())
     content.write(0, data)
     job = content.take_job()
     assert job is not None
@@ -241,7 +248,7 @@ def test_an_abandoned_job_leaves_what_is_in_chunks(store: ChunkStore, reader: Ch
 
 
 def test_a_read_behind_the_end_is_empty(store: ChunkStore, reader: ChunkReader) -> None:
-    content = FileContent(store, reader, Extents())
+    content = FileContent(store, reader, BufferPool(), Extents())
     content.write(0, b"abc")
     for offset, expected in ((0, b"abc"), (2, b"c"), (3, b""), (9, b"")):
         assert bytes(content.plan_read(offset, 10).run(reader)) == expected

@@ -93,7 +93,7 @@ def test_a_half_written_file_does_not_hold_it_back_for_ever(epoch: OpenEpoch, cl
 
 
 def test_a_new_epoch_begins_with_nothing(epoch: OpenEpoch, store: ChunkStore) -> None:
-    store.put(memoryview(bytes(range(100))), [100])
+    store.ingest(memoryview(bytes(range(100))), True)
     epoch.committed(7, "model", 100)
     assert epoch.stored_bytes > 0
     epoch.begin()
@@ -112,7 +112,7 @@ def test_the_counters_outlive_the_process(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "s"
     store = support.new_store(path)
     first = OpenEpoch(store, clock.monotonic)
-    store.put(memoryview(bytes(range(100))), [100])
+    store.ingest(memoryview(bytes(range(100))), True)
     first.committed(7, "model", 100)
     stored = first.stored_bytes
     store.close()

@@ -11,6 +11,7 @@ from ckptfs.config import MIB
 from ckptfs.errors import NoSpaceError
 from ckptfs.store import ChunkStore
 from ckptfs.tree import Tree
+from ckptfs.tree.epoch import SAVE_SIZE_MIN
 from ckptfs.tree.files import LOG_AGE_SECONDS, LOG_RATE
 from ckptfs.tree.inode import INTERRUPTED, UNCOMMITTED
 from tests.unit import tree_support as support
@@ -32,7 +33,7 @@ def tree(tmp_path: Path, clock: Clock) -> Iterator[Tree]:
 
 def test_a_new_file_is_a_version_when_it_is_closed(tree: Tree) -> None:
     file = create(tree, "model")
-    tree.files.write(file, 0, b"half", appending=False)
+    tree.files.write(file, 0, b"half")
     assert read(tree, "model") == b"half"
     assert tree.attributes(file.ino).size == 4
     before = tree.take_snapshot()
@@ -54,7 +55,7 @@ def test_a_version_stays_until_its_successor_is_closed(tree: Tree) -> None:
     save(tree, "model", b"first")
     file = open_path(tree, "model")
     tree.files.truncate(file, 0)
-    tree.files.write(file, 0, b"sec", appending=False)
+    tree.files.write(file, 0, b"sec")
     snapshot = tree.take_snapshot()
     assert read(tree, "model") == b"sec"
     assert read(tree, "model", snapshot) == b"first"
@@ -68,7 +69,7 @@ def test_the_last_writer_commits(tree: Tree) -> None:
     two = open_path(tree, "model")
     reader = open_path(tree, "model", writing=False)
     assert one is two is reader
-    tree.files.write(one, 0, b"data", appending=False)
+    tree.files.write(one, 0, b"data")
     close_file(tree, one)
     assert tree.names.inode(one.ino).flags == UNCOMMITTED
     close_file(tree, two)
@@ -80,9 +81,9 @@ def test_the_last_writer_commits(tree: Tree) -> None:
 
 def test_fsync_commits_a_file_that_stays_open(tree: Tree) -> None:
     file = create(tree, "model")
-    tree.files.write(file, 0, b"synced", appending=False)
+    tree.files.write(file, 0, b"synced")
     support.fsync(tree, file)
-    tree.files.write(file, 0, b"later!", appending=False)
+    tree.files.write(file, 0, b"later!")
     snapshot = tree.take_snapshot()
     assert read(tree, "model", snapshot) == b"synced"
     close_file(tree, file)
@@ -113,7 +114,7 @@ def test_each_version_names_its_predecessor(tree: Tree) -> None:
 def test_a_file_renamed_into_place_while_open_succeeds_what_was_there(tree: Tree) -> None:
     first = save(tree, "model", b"first")
     file = create(tree, "model.tmp")
-    tree.files.write(file, 0, b"second", appending=False)
+    tree.files.write(file, 0, b"second")
     support.rename(tree, "model.tmp", "model")
     close_file(tree, file)
     assert tree.names.resolve("model").predecessor == first.manifest
@@ -151,7 +152,7 @@ def test_attributes_of_an_interrupted_file_reach_its_version(tree: Tree) -> None
 def test_a_crash_leaves_a_file_in_creation_as_interrupted(tmp_path: Path) -> None:
     tree = support.new_tree(tmp_path / "crashing")
     file = create(tree, "model")
-    tree.files.write(file, 0, b"lost", appending=False)
+    tree.files.write(file, 0, b"lost")
     support.journal(tree)
     support.crash(tree)
     tree = support.open_tree(tmp_path / "crashing")
@@ -165,16 +166,16 @@ def test_a_crash_leaves_a_file_in_creation_as_interrupted(tmp_path: Path) -> Non
 
 
 def fail_to_store(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    def put(*_: object) -> list[int]:
+    def ingest(*_: object) -> list[int]:
         raise NoSpaceError("full")
 
-    monkeypatch.setattr(ChunkStore, "put", put)
+    monkeypatch.setattr(ChunkStore, "ingest", ingest)
 
 
 def test_a_failure_after_a_write_is_never_forgotten(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tree, "model", b"whole")
     file = open_path(tree, "model")
-    tree.files.write(file, 0, b"new and longer", appending=False)
+    tree.files.write(file, 0, b"new and longer")
     with monkeypatch.context() as patch:
         fail_to_store(tree, patch)
         job = file.content.take_job(final=True)
@@ -185,7 +186,7 @@ def test_a_failure_after_a_write_is_never_forgotten(tree: Tree, monkeypatch: pyt
     file.error = caught.value
     for _ in range(2):
         with pytest.raises(NoSpaceError):
-            tree.files.write(file, 0, b"more", appending=False)
+            tree.files.write(file, 0, b"more")
         with pytest.raises(NoSpaceError):
             tree.files.truncate(file, 0)
     close_file(tree, file)
@@ -195,28 +196,30 @@ def test_a_failure_after_a_write_is_never_forgotten(tree: Tree, monkeypatch: pyt
 
 def test_a_log_that_is_appended_to_asks_for_no_snapshot(tree: Tree) -> None:
     file = create(tree, "log", appending=True)
-    tree.files.write(file, 0, b"line\n", appending=True)
+    tree.files.write(file, 0, b"line\n")
     assert tree.files.is_log(file)
     assert tree.files.unfinished_since() is None
     support.fsync(tree, file)
     assert not tree.epoch.pending
     assert read(tree, "log", tree.take_snapshot()) == b"line\n"
-    tree.files.write(file, 0, b"LINE", appending=False)
-    assert not tree.files.is_log(file)
-    close_file(tree, file)
+    other = open_path(tree, "log")
+    tree.files.write(other, 0, b"LINE")
+    assert not tree.files.is_log(file), "one who writes may write anywhere"
+    close_file(tree, file, appending=True)
+    close_file(tree, other)
     assert tree.epoch.pending
 
 
 def test_a_file_written_slowly_and_for_long_is_a_log(tree: Tree, clock: Clock) -> None:
     file = create(tree, "metrics")
-    tree.files.write(file, 0, b"step 1\n", appending=False)
+    tree.files.write(file, 0, b"step 1\n")
     assert tree.files.unfinished_since() == clock.now
     clock.advance(LOG_AGE_SECONDS)
     assert not tree.files.is_log(file)
     clock.advance(1)
     assert tree.files.is_log(file)
     assert tree.files.unfinished_since() is None
-    tree.files.write(file, 7, bytes(MIB), appending=False)
+    tree.files.write(file, 7, bytes(MIB))
     assert MIB > LOG_RATE * (LOG_AGE_SECONDS + 1)
     assert tree.files.unfinished_since() == clock.now
     close_file(tree, file)
@@ -224,19 +227,58 @@ def test_a_file_written_slowly_and_for_long_is_a_log(tree: Tree, clock: Clock) -
 
 def test_written_bytes_count_what_each_version_got(tree: Tree) -> None:
     file = create(tree, "model")
-    tree.files.write(file, 0, bytes(100), appending=False)
+    tree.files.write(file, 0, bytes(100))
     support.fsync(tree, file)
-    tree.files.write(file, 100, bytes(50), appending=False)
+    tree.files.write(file, 100, bytes(50))
     close_file(tree, file)
     snapshot = tree.take_snapshot()
     assert (snapshot.written_bytes, snapshot.changed_files, snapshot.paths) == (150, 1, ("model",))
 
 
+LARGE = bytes(SAVE_SIZE_MIN)
+
+
+def test_a_save_over_a_completed_save_makes_that_a_version(tree: Tree) -> None:
+    save(tree, "model", LARGE + b"1")
+    save(tree, "model", LARGE + b"2")
+    save(tree, "model", LARGE + b"3")
+    assert [read(tree, "model", each)[-1:] for each in tree.snapshots.all()] == [b"1", b"2"]
+    assert [snapshot.trigger for snapshot in tree.snapshots.all()] == ["auto", "auto"]
+    assert tree.epoch.pending
+
+
+@pytest.mark.parametrize("closed", ["before the rename", "after the rename"])
+def test_a_save_by_rename_over_a_completed_save_makes_that_a_version(tree: Tree, closed: str) -> None:
+    save(tree, "model", LARGE + b"1")
+    file = create(tree, "temporary")
+    tree.files.write(file, 0, LARGE + b"2")
+    if closed == "before the rename":
+        close_file(tree, file)
+        support.rename(tree, "temporary", "model")
+    else:
+        support.rename(tree, "temporary", "model")
+        close_file(tree, file)
+    (kept,) = tree.snapshots.all()
+    assert read(tree, "model", kept)[-1:] == b"1"
+    assert read(tree, "model")[-1:] == b"2"
+
+
+def test_a_small_or_a_killed_or_an_appended_save_makes_none(tree: Tree) -> None:
+    for _ in range(2):
+        save(tree, "small", b"x")
+    save(tree, "model", LARGE)
+    save(tree, "model", b"half", killed=True)
+    file = open_path(tree, "model")
+    tree.files.write(file, file.content.size, b"more")
+    close_file(tree, file)
+    assert len(tree.snapshots) == 0
+
+
 def test_an_unlinked_file_lives_until_it_is_closed(tree: Tree) -> None:
     file = create(tree, "scratch")
-    tree.files.write(file, 0, b"data", appending=False)
+    tree.files.write(file, 0, b"data")
     support.unlink(tree, "scratch")
-    tree.files.write(file, 4, b"more", appending=False)
+    tree.files.write(file, 4, b"more")
     assert support.read_content(tree, file.content) == b"datamore"
     attributes = tree.attributes(file.ino)
     assert (attributes.nlink, attributes.size) == (0, 8)
@@ -251,7 +293,7 @@ def test_a_detached_file_stays_readable_and_commits_nothing(tree: Tree) -> None:
     inode = save(tree, "model", b"data")
     file = open_path(tree, "model")
     tree.files.detach(inode.ino)
-    tree.files.write(file, 0, b"DATA", appending=False)
+    tree.files.write(file, 0, b"DATA")
     assert support.read_content(tree, file.content) == b"DATA"
     close_file(tree, file)
     assert tree.names.resolve("model") == inode
@@ -261,7 +303,7 @@ def test_a_detached_file_stays_readable_and_commits_nothing(tree: Tree) -> None:
 def test_the_largest_size_is_refused(tree: Tree) -> None:
     file = create(tree, "model")
     with pytest.raises(OSError) as caught:
-        tree.files.write(file, (1 << 63) - 1, b"x", appending=False)
+        tree.files.write(file, (1 << 63) - 1, b"x")
     assert caught.value.errno == errno.EFBIG
     close_file(tree, file)
 
@@ -270,7 +312,7 @@ def test_times_of_an_open_file_are_those_of_its_last_write(tree: Tree) -> None:
     inode = save(tree, "model", b"data")
     file = open_path(tree, "model")
     assert tree.attributes(inode.ino) == inode
-    tree.files.write(file, 0, b"DATA", appending=False)
+    tree.files.write(file, 0, b"DATA")
     seen = tree.attributes(inode.ino)
     assert seen.mtime_ns == seen.ctime_ns > inode.mtime_ns
     close_file(tree, file)

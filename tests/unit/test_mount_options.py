@@ -1,5 +1,6 @@
 """options: what is refused before a mount, and the dead mount that is cleared."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -23,6 +24,16 @@ def test_missing_fuse_names_what_to_install(usable, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FuseError, match="package fuse3"):
+        options.check(usable)
+
+
+@pytest.mark.parametrize(("error", "said"), [(errno.EACCES, "mode is 0666"), (errno.ENODEV, "No such device")])
+def test_a_device_that_cannot_be_opened_says_why(usable, monkeypatch, error, said):
+    def refuse(path, flags):
+        raise OSError(error, os.strerror(error), path)
+
+    monkeypatch.setattr(options.os, "open", refuse)
+    with pytest.raises(FuseError, match=said):
         options.check(usable)
 
 

@@ -1,6 +1,7 @@
 """`ckptfs mount`: the mount process around a fake session, and the starter that waits for it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import ckptfs.mount
 from ckptfs.cli import mount as mount_command
 from ckptfs.cli.main import main
-from ckptfs.errors import DaemonError, OpenFilesError, StoreInUseError
+from ckptfs.errors import DaemonError, NotAStoreError, OpenFilesError, StoreInUseError
 from ckptfs.mount import daemonize
 from ckptfs.mount.options import MountOptions
 
@@ -82,6 +83,22 @@ def test_a_store_that_is_mounted_elsewhere_is_not_waited_for(session, usable, mo
     assert main(["mount", usable.mountpoint, "--foreground"]) == StoreInUseError.exit_code
     assert capsys.readouterr().err == "ckptfs: in use by 7; it is mounted on /elsewhere\n"
     assert len(fake.ran) == 1
+
+
+def test_a_missing_store_is_made_and_what_is_no_store_is_left(session, usable, capsys):
+    session()
+    shutil.rmtree(usable.store)
+    assert main(["mount", usable.mountpoint, "--foreground"]) == 0
+    assert capsys.readouterr().out == f"made a new store at {usable.store}\n"
+    assert main(["mount", usable.mountpoint, "--foreground"]) == 0
+    assert capsys.readouterr().out == ""
+    shutil.rmtree(usable.store)
+    Path(usable.store).mkdir()
+    (Path(usable.store) / "thesis.txt").write_text("precious")
+    assert main(["mount", usable.mountpoint, "--foreground"]) == NotAStoreError.exit_code
+    shutil.rmtree(usable.store)
+    Path(usable.store).write_text("a file")
+    assert main(["mount", usable.mountpoint, "--foreground"]) == NotAStoreError.exit_code
 
 
 def test_a_missing_store_is_not_made_for_a_read_only_mount(usable, capsys):

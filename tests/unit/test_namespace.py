@@ -47,7 +47,7 @@ def populated(tree: Tree) -> Tree:
 def start_save_over(tree: Tree, path: str, data: bytes) -> "support.OpenFile":
     """Write a temporary file and rename it over `path` before it is closed."""
     file = create(tree, path + ".tmp")
-    tree.files.write(file, 0, data, appending=False)
+    tree.files.write(file, 0, data)
     rename(tree, path + ".tmp", path)
     return file
 
@@ -274,7 +274,7 @@ def test_a_hidden_file_comes_back_over_what_hides_it(tree: Tree) -> None:
 def test_all_names_of_a_new_file_appear_together(tree: Tree) -> None:
     save(tree, "two", b"old")
     file = create(tree, "one")
-    tree.files.write(file, 0, b"new", appending=False)
+    tree.files.write(file, 0, b"new")
     link(tree, "one", "three")
     rename(tree, "three", "two")
     assert support.paths(tree, tree.take_snapshot()) == ["two"]

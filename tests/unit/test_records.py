@@ -1,8 +1,4 @@
-"""The bytes of a record: golden values, bounds, and the byte tables of the documentation."""
-
-import re
-import struct
-from pathlib import Path
+"""The bytes of a record: golden values and bounds."""
 
 import pytest
 import xxhash
@@ -11,12 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptfs.errors import DamagedError
-from ckptfs.store import index, records, replay
+from ckptfs.store import records
 from ckptfs.store.records import Position, Record, RecordType, Row
 from ckptfs.store.tables import Table
 
 SEED = 0x0123456789ABCDEF
-NOTES = Path(__file__).parents[2] / "docs" / "format-store-notes.md"
 
 CHUNK_GOLDEN = (
     "636b5231020002001600000016000000070000000000000068d576c94e1c2caf3cc897e5e69d0891935433604c0e2362"
@@ -122,43 +117,3 @@ def test_a_row_that_ends_behind_its_record_is_refused() -> None:
     record = joined(records.build(RecordType.METADATA, 1, xxhash.xxh3_128_digest(raw, SEED), len(raw), 0, raw))
     with pytest.raises(DamagedError, match="ends behind"):
         records.parse_metadata(parsed(record), SEED)
-
-
-def documented(heading: str) -> list[tuple[int, int]]:
-    """Return offset and size of the fixed fields in the byte table below a heading."""
-    section = re.split(r"^#+ ", NOTES.read_text().split(f"### {heading}\n")[1], flags=re.MULTILINE)[0]
-    return [(int(offset), int(size)) for offset, size in re.findall(r"^\| (\d+) \| (\d+) \|", section, re.MULTILINE)]
-
-
-def fields(*formats: str) -> list[tuple[int, int]]:
-    """Return offset and size of each field of little-endian struct formats, one behind the other."""
-    found = []
-    offset = 0
-    for count, code in re.findall(r"(\d*)([a-zA-Z])", "".join(formats)):
-        size = struct.calcsize("<" + count + code)
-        found.append((offset, size))
-        offset += size
-    return found
-
-
-@pytest.mark.parametrize(
-    ("heading", "structs"),
-    [
-        ("Record header", [records.HEADER, records.HEADER_CHECK]),
-        ("Pack header payload", [records.PACK_PAYLOAD]),
-        ("Metadata payload", [records.METADATA_PREFIX]),
-        ("Metadata row", [records.ROW]),
-        ("Location", [index.LOCATION]),
-        ("State", [replay.STATE]),
-    ],
-)
-def test_the_documented_bytes_are_those_of_the_code(heading: str, structs: list[struct.Struct]) -> None:
-    assert documented(heading) == fields(*(each.format for each in structs))
-    assert all(each.format.startswith("<") for each in structs)
-
-
-def test_the_documented_tables_are_those_of_the_code() -> None:
-    section = NOTES.read_text().split("## Tables\n")[1].split("###")[0]
-    assert re.findall(r"^\| (\d+) \| (\w+) \|", section, re.MULTILINE) == [
-        (str(table.value), table.name.lower()) for table in Table
-    ]

@@ -41,8 +41,7 @@ def noise(size: int, seed: int) -> bytes:
 
 
 def append_cut(store: ChunkStore, extents: Extents, data: bytes) -> None:
-    lengths = store.cut(memoryview(data), True)
-    for number, length in zip(store.put(memoryview(data), lengths), lengths, strict=True):
+    for number, length in zip(*store.ingest(memoryview(data), True), strict=True):
         extents.append(number, length)
 
 

@@ -176,7 +176,7 @@ def test_a_file_open_for_writing_that_would_not_change_is_no_hindrance(tree: Tre
     file = support.open_path(tree, "log")
     tree.roll_back(target)
     assert support.paths(tree) == ["log"]
-    tree.files.write(file, 4, b"!", appending=True)
+    tree.files.write(file, 4, b"!")
     support.close_file(tree, file)
     assert read(tree, "log") == b"same!"
 
@@ -188,7 +188,7 @@ def test_a_file_open_outside_the_path_is_no_hindrance(tree: Tree) -> None:
     target = tree.take_snapshot()
     save(tree, "one/model", b"new")
     file = support.open_path(tree, "one-more/model")
-    tree.files.write(file, 0, b"writing", appending=False)
+    tree.files.write(file, 0, b"writing")
     tree.roll_back(target, "one")
     assert read(tree, "one/model") == b"old"
     support.close_file(tree, file)
@@ -215,7 +215,7 @@ def test_a_file_unlinked_while_open_does_not_meet_itself(tree: Tree) -> None:
     target = tree.take_snapshot()
     file = support.open_path(tree, "model")
     support.unlink(tree, "model")
-    tree.files.write(file, 0, b"scratch", appending=False)
+    tree.files.write(file, 0, b"scratch")
     tree.roll_back(target)
     assert read(tree, "model") == b"old"
     again = support.open_path(tree, "model", writing=False)
@@ -241,7 +241,7 @@ def test_a_file_being_saved_by_rename_makes_way(tree: Tree) -> None:
     save(tree, "model", b"old")
     target = tree.take_snapshot()
     file = support.create(tree, "model.tmp")
-    tree.files.write(file, 0, b"half", appending=False)
+    tree.files.write(file, 0, b"half")
     support.rename(tree, "model.tmp", "model")
     support.close_file(tree, file, killed=True)
     assert read(tree, "model") == b"half"

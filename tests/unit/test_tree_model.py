@@ -215,7 +215,7 @@ class TreeModel(RuleBasedStateMachine):
         if not data:
             return
         buffer = self.buffers[handle.node]
-        self.tree.files.write(handle.file, offset, data, appending=False)
+        self.tree.files.write(handle.file, offset, data)
         self.buffers[handle.node] = buffer[:offset].ljust(offset, b"\0") + data + buffer[offset + len(data) :]
 
     @precondition(lambda self: self.handles)
@@ -290,7 +290,7 @@ class TreeModel(RuleBasedStateMachine):
             file = support.create(self.tree, "temporary")
             number = self.model.create("temporary", Node(stat.S_IFREG | 0o644, b"", None))
             if data:
-                self.tree.files.write(file, 0, data, appending=False)
+                self.tree.files.write(file, 0, data)
             self.buffers[number] = data
             self.handles.append(ModelHandle(file, number))
             support.rename(self.tree, "temporary", path)

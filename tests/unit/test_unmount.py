@@ -1,5 +1,6 @@
 """unmount and `ckptfs umount`: a mount goes, or the message says who holds it."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -52,6 +53,19 @@ def test_umount_clears_a_dead_mount(tmp_path, mounts, fusermount, monkeypatch, c
     assert main(["umount", str(tmp_path / "ckpt")]) == 0
     assert calls.read_text() == f"-uz -- {tmp_path}/ckpt\n"
     assert "cleared the dead mount" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "dead"), [(errno.ENOTCONN, True), (errno.ECONNABORTED, True), (errno.EACCES, False), (0, False)]
+)
+def test_a_mount_is_dead_when_nobody_is_behind_it_any_more(tmp_path, monkeypatch, error, dead):
+    def statvfs(path):
+        if error:
+            raise OSError(error, os.strerror(error), path)
+
+    # What stat says does not count: the kernel answers it from its cache, long after the process is gone.
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    assert unmount.is_dead(str(tmp_path)) is dead
 
 
 def test_umount_wants_a_mountpoint(tmp_path, mounts, capsys):

@@ -131,19 +131,21 @@ def create(tree: Tree, path: str, *, appending: bool = False, mode: int = 0o644)
     return tree.files.open(inode, writing=True, appending=appending)
 
 
-def open_path(tree: Tree, path: str, *, writing: bool = True) -> OpenFile:
+def open_path(tree: Tree, path: str, *, writing: bool = True, appending: bool = False) -> OpenFile:
     """Open a file that exists."""
-    return tree.files.open(tree.attributes(tree.names.resolve(path).ino), writing=writing)
+    return tree.files.open(tree.attributes(tree.names.resolve(path).ino), writing=writing, appending=appending)
 
 
-def close_file(tree: Tree, file: OpenFile, *, writing: bool = True, killed: bool = False) -> None:
+def close_file(
+    tree: Tree, file: OpenFile, *, writing: bool = True, appending: bool = False, killed: bool = False
+) -> None:
     """Close one handle as the mount does: the last writer's close commits, a killed writer interrupts."""
     if killed and file.dirty:
         file.interrupted = True
     if writing and file.writers == 1:
         drain(file.content)
         tree.files.commit(file)
-    tree.files.release(file, writing=writing)
+    tree.files.release(file, writing=writing, appending=appending)
 
 
 def fsync(tree: Tree, file: OpenFile) -> None:
@@ -165,7 +167,7 @@ def save(tree: Tree, path: str, data: bytes, *, killed: bool = False) -> Inode:
             tree.files.truncate(file, 0)
     else:
         file = create(tree, path)
-    tree.files.write(file, 0, data, appending=False)
+    tree.files.write(file, 0, data)
     close_file(tree, file, killed=killed)
     return tree.names.inode(file.ino)
 

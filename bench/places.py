@@ -1,0 +1,137 @@
+"""Where the speed benchmark writes: a null mount, a plain directory, and ckptfs, all on one disk.
+
+A place is a directory and the ways to make it cold. Everything lies in one scratch directory, which goes at the end.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+POLL_SECONDS = 0.02
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+def drop_caches() -> None:
+    """Write everything back and forget every clean page; needs root."""
+    os.sync()
+    DROP_CACHES.write_text("3")
+
+
+class Plain:
+    """An ordinary directory."""
+
+    name = "plain"
+
+    def __init__(self, scratch: Path) -> None:
+        self.path = scratch / "plain"
+        self.path.mkdir()
+
+    def chill(self) -> None:
+        """Make the next read come from the disk."""
+        drop_caches()
+
+    def quiesce(self) -> None:
+        """Wait for work that a save left behind."""
+        os.sync()
+
+    def close(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.path)
+
+
+class Null:
+    """A mount of nullfs.py."""
+
+    name = "null"
+
+    def __init__(self, scratch: Path) -> None:
+        self.path = scratch / "null"
+        self.path.mkdir()
+        self._process = subprocess.Popen([sys.executable, Path(__file__).with_name("nullfs.py"), self.path])
+        while not os.path.ismount(self.path):
+            if self._process.poll() is not None:
+                sys.exit("the null filesystem could not be mounted")
+            time.sleep(POLL_SECONDS)
+
+    def chill(self) -> None:
+        """Make the next read come from the filesystem."""
+        drop_caches()
+
+    def quiesce(self) -> None:
+        """Do nothing: nothing is left behind."""
+
+    def close(self) -> None:
+        """Unmount."""
+        subprocess.run(["fusermount3", "-u", self.path], check=True)
+        self._process.wait()
+
+
+class Ckptfs:
+    """A mount of ckptfs with a store of its own."""
+
+    name = "ckptfs"
+
+    def __init__(self, scratch: Path, *options: str) -> None:
+        self.path = scratch / "ckptfs"
+        self.store = scratch / "ckptfs.store"
+        self.path.mkdir()
+        self.options = options
+        self.memory_peak = 0
+        self.mount()
+
+    def command(self, *words: object) -> str:
+        """Run the ckptfs command line and return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "ckptfs", *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.exit(f"ckptfs {' '.join(map(str, words))}: exit {done.returncode}\n{done.stderr}")
+        return done.stdout
+
+    def mount(self) -> None:
+        """Start the daemon."""
+        self.command("mount", self.path, "--store", self.store, *self.options)
+
+    def pid(self) -> int:
+        """Return the daemon's process id."""
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"--foreground" in words and os.fsencode(self.path) in words:
+                return int(process.name)
+        sys.exit("the daemon is gone")
+
+    def note_memory(self) -> None:
+        """Remember the daemon's largest memory so far."""
+        status = Path(f"/proc/{self.pid()}/status").read_text()
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert peak
+        self.memory_peak = max(self.memory_peak, int(peak[1]) * 1024)
+
+    def unmount(self) -> None:
+        """End the daemon."""
+        self.note_memory()
+        self.command("umount", self.path)
+
+    def chill(self) -> None:
+        """Make the next read come from the disk: a new daemon, no page cache."""
+        self.unmount()
+        drop_caches()
+        self.mount()
+
+    def quiesce(self) -> None:
+        """Wait until a save has been written back."""
+        os.sync()
+
+    def close(self) -> None:
+        """Unmount and remove the store."""
+        self.unmount()
+        shutil.rmtree(self.store)
+        self.path.rmdir()

@@ -1,0 +1,1 @@
+"""KERNEL: a mount's life, the kernel's requests, the control socket. `session.run` is the door."""
