@@ -71,8 +71,8 @@ install_packages() {
 fingerprint() {
     local file
     {
-        for file in pyproject.toml setup.py ckptfs/store/kernels.c; do
-            [ ! -e "$ROOT/$file" ] || cat "$ROOT/$file"
+        for file in "$ROOT"/{pyproject.toml,setup.py,ckptfs/store/*.[ch],ckptfs/store/vendor/*.h}; do
+            [ ! -e "$file" ] || cat "$file"
         done
         echo "$ROOT"
         "$1" -c 'import platform, sys; print(sys.version, platform.machine())'

@@ -46,8 +46,8 @@ def fuse_error(error: Exception) -> pyfuse3.FUSEError:
     if code is None:
         log.error("a bug, or a failure nobody foresaw: %s", "".join(traceback.format_exception(error)))
         code = errno.EIO
-    elif code in (errno.EIO, errno.ENOSPC):
-        log.error("%s", error)
+    elif code == errno.EIO:
+        log.error("%s", error)  # a full disk is logged where it was met, once, and not for every call it fails
     return pyfuse3.FUSEError(code)
 
 

@@ -10,20 +10,26 @@ import math
 import trio
 
 from ckptfs.errors import CkptfsError
-from ckptfs.store import ChunkStore
+from ckptfs.mount.offload import Offload
+from ckptfs.store import Changes, ChunkStore
 
 log = logging.getLogger(__name__)
 
+JOURNAL_SECONDS = 0.02
+"""How long changes that nobody waits for gather before they are journalled together."""
 CHECKPOINT_SECONDS = 5.0
 CHECKPOINT_ROWS = 200_000
+SMALL_ROWS = 200
+"""A journal record of no more rows than this is small work."""
 RETRY_SECONDS = 1.0
 
 
 class Committer:
     """Commits of one store, for the loop that owns its tables."""
 
-    def __init__(self, store: ChunkStore) -> None:
+    def __init__(self, store: ChunkStore, offload: Offload) -> None:
         self._store = store
+        self._offload = offload
         self._lock = trio.Lock()
         self._work = trio.Event()
         self._rounds = 0
@@ -48,16 +54,19 @@ class Committer:
     async def _round(self, *, durable: bool) -> None:
         self._rounds += 1
         this = self._rounds
-        changes = self._store.tables.take_changes()
+        await self._append_journal(self._store.tables.take_changes())
+        self._journalled = this
+        if durable:
+            await self._offload.run(self._store.sync)
+            self._durable = this
+
+    async def _append_journal(self, changes: Changes) -> None:
+        run = self._offload.run_small if len(changes.rows) <= SMALL_ROWS else self._offload.run
         try:
-            await trio.to_thread.run_sync(self._store.append_journal, changes)
+            await run(self._store.append_journal, changes)
         except BaseException:
             self._store.tables.give_back(changes)
             raise
-        self._journalled = this
-        if durable:
-            await trio.to_thread.run_sync(self._store.sync)
-            self._durable = this
 
     async def checkpoint(self) -> None:
         """Journal everything and bring the index up to it; what fails is tried again at the next one."""
@@ -67,13 +76,9 @@ class Committer:
             this = self._rounds
             changes = tables.take_changes()
             frozen = tables.frozen or tables.freeze()
-            try:
-                await trio.to_thread.run_sync(self._store.append_journal, changes)
-            except BaseException:
-                tables.give_back(changes)
-                raise
+            await self._append_journal(changes)
             self._journalled = this
-            await trio.to_thread.run_sync(self._store.checkpoint, frozen)
+            await self._offload.run(self._store.checkpoint, frozen)
             tables.release(frozen)
             self._durable = this
             self._checkpoint_at = math.inf if not tables.has_changes else trio.current_time() + CHECKPOINT_SECONDS
@@ -83,6 +88,7 @@ class Committer:
         while True:
             with trio.move_on_at(self._checkpoint_at):
                 await self._work.wait()
+            await trio.sleep(JOURNAL_SECONDS)
             self._work = trio.Event()
             try:
                 await self.commit(durable=False)

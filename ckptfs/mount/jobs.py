@@ -8,7 +8,8 @@ import logging
 
 import trio
 
-from ckptfs.config import MIB
+from ckptfs.config import KIB, MIB
+from ckptfs.mount.offload import Offload
 from ckptfs.tree.content import PIECE_SIZE, Job
 from ckptfs.tree.files import OpenFile
 from ckptfs.tree.tree import Tree
@@ -17,16 +18,17 @@ log = logging.getLogger(__name__)
 
 BUFFERED_MAX = 128 * MIB
 FILE_BUFFERED_MAX = 4 * PIECE_SIZE
-THREADS = 4
+SMALL_SIZE = 64 * KIB
+"""A job of no more bytes than this is small work."""
 
 
 class Jobs:
     """The jobs of all open files of a tree."""
 
-    def __init__(self, tree: Tree, nursery: trio.Nursery) -> None:
+    def __init__(self, tree: Tree, nursery: trio.Nursery, offload: Offload) -> None:
         self._tree = tree
         self._nursery = nursery
-        self._limiter = trio.CapacityLimiter(THREADS)
+        self._offload = offload
         self._running: set[OpenFile] = set()
         self._step = trio.Event()
 
@@ -35,28 +37,32 @@ class Jobs:
         """Bytes of all files that are in no chunk yet."""
         return sum(file.content.buffered for file in {*self._tree.files, *self._running})
 
-    def start(self, file: OpenFile, *, final: bool = False) -> None:
+    def start(self, file: OpenFile) -> None:
         """Begin the work that a file has, if it has any and none is under way."""
-        if file not in self._running and (job := file.content.take_job(final=final)) is not None:
+        if file not in self._running and (job := file.content.take_job()) is not None:
             self._running.add(file)
             self._nursery.start_soon(self._run, file, job)
 
     async def _run(self, file: OpenFile, job: Job | None) -> None:
         try:
             while job is not None:
-                try:
-                    await trio.to_thread.run_sync(job.run, limiter=self._limiter)
-                except Exception as error:
-                    file.error = error
-                    file.content.abandon_job()
-                    log.error("%s cannot be stored: %s", self._tree.names.path(file.ino), error)
-                else:
-                    file.content.finish_job()
-                self._wake()
+                await self._carry_out(file, job)
                 job = file.content.take_job()
         finally:
             self._running.discard(file)
             self._wake()
+
+    async def _carry_out(self, file: OpenFile, job: Job) -> None:
+        run = self._offload.run_small if job.size <= SMALL_SIZE else self._offload.run
+        try:
+            await run(job.run)
+        except Exception as error:
+            file.error = error
+            file.content.abandon_job()
+            log.error("%s cannot be stored: %s", self._tree.names.path(file.ino), error)
+        else:
+            file.content.finish_job()
+        self._wake()
 
     def _wake(self) -> None:
         self._step.set()
@@ -70,8 +76,14 @@ class Jobs:
     async def drain(self, file: OpenFile) -> None:
         """Return when every byte of the file is in a chunk, or lost to its sticky error."""
         while not file.content.settled:
-            self.start(file, final=True)
-            await self._step.wait()
+            await self.idle(file)
+            if (job := file.content.take_job(final=True)) is not None:
+                self._running.add(file)
+                try:
+                    await self._carry_out(file, job)
+                finally:
+                    self._running.discard(file)
+                    self._wake()
 
     async def accept(self, file: OpenFile) -> None:
         """Put a file that was written to to work, and return when another write to it may be accepted."""

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from itertools import count
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -23,6 +23,8 @@ from ckptfs.mount.attributes import BLOCK_SIZE, VALID_SECONDS, entry_attributes,
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import LATEST_NODE, ROOT_NODE, SNAPSHOTS_NODE, Node, Nodes
+from ckptfs.mount.offload import Offload
+from ckptfs.mount.readahead import ReadAhead, ReadState
 from ckptfs.tree import Tree
 from ckptfs.tree.content import PIECE_SIZE, FileContent
 from ckptfs.tree.files import OpenFile
@@ -58,6 +60,7 @@ class Handle:
     writing: bool
     appending: bool
     process: int
+    reading: ReadState = field(default_factory=ReadState)
 
 
 @dataclass(slots=True)
@@ -94,8 +97,19 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = True
     enable_acl = False
 
-    def __init__(self, tree: Tree, nodes: Nodes, jobs: Jobs, committer: Committer, versions: Versions) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        nodes: Nodes,
+        jobs: Jobs,
+        committer: Committer,
+        versions: Versions,
+        offload: Offload,
+        readahead: ReadAhead,
+    ) -> None:
         super().__init__()
+        self._offload = offload
+        self._readahead = readahead
         self._tree = tree
         self._names = tree.names
         self._files = tree.files
@@ -106,6 +120,11 @@ class Operations(pyfuse3.Operations):
         self._handles: dict[int, Handle] = {}
         self._listings: dict[int, Listing] = {}
         self._next_handle = count(1)
+        self.begun = trio.Event()
+        """Set when the kernel has got to know this filesystem."""
+
+    def init(self) -> None:
+        self.begun.set()
 
     # Nodes and attributes
 
@@ -297,6 +316,7 @@ class Operations(pyfuse3.Operations):
         old = self._old_name(parent_inode_old, name_old)
         self._names.rename(old, name_old, self._old_name(parent_inode_new, name_new), name_new, flags)
         self._versions.touched()
+        await self._committer.commit(durable=False)  # as for a close: a rename is how careful programs complete a save
 
     # Directories
 
@@ -379,10 +399,12 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def read(self, fh: FileHandleT, off: int, size: int) -> Bytes:  # type: ignore[override]  # any will do
-        plan = self._handles[fh].content.plan_read(off, size)
+        handle = self._handles[fh]
+        plan = handle.content.plan_read(off, size)
+        self._readahead.note(handle.reading, handle.content, off, size)
         if plan.in_memory(self._tree.reader):
             return plan.run(self._tree.reader)
-        return await trio.to_thread.run_sync(plan.run, self._tree.reader)
+        return await self._offload.run(plan.run, self._tree.reader)
 
     @answered
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -398,12 +420,20 @@ class Operations(pyfuse3.Operations):
     @answered
     async def flush(self, fh: FileHandleT) -> None:
         handle = self._handles[fh]
-        if handle.file is None or not handle.writing:
+        file = handle.file
+        if file is None or not handle.writing:
             return
-        if handle.file.dirty and process.is_killed(handle.process):
-            handle.file.interrupted = True
-        await self._jobs.drain(handle.file)
-        handle.file.raise_error()
+        if file.dirty and process.is_killed(handle.process):
+            file.interrupted = True
+        await self._jobs.drain(file)
+        file.raise_error()
+        # The close that this flush belongs to returns when it is answered, so that what it promises is done here
+        # where that can be known to be the last one; `release` comes after the close and catches the rest.
+        last = file.dirty and file.writers == 1 and not file.interrupted and not file.unlinked
+        if last and process.has_closed(handle.process, self._names.path(file.ino)):
+            self._files.commit(file)
+            self._versions.touched()
+            await self._committer.commit(durable=False)
 
     @answered
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:

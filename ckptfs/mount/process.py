@@ -1,12 +1,15 @@
-"""Which process writes, and whether a signal is killing it.
+"""Which process writes, whether a signal is killing it, and whether it has closed a file.
 
 A dying process's files are closed by the kernel, which looks like a normal close; but the process still waits for
-its `flush`, and field 9 of its `/proc/PID/stat` shows PF_SIGNALED.
+its `flush`, and field 9 of its `/proc/PID/stat` shows PF_SIGNALED. A `flush` also comes when a forked child closes
+what it inherited; the file is closed for good when the process that opened it does not have it open any more.
 """
 
 import os
 
 PF_SIGNALED = 0x400
+DESCRIPTORS_MAX = 1024
+"""More open files than this are not searched: the answer would take too long."""
 
 
 def process_of_thread(thread: int) -> int:
@@ -25,6 +28,27 @@ def is_killed(process: int) -> bool:
         return False
     fields = _read(f"/proc/{process}/stat").rpartition(b")")[2].split()
     return len(fields) > 6 and bool(int(fields[6]) & PF_SIGNALED)
+
+
+def has_closed(process: int, path: str) -> bool:
+    """Whether a process, which `flush` keeps waiting, has no file open whose path ends in `path`; false if unknown."""
+    if process <= 0:
+        return False
+    directory = f"/proc/{process}/fd"
+    try:
+        descriptors = os.listdir(directory)
+    except OSError:
+        return False
+    if len(descriptors) > DESCRIPTORS_MAX:
+        return False
+    return not any(_target(f"{directory}/{descriptor}").endswith(f"/{path}") for descriptor in descriptors)
+
+
+def _target(link: str) -> str:
+    try:
+        return os.readlink(link)  # answered from the kernel's memory: no request reaches a filesystem
+    except OSError:
+        return ""
 
 
 def _read(path: str) -> bytes:

@@ -17,14 +17,16 @@ from typing import Any
 import pyfuse3
 import trio
 
-from ckptfs.errors import CkptfsError, FuseError
+from ckptfs.errors import FuseError
 from ckptfs.mount import control, notify, protocol
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node, Nodes
+from ckptfs.mount.offload import Offload
 from ckptfs.mount.operations import Operations
 from ckptfs.mount.options import MountOptions
 from ckptfs.mount.protocol import Request
+from ckptfs.mount.readahead import ReadAhead, raise_kernel_readahead
 from ckptfs.mount.versions import MountedVersions
 from ckptfs.store import ChunkStore
 from ckptfs.tree import Tree
@@ -42,11 +44,19 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
     StoreInUseError, NotAStoreError, StoreVersionError, StoreReadOnlyError, DamagedError, FuseError.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    store = ChunkStore.open(Path(options.store), read_only=options.read_only)
-    try:
-        trio.run(_Session(options, store, ready).run)
-    finally:
-        store.close()
+    with ChunkStore.open(Path(options.store), read_only=options.read_only) as store:
+        try:
+            trio.run(_Session(options, store, ready).run)
+        except BaseExceptionGroup as group:
+            raise _only_error(group) from group
+
+
+def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the one error that took the tasks down, or the group of several."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 class _Session:
@@ -62,10 +72,14 @@ class _Session:
 
     async def run(self) -> None:
         async with trio.open_nursery() as work:
-            self._jobs = Jobs(self._tree, work)
-            self._committer = Committer(self._store)
+            offload = Offload()
+            self._jobs = Jobs(self._tree, work, offload)
+            self._committer = Committer(self._store, offload)
             self._versions = MountedVersions(self._tree, self._nodes, self._jobs, self._committer, self._options.settle)
-            operations = Operations(self._tree, self._nodes, self._jobs, self._committer, self._versions)
+            readahead = ReadAhead(self._tree.reader, work, offload)
+            operations = Operations(
+                self._tree, self._nodes, self._jobs, self._committer, self._versions, offload, readahead
+            )
             listener = protocol.listen(self._options.store)
             try:
                 self._mount(operations)
@@ -76,7 +90,7 @@ class _Session:
                         if not self._options.read_only:
                             service.start_soon(self._committer.run)
                             service.start_soon(self._versions.run)
-                        service.start_soon(self._announce)
+                        service.start_soon(self._announce, operations.begun)
                         await pyfuse3.main()
                         service.cancel_scope.cancel()
                 finally:
@@ -100,9 +114,9 @@ class _Session:
         except RuntimeError as error:
             raise FuseError(f"{self._options.mountpoint} cannot be mounted; the system's reason is above") from error
 
-    async def _announce(self) -> None:
-        # The kernel's first request has been answered once this task gets its turn after the loop began to serve.
-        await trio.lowlevel.checkpoint()
+    async def _announce(self, begun: trio.Event) -> None:
+        await begun.wait()  # the kernel sets its readahead when it gets the answer, which has been sent by now
+        raise_kernel_readahead(self._options.mountpoint)
         self._ready()
 
     async def _stop_on_signal(self) -> None:
@@ -140,8 +154,4 @@ class _Session:
             self._tree.files.commit(file)
         if self._tree.epoch.pending:
             self._tree.take_snapshot(trigger="auto")
-        try:
-            await self._committer.checkpoint()
-        except (CkptfsError, OSError) as error:
-            log.error("not everything could be made durable: %s", error)
-            raise
+        await self._committer.checkpoint()

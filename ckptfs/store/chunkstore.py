@@ -3,7 +3,7 @@
 ChunkStore owns the order of durability: chunks and then the rows that speak of them are appended to the packs; a
 kill of the process loses nothing appended; `sync` makes it durable; a checkpoint then brings LMDB up to it, and
 opening replays what came after the last checkpoint. It does not know files, names or snapshots.
-`cut`, `put`, `read`, `reencode`, `punch`, `sync`, `stats` may be called from any thread; `append_journal` and
+`ingest`, `read`, `reencode`, `punch`, `sync`, `stats` may be called from any thread; `append_journal` and
 `checkpoint` from any one thread at a time each; `tables`, `commit` and `close` belong to the owner's thread.
 """
 
@@ -11,11 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
-
-import xxhash
 
 from ckptfs.config import StoreConfig
 from ckptfs.errors import NotAStoreError, StoreReadOnlyError
@@ -50,6 +49,13 @@ class StoreStats(NamedTuple):
     kernel: str
     waiting_chunks: int
     waiting_bytes: int
+
+
+class Ingested(NamedTuple):
+    """The chunks at the start of some bytes, one behind the other."""
+
+    numbers: list[int]
+    lengths: list[int]
 
 
 class ChunkStore:
@@ -169,32 +175,30 @@ class ChunkStore:
 
     # Chunks
 
-    def cut(self, data: memoryview, final: bool) -> list[int]:
-        """Return the lengths of the chunks in `data`; unless it is `final`, the rest behind the last is left over."""
-        sizes = self.config.chunk_sizes
-        return kernels.cut(data, sizes.size_min, sizes.mean_bits, sizes.size_max, final)
+    def ingest(self, data: memoryview, final: bool, *, encode: bool = True) -> Ingested:
+        """Cut `data`, which begins where a chunk begins, and store its chunks; return their numbers and lengths.
 
-    def put(self, data: memoryview, lengths: Sequence[int], *, encode: bool = True) -> list[int]:
-        """Store the chunks that lie one behind the other in `data`, and return their numbers.
-
-        A chunk that is stored already, also by a call under way in another thread, is not stored again.
+        Unless it is `final`, the bytes behind the last complete chunk are left over: give them again, at the front of
+        more. A chunk that is stored already, also by a call under way in another thread, is not stored again.
         `data` is not needed any more on return. On an error none of the new chunks is stored. Without `encode`, which
         costs ten times what all else does, new chunks are stored raw and wait for `reencode`.
         """
-        views = []
-        start = 0
-        for length in lengths:
-            views.append(data[start : start + length])
-            start += length
-        seed = self.config.seed
-        ids = [xxhash.xxh3_128_digest(view, seed) for view in views]
+        sizes = self.config.chunk_sizes
+        lengths, ids = kernels.cut_and_hash(
+            data, sizes.size_min, sizes.mean_bits, sizes.size_max, final, self.config.seed
+        )
         numbers = self._index.lookup(ids)
         if NO_CHUNK in numbers:
             self._check_writable()
-            fresh = {chunk_id: view for chunk_id, view, number in zip(ids, views, numbers, strict=True) if not number}
+            ends = accumulate(lengths)
+            fresh = {
+                chunk_id: data[end - length : end]
+                for chunk_id, number, length, end in zip(ids, numbers, lengths, ends, strict=True)
+                if not number
+            }
             stored = self._store(fresh, codec.encode if encode else codec.encode_later)
             numbers = [number or stored[chunk_id] for chunk_id, number in zip(ids, numbers, strict=True)]
-        return numbers
+        return Ingested(numbers, lengths)
 
     def _store(self, fresh: dict[bytes, memoryview], encode: Callable[[memoryview], codec.Encoded]) -> dict[bytes, int]:
         """Encode and append chunks, but those that another thread was faster with; return all their numbers."""
@@ -382,14 +386,7 @@ class ChunkStore:
         """Return how much the store holds and takes."""
         totals = self._index.totals
         stored_bytes = self._packs.stored_size() + self._environment.stored_size()
-        return StoreStats(
-            self._mark.number - 1,
-            totals.raw_bytes,
-            stored_bytes,
-            kernels.NAME,
-            totals.waiting_chunks,
-            totals.waiting_bytes,
-        )
+        return StoreStats(self._mark.number - 1, totals.raw_bytes, stored_bytes, kernels.NAME, *totals[1:])
 
     def space(self) -> Space:
         """Return the size and the free bytes of the disk below."""

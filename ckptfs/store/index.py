@@ -101,17 +101,18 @@ class ChunkIndex:
     def lookup(self, ids: Sequence[bytes]) -> list[int]:
         """Return the chunk number of each id, NO_CHUNK where it is not stored."""
         with self._lock:
-            numbers = list(map(self._active.numbers.get, ids))
-            if None in numbers and self._frozen is not None:
-                below = self._frozen.numbers
-                numbers = [number or below.get(chunk_id) for chunk_id, number in zip(ids, numbers, strict=True)]
-            if None in numbers:
+            known = self._active.numbers.get
+            numbers = [known(chunk_id, NO_CHUNK) for chunk_id in ids]
+            if NO_CHUNK in numbers and self._frozen is not None:
+                known = self._frozen.numbers.get
+                numbers = [number or known(chunk_id, NO_CHUNK) for chunk_id, number in zip(ids, numbers, strict=True)]
+            if NO_CHUNK in numbers:
                 # Sorted keys walk the tree once, from left to right.
-                wanted = sorted({chunk_id for chunk_id, number in zip(ids, numbers, strict=True) if number is None})
+                wanted = sorted({chunk_id for chunk_id, number in zip(ids, numbers, strict=True) if not number})
                 rows = self._reader.cursor(Table.CHUNK_IDS).getmulti(wanted)
-                stored = {chunk_id: NUMBER.unpack(packed)[0] for chunk_id, packed in rows}
-                return [number or stored.get(chunk_id, NO_CHUNK) for chunk_id, number in zip(ids, numbers, strict=True)]
-            return [number or NO_CHUNK for number in numbers]
+                known = {chunk_id: NUMBER.unpack(packed)[0] for chunk_id, packed in rows}.get
+                numbers = [number or known(chunk_id, NO_CHUNK) for chunk_id, number in zip(ids, numbers, strict=True)]
+            return numbers
 
     def locate(self, number: int) -> Location | None:
         """Return where a chunk is stored, or None when there is none with this number."""

@@ -1,10 +1,11 @@
-/* The loops over every byte: content-defined cut points, byte planes, plane entropies.
+/* The loops over every byte: content-defined cut points and chunk ids, byte planes, plane entropies.
  *
  * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py and
  * returns the same bytes; docs/format.md has the definitions in prose. It keeps no state, reads only the buffer it is
  * given, and runs without the GIL, so any number of threads may be inside at once.
  *
- * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed.
+ * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is
+ * in hash.h.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -12,11 +13,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define HAVE_X86 1
+#include "hash.h"
+
+#if HAVE_X86
 #include <immintrin.h>
-#else
-#define HAVE_X86 0
 #endif
 
 /* ---- cut points ---------------------------------------------------------------------------------------------- */
@@ -157,80 +157,146 @@ TARGET_AVX512 static size_t scan_avx512(const uint8_t *chunk, size_t from, size_
 }
 #endif
 
-/* Return the scan function of that name, or NULL when there is none or this processor cannot run it. */
-static scan_function find_scan(const char *kernel) {
+/* ---- chunks: cut points and ids ------------------------------------------------------------------------------ */
+
+/* What finds the end of a chunk, and what makes its id. */
+struct kernel {
+    const char *name;
+    scan_function scan;
+    hash_function hash;
+};
+
+static const struct kernel kernels[] = {
+#if HAVE_X86
+    {"avx512", scan_avx512, hash_avx512},
+    {"avx2", scan_avx2, hash_avx2},
+#endif
+    {"portable", scan_portable, hash_portable},
+};
+
+enum { KERNELS = sizeof kernels / sizeof *kernels };
+
+static int can_run(const struct kernel *kernel) {
 #if HAVE_X86
     int scalar = __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt");
-    int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
-    if (strcmp(kernel, "avx512") == 0 && avx512 && scalar)
-        return scan_avx512;
-    if (strcmp(kernel, "avx2") == 0 && __builtin_cpu_supports("avx2") && scalar)
-        return scan_avx2;
+    if (kernel->scan == scan_avx512)
+        return scalar && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+    if (kernel->scan == scan_avx2)
+        return scalar && __builtin_cpu_supports("avx2");
 #endif
-    return strcmp(kernel, "portable") == 0 ? scan_portable : NULL;
+    return kernel->scan == scan_portable;
 }
 
-/* Write the lengths of the chunks to `lengths` (room for size / size_min + 1) and return their count. */
-static size_t cut_all(scan_function scan, const uint8_t *data, size_t size, size_t size_min, int mean_bits,
-                      size_t size_max, int final, size_t *lengths) {
-    int hash_bits = mean_bits - MEAN_BITS_LEAST;
+/* Return the kernel of that name, or NULL when there is none or this processor cannot run it. */
+static const struct kernel *find_kernel(const char *name) {
+    for (size_t i = 0; i < KERNELS; i++)
+        if (strcmp(kernels[i].name, name) == 0 && can_run(&kernels[i]))
+            return &kernels[i];
+    return NULL;
+}
+
+struct chunk {
+    size_t length;
+    uint8_t id[ID_SIZE];
+};
+
+struct limits {
+    Py_ssize_t size_min, size_max;
+    int mean_bits, final;
+};
+
+/* Write the chunks to `chunks` (room for size / size_min + 1) and return their count. `hash` may be NULL; a chunk is
+ * hashed as soon as its end is found, while its bytes are in the cache. */
+static size_t cut_all(scan_function scan, hash_function hash, uint64_t seed, const uint8_t *data, size_t size,
+                      const struct limits *limits, struct chunk *chunks) {
+    size_t size_min = (size_t)limits->size_min, size_max = (size_t)limits->size_max;
+    int hash_bits = limits->mean_bits - MEAN_BITS_LEAST;
     uint64_t hash_mask = hash_bits ? ~(uint64_t)0 << (64 - hash_bits) : 0;
     size_t count = 0, start = 0;
-    while (size - start >= size_min) {
-        size_t rest = size - start;
-        size_t end = rest < size_max ? rest + 1 : size_max;
-        size_t length = scan(data + start, size_min, end, hash_mask);
-        if (length > rest)
-            break; /* no candidate yet, and size_max is not reached */
-        lengths[count++] = length;
+    while (start < size) {
+        size_t rest = size - start, length = rest + 1;
+        if (rest >= size_min)
+            length = scan(data + start, size_min, rest < size_max ? rest + 1 : size_max, hash_mask);
+        if (length > rest) { /* no candidate yet, and size_max is not reached */
+            if (!limits->final)
+                break;
+            length = rest;
+        }
+        chunks[count].length = length;
+        if (hash)
+            hash(data + start, length, seed, chunks[count].id);
+        count++;
         start += length;
     }
-    if (final && start < size)
-        lengths[count++] = size - start;
     return count;
 }
 
-static PyObject *cut(PyObject *Py_UNUSED(module), PyObject *args) {
-    const char *kernel;
-    Py_buffer data;
-    Py_ssize_t size_min, size_max;
-    int mean_bits, final;
-    if (!PyArg_ParseTuple(args, "sy*ninp", &kernel, &data, &size_min, &mean_bits, &size_max, &final))
-        return NULL;
-    PyObject *list = NULL;
-    size_t *lengths = NULL;
-    scan_function scan = find_scan(kernel);
-    if (!scan) {
-        PyErr_Format(PyExc_ValueError, "no cut kernel named %s on this machine", kernel);
-        goto done;
-    }
-    if (size_min < SIZE_MIN_LEAST || size_max < size_min || mean_bits < MEAN_BITS_LEAST ||
-        mean_bits > MEAN_BITS_MOST) {
-        PyErr_SetString(PyExc_ValueError, "need 16 <= size_min <= size_max and 8 <= mean_bits <= 40");
-        goto done;
-    }
-    lengths = PyMem_RawMalloc(((size_t)data.len / (size_t)size_min + 1) * sizeof *lengths);
-    if (!lengths) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    size_t count;
-    Py_BEGIN_ALLOW_THREADS
-    count = cut_all(scan, data.buf, (size_t)data.len, (size_t)size_min, mean_bits, (size_t)size_max, final, lengths);
-    Py_END_ALLOW_THREADS
-    list = PyList_New((Py_ssize_t)count);
+static PyObject *lengths_of(const struct chunk *chunks, size_t count) {
+    PyObject *list = PyList_New((Py_ssize_t)count);
     for (size_t i = 0; list && i < count; i++) {
-        PyObject *length = PyLong_FromSize_t(lengths[i]);
+        PyObject *length = PyLong_FromSize_t(chunks[i].length);
         if (length)
             PyList_SET_ITEM(list, (Py_ssize_t)i, length);
         else
             Py_CLEAR(list);
     }
-done:
-    PyMem_RawFree(lengths);
-    PyBuffer_Release(&data);
     return list;
 }
+
+static PyObject *ids_of(const struct chunk *chunks, size_t count) {
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list && i < count; i++) {
+        PyObject *id = PyBytes_FromStringAndSize((const char *)chunks[i].id, ID_SIZE);
+        if (id)
+            PyList_SET_ITEM(list, (Py_ssize_t)i, id);
+        else
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+/* Do `cut`, or with `hashing` `cut_and_hash`, which differ in the last argument and in what they return. */
+static PyObject *cut_data(PyObject *args, int hashing) {
+    const char *name;
+    Py_buffer data;
+    struct limits limits;
+    unsigned long long seed = 0;
+    if (!PyArg_ParseTuple(args, hashing ? "sy*ninpK" : "sy*ninp", &name, &data, &limits.size_min, &limits.mean_bits,
+                          &limits.size_max, &limits.final, &seed))
+        return NULL;
+    PyObject *result = NULL;
+    struct chunk *chunks = NULL;
+    const struct kernel *kernel = find_kernel(name);
+    if (!kernel) {
+        PyErr_Format(PyExc_ValueError, "no cut kernel named %s on this machine", name);
+        goto done;
+    }
+    if (limits.size_min < SIZE_MIN_LEAST || limits.size_max < limits.size_min || limits.mean_bits < MEAN_BITS_LEAST ||
+        limits.mean_bits > MEAN_BITS_MOST) {
+        PyErr_SetString(PyExc_ValueError, "need 16 <= size_min <= size_max and 8 <= mean_bits <= 40");
+        goto done;
+    }
+    chunks = PyMem_RawMalloc(((size_t)data.len / (size_t)limits.size_min + 1) * sizeof *chunks);
+    if (!chunks) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    size_t count;
+    Py_BEGIN_ALLOW_THREADS
+    count = cut_all(kernel->scan, hashing ? kernel->hash : NULL, seed, data.buf, (size_t)data.len, &limits, chunks);
+    Py_END_ALLOW_THREADS
+    /* N takes the reference over, and a NULL among the values makes the result NULL. */
+    result = hashing ? Py_BuildValue("(NN)", lengths_of(chunks, count), ids_of(chunks, count))
+                     : lengths_of(chunks, count);
+done:
+    PyMem_RawFree(chunks);
+    PyBuffer_Release(&data);
+    return result;
+}
+
+static PyObject *cut(PyObject *Py_UNUSED(module), PyObject *args) { return cut_data(args, 0); }
+
+static PyObject *cut_and_hash(PyObject *Py_UNUSED(module), PyObject *args) { return cut_data(args, 1); }
 
 /* ---- byte planes --------------------------------------------------------------------------------------------- */
 
@@ -354,12 +420,11 @@ done:
 /* ---- the module ---------------------------------------------------------------------------------------------- */
 
 static PyObject *cut_kernels(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
-    static const char *const names[] = {"avx512", "avx2", "portable"};
     PyObject *list = PyList_New(0);
-    for (size_t i = 0; list && i < sizeof names / sizeof *names; i++) {
-        if (!find_scan(names[i]))
+    for (size_t i = 0; list && i < KERNELS; i++) {
+        if (!can_run(&kernels[i]))
             continue;
-        PyObject *name = PyUnicode_FromString(names[i]);
+        PyObject *name = PyUnicode_FromString(kernels[i].name);
         if (!name || PyList_Append(list, name) < 0)
             Py_CLEAR(list);
         Py_XDECREF(name);
@@ -369,6 +434,8 @@ static PyObject *cut_kernels(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(no
 
 static PyMethodDef methods[] = {
     {"cut", cut, METH_VARARGS, "cut(kernel, data, size_min, mean_bits, size_max, final) -> list of chunk lengths"},
+    {"cut_and_hash", cut_and_hash, METH_VARARGS,
+     "cut_and_hash(kernel, data, size_min, mean_bits, size_max, final, seed) -> chunk lengths, chunk ids"},
     {"cut_kernels", cut_kernels, METH_NOARGS, "Return the names of the kernels this machine can run, fastest first."},
     {"split_planes", split_planes, METH_VARARGS, "split_planes(data, width) -> bytes"},
     {"join_planes", join_planes, METH_VARARGS, "join_planes(data, width) -> bytes"},

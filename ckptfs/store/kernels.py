@@ -24,6 +24,7 @@ class Kernel:
 
     title: str
     cut: Callable[[Buffer, int, int, int, bool], list[int]]
+    cut_and_hash: Callable[[Buffer, int, int, int, bool, int], tuple[list[int], list[bytes]]]
     split_planes: Callable[[Buffer, int], bytes]
     join_planes: Callable[[Buffer, int], bytes]
     plane_entropies: Callable[[Buffer, int], list[float]]
@@ -39,11 +40,18 @@ def available_kernels() -> dict[str, Kernel]:
         why_slow = f"no C extension: {error}"
     else:
         for name in native.cut_kernels():
-            cut_named = partial(native.cut, name)
-            kernels[name] = Kernel(name, cut_named, native.split_planes, native.join_planes, native.plane_entropies)
+            kernels[name] = Kernel(
+                name,
+                partial(native.cut, name),
+                partial(native.cut_and_hash, name),
+                native.split_planes,
+                native.join_planes,
+                native.plane_entropies,
+            )
     kernels["python"] = Kernel(
         f"python (slow: {why_slow})",
         reference.cut,
+        reference.cut_and_hash,
         reference.split_planes,
         reference.join_planes,
         reference.plane_entropies,
@@ -80,6 +88,18 @@ def cut(data: Buffer, size_min: int, mean_bits: int, size_max: int, final: bool)
     first needs only additions of bytes and so does 64 positions at once.
     """
     return _KERNEL.cut(data, size_min, mean_bits, size_max, final)
+
+
+def cut_and_hash(
+    data: Buffer, size_min: int, mean_bits: int, size_max: int, final: bool, seed: int
+) -> tuple[list[int], list[bytes]]:
+    """Return the lengths of the chunks at the start of `data`, as `cut` does, and their ids.
+
+    An id is the XXH3-128 digest of the chunk's bytes (16 bytes, big-endian), keyed by `seed` (64 bits). One call
+    without the GIL for all of it: a hand-over of the GIL per chunk costs more than the hash, and a chunk that was just
+    cut is still in the cache.
+    """
+    return _KERNEL.cut_and_hash(data, size_min, mean_bits, size_max, final, seed)
 
 
 def split_planes(data: Buffer, width: int) -> bytes:

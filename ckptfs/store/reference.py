@@ -1,12 +1,15 @@
 """The definition of the kernels, in the plainest Python.
 
-Owns what cut points and byte planes are: the C in kernels.c has to return the same values bit for bit, which
+Owns what cut points, chunk ids and byte planes are: the C in kernels.c has to return the same values bit for bit, which
 tests/unit/test_kernels.py holds, and a change of either is a change of format. It is also what runs, slowly, where
 the C extension was not built. Pure functions without state: any thread may call them.
 """
 
 from collections import Counter
+from itertools import accumulate
 from math import log, log2
+
+import xxhash
 
 Buffer = bytes | bytearray | memoryview
 """What the kernels take: anything C-contiguous, read as bytes."""
@@ -48,6 +51,18 @@ def cut(data: Buffer, size_min: int, mean_bits: int, size_max: int, final: bool)
     if final and rest:
         lengths.append(len(rest))
     return lengths
+
+
+def cut_and_hash(
+    data: Buffer, size_min: int, mean_bits: int, size_max: int, final: bool, seed: int
+) -> tuple[list[int], list[bytes]]:
+    """Return the lengths and the ids of the chunks at the start of `data`; see `kernels.cut_and_hash`."""
+    flat = bytes(data)
+    lengths = cut(flat, size_min, mean_bits, size_max, final)
+    ends = accumulate(lengths)
+    return lengths, [
+        xxhash.xxh3_128_digest(flat[end - length : end], seed) for length, end in zip(lengths, ends, strict=True)
+    ]
 
 
 def split_planes(data: Buffer, width: int) -> bytes:

@@ -26,6 +26,10 @@ OVERLAY_MAX = 8 * MIB
 class Job(Protocol):
     """Work on a file's bytes for a thread; `run` touches nothing that the file's owner changes meanwhile."""
 
+    @property
+    def size(self) -> int:
+        """Roughly how many bytes will be handled."""
+
     def run(self) -> None:
         """Do the work; NoSpaceError, DamagedError and OSError pass."""
 
@@ -44,13 +48,17 @@ class StreamJob:
     lengths: list[int] = field(default_factory=list)
     rest: bytes = b""
 
+    @property
+    def size(self) -> int:
+        """The bytes to cut and store."""
+        return len(self.carry) + len(self.piece) + (self.joined.length if self.joined else 0)
+
     def run(self) -> None:
         """Fill `numbers`, `lengths` and `rest` (the bytes behind the last complete chunk)."""
         before = self.reader.read(self.joined.number)[: self.joined.length] if self.joined else b""
         data = b"".join((before, self.carry, self.piece)) if before or self.carry else self.piece
         view = memoryview(data)
-        self.lengths = self.store.cut(view, self.final)
-        self.numbers = self.store.put(view, self.lengths)
+        self.numbers, self.lengths = self.store.ingest(view, self.final)
         self.rest = bytes(view[sum(self.lengths) :])
 
 
@@ -63,6 +71,11 @@ class RecutJob:
     extents: Extents
     ranges: Ranges
     result: Extents | None = None
+
+    @property
+    def size(self) -> int:
+        """The bytes written, and about a chunk around each range of them."""
+        return self.ranges.size + self.ranges.count * self.store.config.chunk_sizes.size_max
 
     def run(self) -> None:
         """Fill `result`."""

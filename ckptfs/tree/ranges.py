@@ -20,6 +20,11 @@ class Ranges:
         yield from self._ranges.items()
 
     @property
+    def count(self) -> int:
+        """The number of ranges."""
+        return len(self._ranges)
+
+    @property
     def end(self) -> int:
         """The offset behind the last byte held, 0 where there is none."""
         if not self._ranges:

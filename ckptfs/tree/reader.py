@@ -4,8 +4,9 @@ A plan is made by the owner of the file (so that it sees one state of it) and ma
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Condition
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
@@ -17,14 +18,15 @@ Bytes = bytes | bytearray | memoryview
 
 
 class ChunkReader:
-    """Decoded chunks of a store, the recently used ones from memory. Thread-safe."""
+    """Decoded chunks of a store, the recently used ones from memory. Thread-safe; no chunk is decoded twice at once."""
 
     def __init__(self, store: ChunkStore, cache_size: int = CACHE_SIZE) -> None:
         self._store = store
         self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._cached_size = 0
         self._cache_size = cache_size
-        self._lock = Lock()
+        self._changed = Condition()
+        self._under_way: set[int] = set()
 
     def cached(self, number: int) -> bool:
         """Whether a read of this chunk touches no disk."""
@@ -32,19 +34,51 @@ class ChunkReader:
 
     def read(self, number: int) -> bytes:
         """Return the bytes of a chunk; DamagedError where the store cannot vouch for them."""
-        with self._lock:
-            data = self._cache.get(number)
-            if data is not None:
-                self._cache.move_to_end(number)
-                return data
-        data = self._store.read(number)
-        with self._lock:
-            if number not in self._cache:
-                self._cache[number] = data
-                self._cached_size += len(data)
-                while self._cached_size > self._cache_size:
-                    self._cached_size -= len(self._cache.popitem(last=False)[1])
-        return data
+        return self.read_many([number])[0]
+
+    def read_many(self, numbers: Sequence[int]) -> list[bytes]:
+        """Return the bytes of several chunks; DamagedError as `read`."""
+        found = self._find(numbers)
+        while missing := [number for number in numbers if number not in found]:
+            mine = self._claim(missing)
+            try:
+                found.update((number, self._store.read(number)) for number in mine)
+            finally:
+                self._release(mine, found)
+            if not mine:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._under_way.isdisjoint(missing))
+            found.update(self._find(missing))
+        return [found[number] for number in numbers]
+
+    def _find(self, numbers: Iterable[int]) -> dict[int, bytes]:
+        """Return those of the chunks that are in memory, and mark them as used."""
+        found = {}
+        with self._changed:
+            for number in numbers:
+                if (data := self._cache.get(number)) is not None:
+                    self._cache.move_to_end(number)
+                    found[number] = data
+        return found
+
+    def _claim(self, numbers: Iterable[int]) -> list[int]:
+        """Take on the decoding of those chunks that no other thread is at."""
+        with self._changed:
+            mine = [number for number in dict.fromkeys(numbers) if number not in self._under_way]
+            self._under_way.update(mine)
+            return mine
+
+    def _release(self, mine: Iterable[int], found: dict[int, bytes]) -> None:
+        """Put what was decoded into memory, and let those go on who wait for it."""
+        with self._changed:
+            self._under_way.difference_update(mine)
+            for number in mine:
+                if number in found and number not in self._cache:
+                    self._cache[number] = found[number]
+                    self._cached_size += len(found[number])
+            while self._cached_size > self._cache_size:
+                self._cached_size -= len(self._cache.popitem(last=False)[1])
+            self._changed.notify_all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +105,17 @@ class ReadPlan:
 
     def run(self, reader: ChunkReader) -> Bytes:
         """Return the `size` bytes; what nothing covers is zero. DamagedError passes."""
-        if len(self.slices) == 1 and not self.patches and self.slices[0].length == self.size:
+        chunks = reader.read_many([piece.number for piece in self.slices])
+        for piece, data in zip(self.slices, chunks, strict=True):
+            if len(data) < piece.start + piece.length:
+                raise DamagedError(f"chunk {piece.number} has {len(data)} bytes, a file uses more of it")
+        if len(chunks) == 1 and not self.patches and self.slices[0].length == self.size:
             piece = self.slices[0]
-            return memoryview(self._chunk(reader, piece))[piece.start : piece.start + piece.length]
+            return memoryview(chunks[0])[piece.start : piece.start + piece.length]
         reply = bytearray(self.size)
-        for piece in self.slices:
-            data = memoryview(self._chunk(reader, piece))[piece.start : piece.start + piece.length]
-            reply[piece.position : piece.position + piece.length] = data
+        for piece, data in zip(self.slices, chunks, strict=True):
+            view = memoryview(data)[piece.start : piece.start + piece.length]
+            reply[piece.position : piece.position + piece.length] = view
         for position, patch in self.patches:
             reply[position : position + len(patch)] = patch
         return reply
-
-    @staticmethod
-    def _chunk(reader: ChunkReader, piece: ChunkSlice) -> bytes:
-        data = reader.read(piece.number)
-        if len(data) < piece.start + piece.length:
-            raise DamagedError(f"chunk {piece.number} has {len(data)} bytes, a file uses more of it")
-        return data

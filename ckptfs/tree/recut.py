@@ -34,8 +34,7 @@ class _Feeder:
         """Take more bytes; `final` ends the last chunk at their end."""
         self._pending += data
         with memoryview(self._pending) as view:
-            lengths = self._store.cut(view, final)
-            numbers = self._store.put(view, lengths)
+            numbers, lengths = self._store.ingest(view, final)
         for number, length in zip(numbers, lengths, strict=True):
             self._extents.append(number, length)
         del self._pending[: sum(lengths)]

@@ -6,6 +6,7 @@ that only it saw go. Belongs to the thread that owns the tables.
 
 import difflib
 import json
+import os
 import re
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
@@ -128,7 +129,8 @@ class Snapshots:
         """Refuse a name that is taken or that could not be a directory or a reference; SnapshotNameError."""
         if name in self._by_name:
             raise SnapshotNameError(f"there is already a snapshot {name!r}")
-        if not name or len(name.encode()) > NAME_MAX or name in (".", "..") or any(char in "/\0\n" for char in name):
+        printable = name.isprintable()  # bytes that are not UTF-8 arrive as lone surrogates, which are not
+        if not printable or not name or len(os.fsencode(name)) > NAME_MAX or name in (".", "..") or "/" in name:
             raise SnapshotNameError(f"{name!r} cannot be the name of a snapshot")
         if name.isdigit() or _LATEST_REF.fullmatch(name):
             raise SnapshotNameError(f"{name!r} cannot be a snapshot's name: it would be read as a reference")

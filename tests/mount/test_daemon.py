@@ -136,6 +136,24 @@ def test_a_killed_daemon_loses_nothing_that_was_closed(mount: RunningMount) -> N
     assert mount.at(name, "old").read_bytes() == noise(2_000_000, 1)
 
 
+@pytest.mark.parametrize("complete", ["close", "rename"])
+def test_not_even_a_kill_at_the_moment_a_save_completes_loses_it(mount: RunningMount, complete: str) -> None:
+    daemon = mount.pid()
+    for index in range(5):
+        path = mount.path / f"{index}.pt"
+        writer = os.open(f"{path}.tmp" if complete == "rename" else path, os.O_WRONLY | os.O_CREAT)
+        os.write(writer, noise(300_000, index))
+        os.close(writer)
+        if complete == "rename":
+            os.rename(f"{path}.tmp", path)
+        os.kill(daemon, signal.SIGKILL)
+        mount.wait_for(mount.is_dead)
+        mount.mount()
+        daemon = mount.pid()
+        assert path.read_bytes() == noise(300_000, index)
+        assert mount.json("stats", mount.path)["interrupted"] == []
+
+
 def test_a_killed_daemon_loses_nothing_that_fsync_confirmed(mount: RunningMount) -> None:
     writer = os.open(mount.path / "file", os.O_WRONLY | os.O_CREAT)
     os.write(writer, noise(1_000_000))

@@ -171,3 +171,16 @@ def test_a_rollback_puts_the_previous_version_in_place_of_the_torn_file(mount: R
     assert mount.json("snapshot", "rollback", "before")["removed_partial"] == ["last.pt"]
     assert (mount.path / "last.pt").read_bytes() == b"previous"
     assert interrupted(mount) == []
+
+
+def test_a_child_that_closes_what_it_inherited_completes_no_save(mount: RunningMount) -> None:
+    path = mount.path / "last.pt"
+    path.write_bytes(b"complete")
+    with open(path, "wb", buffering=0) as writer:
+        writer.write(b"half")
+        subprocess.run([sys.executable, "-c", "pass"], pass_fds=[writer.fileno()], check=True)
+        mount.snapshot("between")
+        assert mount.at("between", "last.pt").read_bytes() == b"complete"
+        writer.write(b" and half")
+    mount.snapshot("after")
+    assert mount.at("after", "last.pt").read_bytes() == b"half and half"

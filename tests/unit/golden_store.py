@@ -53,12 +53,12 @@ def build(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tree.names.remove_xattr(run, b"user.note")
         sparse = _open(tree, run, b"sparse")
         tree.files.truncate(sparse, HOLE_SIZE)
-        tree.files.write(sparse, HOLE_SIZE, b"end", appending=False)
+        tree.files.write(sparse, HOLE_SIZE, b"end")
         _close(tree, sparse)
         tree.take_snapshot(None, "auto")
         tree.commit()
         killed = _open(tree, run, b"killed.pt")
-        tree.files.write(killed, 0, PARTIAL, appending=False)
+        tree.files.write(killed, 0, PARTIAL)
         killed.interrupted = True
         _close(tree, killed)
 
@@ -78,7 +78,7 @@ def _close(tree: Tree, file: OpenFile) -> None:
 def save(tree: Tree, directory: int, name: bytes, data: bytes) -> None:
     """Write a new file and close it."""
     file = _open(tree, directory, name)
-    tree.files.write(file, 0, data, appending=False)
+    tree.files.write(file, 0, data)
     _close(tree, file)
 
 

@@ -103,12 +103,12 @@ class SecondReader:
                 ino, kind = struct.unpack("<QB", entry)
                 child = path + prefix[8:-1].decode()
                 inode = self.see(INODES, struct.pack(">Q", ino), epoch)
-                mode, *_, size, _, _, _, manifest, _ = struct.unpack_from("<6I2Q3q2Q", inode)
+                mode, *_, size, _, _, _, _, manifest, _ = struct.unpack_from("<6I3Q3q2Q", inode)
                 assert mode >> 12 == kind
                 if kind == 0o04:
                     yield from self._walk(ino, child + "/", epoch)
                 elif kind == 0o12:
-                    yield child, inode[80:]
+                    yield child, inode[88:]
                 else:
                     yield child, self._content(manifest, size)
 

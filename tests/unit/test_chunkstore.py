@@ -28,6 +28,7 @@ from ckptfs.store.packs import Found, PackIdentity, Packs
 from ckptfs.store.records import Position
 
 SEED = 20240607
+EVEN_SIZE = 4096
 
 
 @pytest.fixture(autouse=True)
@@ -55,28 +56,34 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def put(store: ChunkStore, data: bytes, size: int = 4096) -> list[int]:
-    """Put data in chunks of one size."""
-    return store.put(memoryview(data), [len(data[at : at + size]) for at in range(0, len(data), size)])
+def put(store: ChunkStore, data: bytes) -> list[int]:
+    """Store data; where the store was made by `create_even`, in chunks of EVEN_SIZE."""
+    return store.ingest(memoryview(data), True).numbers
+
+
+def create_even(path: Path) -> ChunkStore:
+    """Make a store that cuts only at the multiples of EVEN_SIZE, so that a test knows its chunks."""
+    sizes = ChunkSizes(size_min=EVEN_SIZE, size_max=EVEN_SIZE)
+    config = dataclasses.replace(description.new_config(time.time_ns()), chunk_sizes=sizes)
+    return ChunkStore.create(path, config=config)
 
 
 def test_chunks_come_back_from_every_layer(path: Path) -> None:
     data = random_bytes(MIB)
     store = ChunkStore.create(path)
-    lengths = store.cut(memoryview(data), True)
+    numbers, lengths = store.ingest(memoryview(data), True)
     assert sum(lengths) == len(data)
-    numbers = store.put(memoryview(data), lengths)
     assert b"".join(map(store.read, numbers)) == data
     store.close()
     with ChunkStore.open(path) as again:
         assert b"".join(map(again.read, numbers)) == data
-        assert again.put(memoryview(data), lengths) == numbers
+        assert again.ingest(memoryview(data), True) == (numbers, lengths)
         assert again.appended_bytes == 0
 
 
 def test_equal_chunks_are_stored_once(path: Path) -> None:
     data = random_bytes(8 * 4096)
-    with ChunkStore.create(path) as store:
+    with create_even(path) as store:
         numbers = put(store, data + data[:4096] + bytes(4096) * 3)
         assert numbers == [1, 2, 3, 4, 5, 6, 7, 8, 1, 9, 9, 9]
         assert put(store, data) == numbers[:8]
@@ -88,7 +95,7 @@ def test_equal_chunks_are_stored_once(path: Path) -> None:
 
 
 def test_threads_that_put_the_same_chunks_store_each_once(path: Path) -> None:
-    pieces = [random_bytes(3000, SEED + number) for number in range(150)]
+    pieces = [random_bytes(EVEN_SIZE, SEED + number) for number in range(150)]
     threads = 4
     barrier = threading.Barrier(threads)
 
@@ -98,11 +105,10 @@ def test_threads_that_put_the_same_chunks_store_each_once(path: Path) -> None:
         barrier.wait(10)
         for first in range(0, len(order), 8):
             batch = order[first : first + 8]
-            numbers = store.put(memoryview(b"".join(batch)), [len(piece) for piece in batch])
-            seen.update(zip(batch, numbers, strict=True))
+            seen.update(zip(batch, put(store, b"".join(batch)), strict=True))
         return seen
 
-    with ChunkStore.create(path) as store, ThreadPoolExecutor(threads) as pool:
+    with create_even(path) as store, ThreadPoolExecutor(threads) as pool:
         for round_ in range(3):
             results = list(pool.map(work, range(round_ * threads, (round_ + 1) * threads)))
             # A checkpoint between the rounds: the next one meets the same chunks in LMDB.
@@ -132,7 +138,7 @@ def test_chunks_are_put_and_read_while_checkpoints_go_on(path: Path) -> None:
     def work(part: int) -> list[tuple[int, bytes]]:
         seen = []
         for piece in pieces[part::2]:
-            (number,) = store.put(memoryview(piece), [len(piece)])
+            (number,) = put(store, piece)
             assert store.read(number) == piece
             seen.append((number, piece))
         return seen
@@ -177,7 +183,7 @@ def test_a_full_disk_loses_nothing(path: Path) -> None:
 
 
 def test_a_checkpoint_that_fails_is_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = ChunkStore.create(path)
+    store = create_even(path)
     data = random_bytes(40960)
     numbers = put(store, data[:20480])
     store.tables.put(Table.META, b"first", b"1")
@@ -198,7 +204,7 @@ def test_a_checkpoint_that_fails_is_tried_again(path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("at", [20, 100, 4000])
 def test_damage_is_named_and_other_chunks_stay_readable(path: Path, at: int) -> None:
     data = random_bytes(3 * 4096)
-    with ChunkStore.create(path) as store:
+    with create_even(path) as store:
         numbers = put(store, data)
         place = store._index.locate(2)
         assert place is not None
@@ -305,7 +311,7 @@ def test_the_description_comes_back(path: Path) -> None:
     config = dataclasses.replace(description.new_config(time.time_ns()), chunk_sizes=ChunkSizes(1024, 12, 8192))
     with ChunkStore.create(path, config=config) as store:
         assert store.config == config
-        assert max(store.cut(memoryview(random_bytes(100_000)), True)) <= 8192
+        assert max(store.ingest(memoryview(random_bytes(100_000)), True).lengths) <= 8192
         assert 0 < store.space().free <= store.space().total
     assert description.read(path, Disk()) == config
     assert description.fingerprint(config) != config.seed

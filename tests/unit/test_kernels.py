@@ -1,4 +1,4 @@
-"""The kernels cut where the reference cuts, whatever the bytes, however they are fed, and find the cuts again."""
+"""The kernels cut and hash as the reference does, whatever the bytes, however they are fed, and find the cuts again."""
 
 import itertools
 import os
@@ -26,6 +26,7 @@ PASSES_OFTEN = bytes([reference.PREFILTER_TARGET, 0, 0, 0])  # the prefilter pas
 # store: a change of these numbers is a new format version.
 GOLDEN_DEFAULT = (211, [56231, 32037, 131206], "e5538a6d4e3d728e")
 GOLDEN_SMALL = (130, [206, 247, 331], "254eb111cff02110")
+GOLDEN_ID = "57eee82837ddb0dddb6cbd8548f1ba52"
 
 
 def random_bytes(seed: int, size: int) -> bytes:
@@ -83,6 +84,29 @@ def test_every_kernel_cuts_where_the_reference_cuts(
     assert KERNELS[name].cut(view, *limits, final) == reference.cut(view, *limits, final)
 
 
+@pytest.mark.parametrize("name", NATIVE)
+@settings(deadline=None)
+@given(data=contents, limits=limits(), final=st.booleans(), shift=st.integers(0, 70), seed=st.integers(0, 2**64 - 1))
+def test_every_kernel_hashes_as_the_reference_does(
+    name: str, data: bytes, limits: tuple[int, int, int], final: bool, shift: int, seed: int
+) -> None:
+    view = memoryview(data)[shift:]
+    hashed = KERNELS[name].cut_and_hash(view, *limits, final, seed)
+    assert hashed == reference.cut_and_hash(view, *limits, final, seed)
+    assert hashed[0] == KERNELS[name].cut(view, *limits, final)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_ids_are_xxh3_128_digests_whatever_the_size(name: str) -> None:
+    """XXH3 is another algorithm for 0, 1-3, 4-8, 9-16, 17-128, 129-240 and more bytes, and works in 1 KiB strides."""
+    noise = random_bytes(13, 5000)
+    for size in [*range(1, 300), *range(1000, 1100), 2047, 2048, 2049, 4096, 5000]:
+        for seed in (0, 1, 2**64 - 1):
+            lengths, ids = KERNELS[name].cut_and_hash(noise[:size], 5000, 16, 5000, True, seed)
+            assert (lengths, ids) == ([size], [xxhash.xxh3_128_digest(noise[:size], seed)])
+    assert KERNELS[name].cut_and_hash(b"", 5000, 16, 5000, True, 1) == ([], [])
+
+
 @settings(deadline=None)
 @given(data=contents, limits=limits(), final=st.booleans())
 def test_chunks_keep_to_their_sizes(data: bytes, limits: tuple[int, int, int], final: bool) -> None:
@@ -130,6 +154,12 @@ def test_golden_cuts_of_small_chunks(name: str) -> None:
     assert summary(KERNELS[name].cut(random_bytes(7, 64 * KIB), 64, 9, 2000, True)) == GOLDEN_SMALL
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_golden_id(name: str) -> None:
+    (chunk_id,) = KERNELS[name].cut_and_hash(b"ckptfs", 16, 8, 16, True, 20240607)[1]
+    assert chunk_id.hex() == GOLDEN_ID
+
+
 def test_the_mean_chunk_is_as_designed() -> None:
     data = weights(3, 32 * MIB // 4).tobytes()
     lengths = kernels.cut(data, 16 * KIB, 14, 256 * KIB, True)
@@ -164,6 +194,8 @@ def chunk_hashes(data: bytes) -> list[tuple[bytes, int]]:
 def test_sizes_that_make_no_sense_are_refused(name: str, limits: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="size_min"):
         KERNELS[name].cut(b"x" * 1000, *limits, True)
+    with pytest.raises(ValueError, match="size_min"):
+        KERNELS[name].cut_and_hash(b"x" * 1000, *limits, True, 1)
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -40,6 +40,12 @@ class History:
         return [step for step in self.steps if step.position <= position][-1]
 
 
+def put(store: ChunkStore, data: bytes) -> int:
+    """Store data that is too short to be cut, and return the number of its chunk."""
+    (number,) = store.ingest(memoryview(data), True).numbers
+    return number
+
+
 def live(tmp_path: Path, *, checkpoint_at: int | None, synced: bool = False, loose_chunks: bool = True) -> History:
     """Put chunks and rows in eight steps, and return the directory as a kill would leave it."""
     print(f"seed {SEED}")
@@ -52,7 +58,7 @@ def live(tmp_path: Path, *, checkpoint_at: int | None, synced: bool = False, loo
     steps = [Kept(Position(1, 0))]
     for step in range(8):
         pieces = [source.randbytes(source.randrange(1, 1500)) for _ in range(3)]
-        numbers = store.put(memoryview(b"".join(pieces)), [len(piece) for piece in pieces])
+        numbers = [put(store, piece) for piece in pieces]
         chunks.update(zip(numbers, pieces, strict=True))
         for number in numbers:
             rows[b"row %d" % number] = source.randbytes(source.randrange(200))
@@ -66,7 +72,7 @@ def live(tmp_path: Path, *, checkpoint_at: int | None, synced: bool = False, loo
         if step == checkpoint_at:
             if loose_chunks:
                 # Chunks of a file that is not committed yet: the index has them, the journal does not speak of them.
-                (number,) = store.put(memoryview(b"loose"), [5])
+                number = put(store, b"loose")
                 chunks[number] = b"loose"
             store.commit(checkpoint=True)
             steps[-1] = Kept(store._packs.position, dict(rows), dict(chunks))
@@ -99,7 +105,7 @@ def assert_kept(path: Path, kept: Kept) -> None:
         assert {number: store.read(number) for number in kept.chunks} == kept.chunks
         assert store.stats().chunks == len(kept.chunks)
         assert store.stats().raw_bytes == sum(map(len, kept.chunks.values()))
-        (number,) = store.put(memoryview(b"a new one"), [9])
+        number = put(store, b"a new one")
         assert number == len(kept.chunks) + 1
         store.tables.put(Table.NAMES, b"new", b"row")
         store.commit()
@@ -238,7 +244,7 @@ def test_rows_journalled_between_freeze_and_checkpoint_survive(tmp_path: Path) -
     frozen = store.tables.freeze()
     store.tables.put(Table.META, b"key", b"younger")
     store.tables.put(Table.META, b"new", b"younger")
-    (number,) = store.put(memoryview(b"chunk"), [5])
+    number = put(store, b"chunk")
     store.commit(durable=False)
     store.checkpoint(frozen)
     store.tables.release(frozen)
@@ -247,20 +253,20 @@ def test_rows_journalled_between_freeze_and_checkpoint_survive(tmp_path: Path) -
     with ChunkStore.open(path) as store:
         assert dict(store.tables.scan(Table.META)) == {b"key": b"younger", b"new": b"younger"}
         assert store.read(number) == b"chunk"
-        assert store.put(memoryview(b"other"), [5]) == [number + 1]
+        assert put(store, b"other") == number + 1
 
 
 def test_chunks_without_a_journal_behind_them_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "store"
     store = ChunkStore.create(path)
-    store.put(memoryview(b"keptlost"), [4])
+    put(store, b"kept")
     store.tables.put(Table.META, b"key", b"value")
     store.commit()
-    assert store.put(memoryview(b"lost"), [4]) == [2]
+    assert put(store, b"lost") == 2
     store.close(commit=False)
     with ChunkStore.open(path) as store:
         assert store.stats().chunks == 1
-        assert store.put(memoryview(b"other"), [5]) == [2]
+        assert put(store, b"other") == 2
         assert store.read(2) == b"other"
 
 
