@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -21,7 +21,7 @@ from ckptfs.errors import NotAStoreError, StoreReadOnlyError
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.fetch import Fetcher
-from ckptfs.store.freed import FreedPlaces, build_row, merge
+from ckptfs.store.freed import FreedPlaces, build_row, merge, pieces
 from ckptfs.store.index import NO_CHUNK, Chunk, ChunkIndex, Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
@@ -260,11 +260,17 @@ class ChunkStore:
         return self._reencoder.run(limit_bytes, stop)
 
     def punch(self, stop: Callable[[], bool] = never) -> int:
-        """Give what is free since a checkpoint back to the disk below, and return its bytes, 0 where it cannot."""
+        """Give what is free since a checkpoint back to the disk below; return its bytes, 0 where the disk cannot.
+
+        Ends early, within milliseconds, when `stop()` is true; the next call goes on.
+        """
         self._check_writable()
         size = 0
-        while self._packs.can_punch and not stop() and (places := self._freed.take(_PUNCH_PLACES)):
-            size += sum(map(self._packs.punch, merge(places)))
+        while self._packs.can_punch and (places := self._freed.take(_PUNCH_PLACES)):
+            for piece in chain.from_iterable(map(pieces, merge(places))):
+                if stop():
+                    return size
+                size += self._packs.punch(piece)
             if self._packs.can_punch:
                 self._freed.punched(places)
         return size

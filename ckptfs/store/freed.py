@@ -10,11 +10,14 @@ Every method may be called from any thread.
 import struct
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store.records import Journal, Place, Position, Row
 from ckptfs.store.tables import Environment, Table
+
+PIECE_SIZE = 16 * MIB
 
 PLACE_KEY = struct.Struct(">IQ")
 PLACE_VALUE = struct.Struct("<QQ")
@@ -49,6 +52,16 @@ def merge(places: Iterable[Place]) -> list[Place]:
         else:
             merged.append(place)
     return merged
+
+
+def pieces(place: Place) -> Iterator[Place]:
+    """Cut a place, which may be a whole pack, into parts that are punched within milliseconds each."""
+    start = place.offset
+    while start < place.end.offset:
+        # At multiples of the size, so that no page is cut in two.
+        end = min(start - start % PIECE_SIZE + PIECE_SIZE, place.end.offset)
+        yield place._replace(offset=start, size=end - start)
+        start = end
 
 
 class FreedPlaces:
