@@ -3,6 +3,7 @@
 
 import argparse
 
+import kernels
 import speed
 import storage
 
@@ -17,6 +18,8 @@ def main() -> None:
     command = benchmarks.add_parser("speed", help="saves and loads beside a null mount and a plain directory")
     command.add_argument("--quick", action="store_true", help="fewer bytes and runs: under 3 minutes")
     command.set_defaults(run=lambda arguments: speed.report(quick=arguments.quick))
+    command = benchmarks.add_parser("kernels", help="the loops over every byte, in memory, on one core")
+    command.set_defaults(run=lambda arguments: kernels.report())
     arguments = parser.parse_args()
     arguments.run(arguments)
 

@@ -10,8 +10,9 @@ import trio
 
 from ckptfs.config import KIB, MIB
 from ckptfs.mount.offload import Offload
-from ckptfs.tree.content import PIECE_SIZE, Job
+from ckptfs.tree.content import Job
 from ckptfs.tree.files import OpenFile
+from ckptfs.tree.stream import PIECE_SIZE
 from ckptfs.tree.tree import Tree
 
 log = logging.getLogger(__name__)

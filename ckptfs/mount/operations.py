@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from itertools import count
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -18,16 +18,11 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, InodeT, ModeT, RequestContext
 
-from ckptfs.mount import process
 from ckptfs.mount.attributes import BLOCK_SIZE, VALID_SECONDS, entry_attributes, fuse_error
 from ckptfs.mount.committer import Committer
-from ckptfs.mount.jobs import Jobs
+from ckptfs.mount.handles import Handles
 from ckptfs.mount.nodes import LATEST_NODE, ROOT_NODE, SNAPSHOTS_NODE, Node, Nodes
-from ckptfs.mount.offload import Offload
-from ckptfs.mount.readahead import ReadAhead, ReadState
 from ckptfs.tree import Tree
-from ckptfs.tree.content import PIECE_SIZE, FileContent
-from ckptfs.tree.files import OpenFile
 from ckptfs.tree.inode import ROOT_INO, Inode
 from ckptfs.tree.namespace import NAME_MAX, Owner, fail
 from ckptfs.tree.reader import Bytes
@@ -49,18 +44,6 @@ class Versions(Protocol):
 
     def touched(self) -> None:
         """Note that the tree has changed, so that journal and automatic snapshot follow."""
-
-
-@dataclass(slots=True)
-class Handle:
-    """One open of a file; `file` is None in a snapshot. `process` is the writer's, 0 if unknown."""
-
-    content: FileContent
-    file: OpenFile | None
-    writing: bool
-    appending: bool
-    process: int
-    reading: ReadState = field(default_factory=ReadState)
 
 
 @dataclass(slots=True)
@@ -97,29 +80,17 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = True
     enable_acl = False
 
-    def __init__(
-        self,
-        tree: Tree,
-        nodes: Nodes,
-        jobs: Jobs,
-        committer: Committer,
-        versions: Versions,
-        offload: Offload,
-        readahead: ReadAhead,
-    ) -> None:
+    def __init__(self, tree: Tree, nodes: Nodes, handles: Handles, committer: Committer, versions: Versions) -> None:
         super().__init__()
-        self._offload = offload
-        self._readahead = readahead
         self._tree = tree
         self._names = tree.names
         self._files = tree.files
         self._nodes = nodes
-        self._jobs = jobs
+        self._handles = handles
         self._committer = committer
         self._versions = versions
-        self._handles: dict[int, Handle] = {}
         self._listings: dict[int, Listing] = {}
-        self._next_handle = count(1)
+        self._next_listing = count(1)
         self.begun = trio.Event()
         """Set when the kernel has got to know this filesystem."""
 
@@ -212,7 +183,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         ino = self._writable(inode)
         if fields.update_size:
-            await self._truncate(ino, attr.st_size)
+            await self._handles.truncate(ino, attr.st_size)
         file = self._files.get(ino)
         if fields.update_mtime and file and file.dirty:
             file.mtime_ns = attr.st_mtime_ns  # it becomes the version's when the file is committed
@@ -233,19 +204,6 @@ class Operations(pyfuse3.Operations):
                 self._names.change_attributes(changed)
                 self._versions.touched()
         return self._attributes(Node(ino, LIVE))
-
-    async def _truncate(self, ino: int, size: int) -> None:
-        """Set the size of a file; that of a file nobody writes is a version at once."""
-        inode = self._tree.attributes(ino)
-        if not inode.is_file:
-            fail(errno.EISDIR if inode.is_dir else errno.EINVAL)
-        file = self._files.open(inode, writing=True)
-        try:
-            await self._jobs.idle(file)
-            if size != file.content.size:
-                self._files.truncate(file, size)
-        finally:
-            await self._close_writer(file)
 
     @answered
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -322,7 +280,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        handle = next(self._next_handle)
+        handle = next(self._next_listing)
         self._listings[handle] = Listing(self._nodes.resolve(inode), [])
         return FileHandleT(handle)
 
@@ -359,11 +317,6 @@ class Operations(pyfuse3.Operations):
 
     # Files
 
-    def _opened(self, handle: Handle) -> FileInfo:
-        number = next(self._next_handle)
-        self._handles[number] = handle
-        return FileInfo(fh=FileHandleT(number), keep_cache=True)
-
     @answered
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
@@ -371,100 +324,34 @@ class Operations(pyfuse3.Operations):
         parent = self._new_name(parent_inode, name)
         owner = Owner(ctx.uid, ctx.gid)
         inode = self._names.create(parent, name, stat.S_IFREG | mode & 0o7777, owner, committed=False)
-        appending = bool(flags & os.O_APPEND)
-        file = self._files.open(inode, writing=True, appending=appending)
-        handle = Handle(file.content, file, True, appending, process.process_of_thread(ctx.pid))
-        return self._opened(handle), self._made(inode)
+        number = self._handles.open_created(inode, flags, ctx.pid)
+        return FileInfo(fh=FileHandleT(number), keep_cache=True), self._made(inode)
 
     @answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        node = self._nodes.resolve(inode)
-        writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
-        if not node.is_live:
-            if writing:
-                fail(errno.EROFS)
-            content = self._files.load(self._names.inode(node.ino, node.epoch))
-            return self._opened(Handle(content, None, False, False, 0))
-        appending = writing and bool(flags & os.O_APPEND)
-        file = self._files.open(self._tree.attributes(node.ino), writing=writing, appending=appending)
-        writer = process.process_of_thread(ctx.pid) if writing else 0
-        if flags & os.O_TRUNC and file.content.size:
-            try:
-                await self._jobs.idle(file)
-                self._files.truncate(file, 0)
-            except BaseException:
-                await self._close_writer(file, appending=appending)
-                raise
-        return self._opened(Handle(file.content, file, writing, appending, writer))
+        number = await self._handles.open(self._nodes.resolve(inode), flags, ctx.pid)
+        return FileInfo(fh=FileHandleT(number), keep_cache=True)
 
     @answered
     async def read(self, fh: FileHandleT, off: int, size: int) -> Bytes:  # type: ignore[override]  # any will do
-        handle = self._handles[fh]
-        plan = handle.content.plan_read(off, size)
-        self._readahead.note(handle.reading, handle.content, off, size)
-        if plan.in_memory(self._tree.reader):
-            return plan.run(self._tree.reader)
-        return await self._offload.run(plan.run, self._tree.reader)
+        return await self._handles.read(fh, off, size)
 
     @answered
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        handle = self._handles[fh]
-        if handle.file is None:
-            fail(errno.EBADF)
-        # Placed before the first await: the next write of the file must not overtake it.
-        self._files.write(handle.file, off, buf)
-        if handle.content.buffered >= PIECE_SIZE:
-            await self._jobs.accept(handle.file)
+        await self._handles.write(fh, off, buf)
         return len(buf)
 
     @answered
     async def flush(self, fh: FileHandleT) -> None:
-        handle = self._handles[fh]
-        file = handle.file
-        if file is None or not handle.writing:
-            return
-        if file.dirty and process.is_killed(handle.process):
-            file.interrupted = True
-        await self._jobs.drain(file)
-        file.raise_error()
-        # The close that this flush belongs to returns when it is answered, so that what it promises is done here
-        # where that can be known to be the last one; `release` comes after the close and catches the rest.
-        last = file.dirty and file.writers == 1 and not file.interrupted and not file.unlinked
-        if last and process.has_closed(handle.process, self._names.path(file.ino)):
-            self._files.commit(file)
-            self._versions.touched()
-            await self._committer.commit(durable=False)
+        await self._handles.flush(fh)
 
     @answered
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        file = self._handles[fh].file
-        if file is None:
-            return
-        await self._jobs.drain(file)
-        file.raise_error()
-        if not file.interrupted:
-            self._files.commit(file)
-            self._versions.touched()
-        await self._committer.commit(durable=True)
+        await self._handles.fsync(fh)
 
     @answered
     async def release(self, fh: FileHandleT) -> None:
-        handle = self._handles.pop(fh)
-        if handle.file is None:
-            return
-        if handle.writing:
-            await self._close_writer(handle.file, appending=handle.appending)
-        else:
-            self._files.release(handle.file, writing=False)
-
-    async def _close_writer(self, file: OpenFile, *, appending: bool = False) -> None:
-        """Drop one writer of a file; the last one's close commits the file's version."""
-        while file.writers == 1 and not file.content.settled:
-            await self._jobs.drain(file)
-        if file.writers == 1:
-            self._files.commit(file)
-            self._versions.touched()
-        self._files.release(file, writing=True, appending=appending)
+        await self._handles.release(fh)
 
     @answered
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
@@ -472,7 +359,7 @@ class Operations(pyfuse3.Operations):
         status = pyfuse3.StatvfsData()
         status.f_bsize = status.f_frsize = BLOCK_SIZE
         status.f_blocks = space.total // BLOCK_SIZE
-        free = max(space.free - self._jobs.buffered, 0) // BLOCK_SIZE
+        free = max(space.free - self._handles.buffered, 0) // BLOCK_SIZE
         status.f_bfree = status.f_bavail = free
         status.f_files = status.f_ffree = status.f_favail = FILES_MAX
         status.f_namemax = NAME_MAX

@@ -4,6 +4,7 @@ Owns the trio loop. The mount ends when it is unmounted from outside or on SIGTE
 accepted is made durable before the store is let go. A kill -9 loses what was not closed yet, and nothing else.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -17,9 +18,11 @@ from typing import Any
 import pyfuse3
 import trio
 
+from ckptfs.config import MIB
 from ckptfs.errors import FuseError
 from ckptfs.mount import control, notify, protocol
 from ckptfs.mount.committer import Committer
+from ckptfs.mount.handles import Handles
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node, Nodes
 from ckptfs.mount.offload import Offload
@@ -38,12 +41,19 @@ SWITCH_SECONDS = 0.0002
 """How long a thread may hold the interpreter while another waits: a worker must not delay the loop's replies."""
 
 
+MALLOC_OPTIONS = ((-3, 16 * MIB), (-1, 128 * MIB))
+"""M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: each write request is 1 MiB of memory, which glibc would map and unmap."""
+
+
 def run(options: MountOptions, ready: Callable[[], None]) -> None:
     """Open the store, mount it, call `ready` once it is usable, and return after it was unmounted.
 
     StoreInUseError, NotAStoreError, StoreVersionError, StoreReadOnlyError, DamagedError, FuseError.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # only glibc has it, and only glibc needs it
+        for option in MALLOC_OPTIONS:
+            mallopt(*option)
     with ChunkStore.open(Path(options.store), read_only=options.read_only) as store:
         try:
             trio.run(_Session(options, store, ready).run)
@@ -77,9 +87,8 @@ class _Session:
             self._committer = Committer(self._store, offload)
             self._versions = MountedVersions(self._tree, self._nodes, self._jobs, self._committer, self._options.settle)
             readahead = ReadAhead(self._tree.reader, work, offload)
-            operations = Operations(
-                self._tree, self._nodes, self._jobs, self._committer, self._versions, offload, readahead
-            )
+            handles = Handles(self._tree, self._jobs, self._committer, offload, readahead, self._versions.touched)
+            operations = Operations(self._tree, self._nodes, handles, self._committer, self._versions)
             listener = protocol.listen(self._options.store)
             try:
                 self._mount(operations)

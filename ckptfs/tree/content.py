@@ -16,9 +16,8 @@ from ckptfs.tree.extents import Extent, Extents
 from ckptfs.tree.ranges import Ranges
 from ckptfs.tree.reader import ChunkReader, ChunkSlice, ReadPlan
 from ckptfs.tree.recut import recut
+from ckptfs.tree.stream import BufferPool, Piece, Stream
 
-PIECE_SIZE = 4 * MIB
-"""Bytes of the stream that are cut and stored at once."""
 OVERLAY_MAX = 8 * MIB
 """Bytes of other writes that are held before they are worked into the extents."""
 
@@ -36,13 +35,12 @@ class Job(Protocol):
 
 @dataclass(slots=True)
 class StreamJob:
-    """Cut `carry + piece` and store the chunks; `joined` is a last extent whose bytes come before them."""
+    """Cut a piece of the stream and store its chunks; `joined` is a last extent whose bytes come before it."""
 
     store: ChunkStore
     reader: ChunkReader
     joined: Extent | None
-    carry: bytes
-    piece: bytearray
+    piece: Piece
     final: bool
     numbers: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -51,13 +49,13 @@ class StreamJob:
     @property
     def size(self) -> int:
         """The bytes to cut and store."""
-        return len(self.carry) + len(self.piece) + (self.joined.length if self.joined else 0)
+        return len(self.piece) + (self.joined.length if self.joined else 0)
 
     def run(self) -> None:
         """Fill `numbers`, `lengths` and `rest` (the bytes behind the last complete chunk)."""
-        before = self.reader.read(self.joined.number)[: self.joined.length] if self.joined else b""
-        data = b"".join((before, self.carry, self.piece)) if before or self.carry else self.piece
-        view = memoryview(data)
+        view = self.piece.view()
+        if self.joined:
+            view = memoryview(b"".join((self.reader.read(self.joined.number)[: self.joined.length], view)))
         self.numbers, self.lengths = self.store.ingest(view, self.final)
         self.rest = bytes(view[sum(self.lengths) :])
 
@@ -85,43 +83,33 @@ class RecutJob:
 class FileContent:
     """Bytes of a file under reading and writing; `size` is the file's size. Owns the extents it is given."""
 
-    def __init__(self, store: ChunkStore, reader: ChunkReader, extents: Extents) -> None:
+    def __init__(self, store: ChunkStore, reader: ChunkReader, pool: BufferPool, extents: Extents) -> None:
         self._store = store
         self._reader = reader
         self.extents = extents
         self.size = extents.size
         self._join_next = True  # the next stream job starts at the last extent, so that cuts stay content-defined
-        self._carry = b""
-        self._tail = bytearray()
+        self._stream = Stream(pool)
         self._overlay = Ranges()
         self._job: StreamJob | RecutJob | None = None
 
     @property
     def buffered(self) -> int:
         """Bytes held in memory that are in no chunk yet."""
-        held = len(self._carry) + len(self._tail) + self._overlay.size
-        if isinstance(self._job, StreamJob):
-            held += len(self._job.piece)
-        elif isinstance(self._job, RecutJob):
-            held += self._job.ranges.size
-        return held
+        recut_size = self._job.ranges.size if isinstance(self._job, RecutJob) else 0
+        return len(self._stream) + self._overlay.size + recut_size
 
     @property
     def settled(self) -> bool:
         """Whether every byte is in a chunk or a hole; then `extents` and `size` are the whole truth."""
-        return not (self._carry or self._tail or self._overlay or self._job)
-
-    @property
-    def _tail_offset(self) -> int:
-        """Where the bytes begin that a write may still change in place."""
-        piece = len(self._job.piece) if isinstance(self._job, StreamJob) else 0
-        return self.extents.size + len(self._carry) + piece
+        return self._job is None and not self._overlay and not len(self._stream)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Place `data` at `offset`; it is read back from now on."""
         end = offset + len(data)
         self.size = max(self.size, end)
-        start, stop = self._tail_offset, self._tail_offset + len(self._tail)
+        streamed = self.extents.size
+        start, stop = streamed + self._stream.tail_position, streamed + len(self._stream)
         if isinstance(self._job, RecutJob) or offset > stop or end <= start:
             self._overlay.write(offset, data)
             return
@@ -130,43 +118,36 @@ class FileContent:
         if offset < start:
             self._overlay.write(offset, data[: start - offset])
             data, offset = data[start - offset :], start
-        self._tail[offset - start : end - start] = data
+        self._stream.write(offset - streamed, data)
         if self._overlay:
             self._absorb()
 
     def _absorb(self) -> None:
         """Move overlay bytes that continue the stream to its tail."""
-        while (more := self._overlay.take_at(self._tail_offset + len(self._tail))) is not None:
-            self._tail += more
+        while (more := self._overlay.take_at(self.extents.size + len(self._stream))) is not None:
+            self._stream.write(len(self._stream), more)
 
     def truncate(self, size: int) -> None:
         """Cut or lengthen the file; only while no job is out."""
         assert self._job is None
         if size < self.size:
             self._overlay.clip(size, self.size)
-            streamed = self.extents.size
-            if size < streamed:
+            self._stream.truncate(size - self.extents.size)
+            if size < self.extents.size:
                 self.extents.truncate(size)
-                self._carry = b""
-                self._tail.clear()
                 self._join_next = True
-            else:
-                keep = size - streamed
-                self._carry, carried = self._carry[:keep], len(self._carry)
-                del self._tail[max(keep - carried, 0) :]
         self.size = size
 
     def take_job(self, *, final: bool = False) -> Job | None:
         """Return the next work to do, if there is any and none is out; `final` asks until all is in chunks."""
         if self._job is not None:
             return None
-        if len(self._tail) >= PIECE_SIZE or (final and (self._tail or self._carry)):
-            joined = self._joinable()
-            self._job = StreamJob(self._store, self._reader, joined, self._carry, self._tail, final)
-            self._tail = bytearray()
-        elif self._overlay.size >= OVERLAY_MAX or (final and self._overlay):
-            if self._carry or self._tail:
-                return self.take_job(final=True)
+        recutting = self._overlay.size >= OVERLAY_MAX or (final and bool(self._overlay))
+        # The ranges of the overlay are worked in when the extents reach to the end of the stream.
+        if (piece := self._stream.take(final=final or recutting)) is not None:
+            last = (final or recutting) and self._stream.is_last_out
+            self._job = StreamJob(self._store, self._reader, self._joinable(), piece, last)
+        elif recutting:
             self._job = RecutJob(self._store, self._reader, self.extents, self._overlay)
             self._overlay = Ranges()
         return self._job
@@ -186,7 +167,7 @@ class FileContent:
                 self.extents.pop()
             for number, length in zip(job.numbers, job.lengths, strict=True):
                 self.extents.append(number, length)
-            self._carry = job.rest
+            self._stream.finish(job.rest)
             self._join_next = job.final
         elif isinstance(job, RecutJob):
             assert job.result is not None
@@ -197,8 +178,7 @@ class FileContent:
     def abandon_job(self) -> None:
         """Give up the job that is out, and all bytes that are in no chunk: its failure is the file's."""
         self._job = None
-        self._carry = b""
-        self._tail.clear()
+        self._stream.clear()
         self._overlay = Ranges()
         self.size = min(self.size, self.extents.size)
 
@@ -219,17 +199,10 @@ class FileContent:
             low, high = max(offset, extent.offset), min(stop, extent.offset + extent.length)
             if extent.number and low < high:
                 plan.slices.append(ChunkSlice(extent.number, low - extent.offset, high - low, low - offset))
-        layers: list[tuple[int, bytes | bytearray | memoryview]] = []
         if isinstance(self._job, RecutJob):
-            layers += self._job.ranges.between(offset, stop)
-        layers.append((self.extents.size, self._carry))
-        if isinstance(self._job, StreamJob):
-            layers.append((self.extents.size + len(self._carry), self._job.piece))
-        layers.append((self._tail_offset, self._tail))
-        layers += self._overlay.between(offset, stop)
-        for start, data in layers:
-            low, high = max(offset, start), min(stop, start + len(data))
-            if low < high:
-                with memoryview(data) as view:
-                    plan.patches.append((low - offset, bytes(view[low - start : high - start])))
+            plan.patch(offset, self._job.ranges.between(offset, stop))
+        if stop > (streamed := self.extents.size):
+            plan.patch(offset - streamed, self._stream.between(offset - streamed, stop - streamed))
+        if self._overlay:
+            plan.patch(offset, self._overlay.between(offset, stop))
         return plan

@@ -19,6 +19,7 @@ from ckptfs.tree.extents import load_manifest, store_manifest
 from ckptfs.tree.inode import INTERRUPTED, UNCOMMITTED, Inode
 from ckptfs.tree.namespace import Namespace, fail
 from ckptfs.tree.reader import ChunkReader, ReadPlan
+from ckptfs.tree.stream import BufferPool
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Files:
         self._reader = reader
         self._names = namespace
         self._monotonic = monotonic
+        self._pool = BufferPool()
         self._open: dict[int, OpenFile] = {}
         namespace.on_unlinked = self._note_unlinked
 
@@ -87,7 +89,7 @@ class Files:
     def load(self, inode: Inode) -> FileContent:
         """Return the content of a committed version; DamagedError where its manifest is."""
         extents = load_manifest(self._store.tables, inode.manifest, inode.size)
-        return FileContent(self._store, self._reader, extents)
+        return FileContent(self._store, self._reader, self._pool, extents)
 
     def open(self, inode: Inode, *, writing: bool, appending: bool = False) -> OpenFile:
         """Open a file of the live tree once more."""

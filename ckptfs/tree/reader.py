@@ -99,6 +99,10 @@ class ReadPlan:
     slices: list[ChunkSlice] = field(default_factory=list)
     patches: list[tuple[int, bytes]] = field(default_factory=list)
 
+    def patch(self, offset: int, ranges: Iterable[tuple[int, Bytes]]) -> None:
+        """Lay copies of (offset, bytes) over the reply, which begins at `offset`."""
+        self.patches += [(start - offset, bytes(data)) for start, data in ranges]
+
     def in_memory(self, reader: ChunkReader) -> bool:
         """Whether the read touches no disk."""
         return all(reader.cached(piece.number) for piece in self.slices)

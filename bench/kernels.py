@@ -1,0 +1,158 @@
+"""The loops over every byte, on one core: cut and hash, planes, encode and decode, beside merely touching the bytes.
+
+A round runs every row once, so that all rows meet the same machine. What counts is processor time, not the wall's,
+which a neighbour on the core would lengthen. Figures of one machine do not travel; the ratios to touching the same
+bytes do. Nothing here touches a disk.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import xxhash
+from speed import MIB, line
+
+from ckptfs.config import KIB, ChunkSizes
+from ckptfs.store import codec
+from ckptfs.store.kernels import Kernel, available_kernels
+from ckptfs.tree.content import PIECE_SIZE
+
+GB = 1e9
+ROUNDS = 9
+FILE_SIZE = 150 * MIB
+ENCODED_SIZE = 16 * MIB
+SHIFTED_SIZE = 16 * MIB
+SHIFT_STEP = 2 * MIB
+INSERTIONS = (1, 64, 4096, 20011, 20032)
+HASHED_SIZE = 64 * KIB
+SEED = 20240607
+
+CUT_GOAL = 5.0
+CUT_AND_HASH_GOAL = 6.0
+HASH_GOAL = 0.8
+FOUND_GOAL = 98.0
+
+SIZES = ChunkSizes()
+LIMITS = SIZES.size_min, SIZES.mean_bits, SIZES.size_max
+
+Work = Callable[[], None]
+
+
+def weights(kind: str, size: int) -> memoryview:
+    """Return `size` bytes of N(0, 0.02) weights, fp32 or bf16."""
+    count = size // (2 if kind == "bf16" else 4)
+    floats = np.random.default_rng(SEED).standard_normal(count, dtype=np.float32) * np.float32(0.02)
+    bits = (floats.view(np.uint32) >> 16).astype(np.uint16) if kind == "bf16" else floats
+    return memoryview(bits).cast("B")
+
+
+def pieces_of(data: memoryview, lengths: Sequence[int]) -> list[memoryview]:
+    """Return the pieces of `data` that lie one behind the other and have these lengths."""
+    return [data[end - length : end] for length, end in zip(lengths, itertools.accumulate(lengths), strict=True)]
+
+
+def repeat(function: Callable[..., object], arguments: Sequence[tuple[object, ...]]) -> None:
+    """Call a function with each of the arguments; results go at once, so that memory is used again."""
+    for each in arguments:
+        function(*each)
+
+
+class Rows:
+    """Work to measure, by name, and the GB/s of every round."""
+
+    def __init__(self) -> None:
+        self._work: dict[str, tuple[int, Work]] = {}
+        self._rates: dict[str, list[float]] = {}
+
+    def add(self, name: str, size: int, function: Callable[..., object], *arguments: tuple[object, ...]) -> None:
+        """Add a row whose calls go over `size` bytes."""
+        self._work[name] = size, partial(repeat, function, arguments)
+
+    def measure(self) -> None:
+        """Run every row once unmeasured, then ROUNDS times in turns."""
+        for number in range(-1, ROUNDS):
+            for name, (size, work) in self._work.items():
+                began = time.thread_time()
+                work()
+                seconds = time.thread_time() - began
+                if number >= 0:
+                    self._rates.setdefault(name, []).append(size / seconds / GB)
+
+    def rate(self, name: str) -> float:
+        """Return the median of a row."""
+        return statistics.median(self._rates[name])
+
+    def show(self, base: str) -> None:
+        """Print every row, and its ratio to the row `base`."""
+        for name, rates in self._rates.items():
+            ratio = self.rate(name) / self.rate(base)
+            print(f"{name:<26} {self.rate(name):7.2f} GB/s ({min(rates):.2f}-{max(rates):.2f}), {ratio:.3f} of {base}")
+
+
+def all_rows(kernels: Sequence[Kernel]) -> Rows:
+    """Return every row; `kernels` are those to compare, the fastest first."""
+    rows = Rows()
+    data = weights("fp32", FILE_SIZE)
+    rows.add("touch", FILE_SIZE, np.sum, (np.frombuffer(data, np.uint64),))
+    even = [data[start : start + HASHED_SIZE] for start in range(0, FILE_SIZE, HASHED_SIZE)]
+    rows.add("xxhash alone", FILE_SIZE, xxhash.xxh3_128_digest, *((piece, SEED) for piece in even))
+    pieces = [data[start : start + PIECE_SIZE] for start in range(0, FILE_SIZE, PIECE_SIZE)]
+    for kernel in kernels:
+        rows.add(f"cut, {kernel.title}", FILE_SIZE, kernel.cut, (data, *LIMITS, True))
+        # Where the least and the greatest size are one, nothing is searched for.
+        alone = (data, HASHED_SIZE, SIZES.mean_bits, HASHED_SIZE, True, SEED)
+        rows.add(f"hash, {kernel.title}", FILE_SIZE, kernel.cut_and_hash, alone)
+        arguments = ((piece, *LIMITS, True, SEED) for piece in pieces)
+        rows.add(f"cut and hash, {kernel.title}", FILE_SIZE, kernel.cut_and_hash, *arguments)
+    fastest = kernels[0]
+    chunks = pieces_of(data, fastest.cut(data, *LIMITS, True))
+    for width in (2, 4):
+        rows.add(f"split planes of {width}", FILE_SIZE, fastest.split_planes, *((chunk, width) for chunk in chunks))
+        rows.add(f"join planes of {width}", FILE_SIZE, fastest.join_planes, *((chunk, width) for chunk in chunks))
+    for kind in ("fp32", "bf16"):
+        data = weights(kind, ENCODED_SIZE)
+        chunks = pieces_of(data, fastest.cut(data, *LIMITS, True))
+        rows.add(f"encode {kind}", ENCODED_SIZE, codec.encode, *((chunk,) for chunk in chunks))
+        stored = [(*codec.encode(chunk), len(chunk)) for chunk in chunks]
+        rows.add(f"decode {kind}", ENCODED_SIZE, codec.decode, *stored)
+        size = sum(len(payload) for _, payload, _ in stored)
+        mean = ENCODED_SIZE / len(stored) / KIB
+        print(f"encoded {kind}: {size / ENCODED_SIZE:.3f} of its size, mean chunk {mean:.1f} KiB")
+    return rows
+
+
+def found_again(kernel: Kernel, kind: str, inserted: int) -> float:
+    """Return which percentage of the bytes is in known chunks after an insertion, the mean over several places."""
+    old = bytes(weights(kind, SHIFTED_SIZE))
+    known = set(kernel.cut_and_hash(old, *LIMITS, True, SEED)[1])
+    shares = []
+    for where in range(SHIFT_STEP // 2, SHIFTED_SIZE, SHIFT_STEP):
+        noise = np.random.default_rng((SEED, where)).bytes(inserted)
+        lengths, ids = kernel.cut_and_hash(old[:where] + noise + old[where:], *LIMITS, True, SEED)
+        shares.append(sum(length for length, each in zip(lengths, ids, strict=True) if each in known) / SHIFTED_SIZE)
+    return 100 * statistics.mean(shares)
+
+
+def report() -> None:
+    """Measure and print every row; python itself is too slow to be one."""
+    kernels = [kernel for name, kernel in available_kernels().items() if name != "python"]
+    if not kernels:
+        raise SystemExit("the C extension is not built: there is nothing to compare")
+    print(f"{FILE_SIZE // MIB} MiB of fp32, medians of {ROUNDS} rounds of processor time (least-greatest), seed {SEED}")
+    rows = all_rows(kernels)
+    rows.measure()
+    rows.show("touch")
+    for kernel in kernels:
+        if kernel.title == "portable":
+            continue
+        line(f"cut, {kernel.title}, GB/s", rows.rate(f"cut, {kernel.title}"), ">=", CUT_GOAL, "")
+        both = rows.rate(f"cut and hash, {kernel.title}")
+        line(f"cut and hash, {kernel.title}, GB/s", both, ">=", CUT_AND_HASH_GOAL, "")
+        ratio = rows.rate(f"hash, {kernel.title}") / rows.rate("xxhash alone")
+        line(f"hash, {kernel.title}, over the xxhash package", ratio, ">=", HASH_GOAL, "")
+    for kind, inserted in itertools.product(("fp32", "bf16"), INSERTIONS):
+        found = found_again(kernels[0], kind, inserted)
+        line(f"{kind} found again behind {inserted} bytes inserted, %", found, ">=", FOUND_GOAL, "")
