@@ -3,6 +3,18 @@
 from ckptfs.store.chunkstore import ChunkStore, StoreStats
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.index import NO_CHUNK
+from ckptfs.store.reencode import Reencoded
 from ckptfs.store.tables import Changes, Frozen, Table, Tables
 
-__all__ = ["NO_CHUNK", "Changes", "ChunkStore", "Disk", "Frozen", "Space", "StoreStats", "Table", "Tables"]
+__all__ = [
+    "NO_CHUNK",
+    "Changes",
+    "ChunkStore",
+    "Disk",
+    "Frozen",
+    "Reencoded",
+    "Space",
+    "StoreStats",
+    "Table",
+    "Tables",
+]

@@ -3,44 +3,52 @@
 ChunkStore owns the order of durability: chunks and then the rows that speak of them are appended to the packs; a
 kill of the process loses nothing appended; `sync` makes it durable; a checkpoint then brings LMDB up to it, and
 opening replays what came after the last checkpoint. It does not know files, names or snapshots.
-`ingest`, `read`, `sync`, `stats` may be called from any thread; `append_journal` and `checkpoint` from any one
-thread at a time each; `tables`, `commit` and `close` belong to the owner's thread.
+`ingest`, `read`, `reencode`, `punch`, `sync`, `stats` may be called from any thread; `append_journal` and
+`checkpoint` from any one thread at a time each; `tables`, `commit` and `close` belong to the owner's thread.
 """
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import xxhash
-
 from ckptfs.config import StoreConfig
-from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError
+from ckptfs.errors import NotAStoreError, StoreReadOnlyError
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.disk import Disk, Space
+from ckptfs.store.fetch import Fetcher
+from ckptfs.store.freed import FreedPlaces, build_row, merge, pieces
 from ckptfs.store.index import NO_CHUNK, Chunk, ChunkIndex, Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
-from ckptfs.store.records import RecordBytes, RecordType
+from ckptfs.store.records import EncodedChunk, RecordBytes, RecordType, Row
+from ckptfs.store.reencode import Reencoded, Reencoder, never
 from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpack_state
 from ckptfs.store.tables import Changes, Environment, Frozen, Table, Tables
 
 PACKS_NAME = "packs"
 INDEX_NAME = "index.lmdb"
 _ASIDE_SUFFIX = ".before-rebuild"
+_PUNCH_PLACES = 64
+"""So many places are looked up, and those of them that touch are punched as one."""
 
 
 class StoreStats(NamedTuple):
-    """How much a store holds, in bytes: `raw_bytes` of distinct chunks take `stored_bytes` of the disk below."""
+    """How much a store holds, in bytes: `raw_bytes` of distinct chunks take `stored_bytes` of the disk below.
+
+    `waiting_bytes` of them, in `waiting_chunks`, were put raw and are encoded by `ChunkStore.reencode`.
+    """
 
     chunks: int
     raw_bytes: int
     stored_bytes: int
     kernel: str
+    waiting_chunks: int
+    waiting_bytes: int
 
 
 class Ingested(NamedTuple):
@@ -48,16 +56,6 @@ class Ingested(NamedTuple):
 
     numbers: list[int]
     lengths: list[int]
-
-
-class _Encoded(NamedTuple):
-    """A chunk that is ready to be appended, but for its number."""
-
-    id: bytes
-    raw_size: int
-    encoding: int
-    payload: bytes | memoryview
-    check: int
 
 
 class ChunkStore:
@@ -81,7 +79,12 @@ class ChunkStore:
         self._packs = packs
         self._environment = environment
         self._index = ChunkIndex(environment)
+        self._freed = FreedPlaces(environment)
+        self._fetcher = Fetcher(self._index, packs, config.seed)
+        self._reencoder = Reencoder(self._index, self._fetcher, self._append_again)
+        self._again_bytes = 0
         self._resources = ExitStack()
+        self._journal_lock = threading.Lock()
         self._append_lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
         self._closed = False
@@ -124,6 +127,8 @@ class ChunkStore:
         config = description.read(path, disk)
         with ExitStack() as resources:
             resources.enter_context(StoreLock(path, disk, shared=read_only))
+            if not read_only:
+                config = description.raise_version(path, config, disk)
             packs = Packs(
                 path / PACKS_NAME,
                 disk,
@@ -155,7 +160,7 @@ class ChunkStore:
         """Bring tables and index up to the packs, and cut off what follows the last thing that counts."""
         packed = self._environment.read_one(Table.STORE, STATE_KEY)
         state = State(self._mark, self._mark.position) if packed is None else unpack_state(packed)
-        replay = Replay(self._packs, self.tables, self._index, self.config.seed)
+        replay = Replay(self._packs, self.tables, self._index, self._freed, self.config.seed)
         self._mark = replay.run(state, index_lost=packed is None)
         self._checkpointed = state.replay_from
         if self.read_only:
@@ -170,12 +175,13 @@ class ChunkStore:
 
     # Chunks
 
-    def ingest(self, data: memoryview, final: bool) -> Ingested:
+    def ingest(self, data: memoryview, final: bool, *, encode: bool = True) -> Ingested:
         """Cut `data`, which begins where a chunk begins, and store its chunks; return their numbers and lengths.
 
         Unless it is `final`, the bytes behind the last complete chunk are left over: give them again, at the front of
         more. A chunk that is stored already, also by a call under way in another thread, is not stored again.
-        `data` is not needed any more on return. On an error none of the new chunks is stored.
+        `data` is not needed any more on return. On an error none of the new chunks is stored. Without `encode`, which
+        costs ten times what all else does, new chunks are stored raw and wait for `reencode`.
         """
         sizes = self.config.chunk_sizes
         lengths, ids = kernels.cut_and_hash(
@@ -190,26 +196,35 @@ class ChunkStore:
                 for chunk_id, number, length, end in zip(ids, numbers, lengths, ends, strict=True)
                 if not number
             }
-            stored = self._store(fresh)
+            stored = self._store(fresh, codec.encode if encode else codec.encode_later)
             numbers = [number or stored[chunk_id] for chunk_id, number in zip(ids, numbers, strict=True)]
         return Ingested(numbers, lengths)
 
-    def _store(self, fresh: dict[bytes, memoryview]) -> dict[bytes, int]:
+    def _store(self, fresh: dict[bytes, memoryview], encode: Callable[[memoryview], codec.Encoded]) -> dict[bytes, int]:
         """Encode and append chunks, but those that another thread was faster with; return all their numbers."""
         encoded = []
         for chunk_id, view in fresh.items():
-            encoding, payload = codec.encode(view)
-            encoded.append(_Encoded(chunk_id, len(view), encoding, payload, records.payload_check(payload)))
+            encoding, payload = encode(view)
+            encoded.append(EncodedChunk(chunk_id, len(view), encoding, payload, records.payload_check(payload)))
         with self._append_lock:
             numbers = dict(zip(fresh, self._index.lookup(list(fresh)), strict=True))
             missing = [chunk for chunk in encoded if not numbers[chunk.id]]
             if missing:
-                numbers.update(self._append_chunks(missing))
+                first = self._mark.number
+                new = range(first, first + len(missing))
+                self._append_chunks(missing, new)
+                numbers.update(zip((chunk.id for chunk in missing), new, strict=True))
         return numbers
 
-    def _append_chunks(self, chunks: Sequence[_Encoded]) -> dict[bytes, int]:
-        """Append and register chunks, under the append lock."""
-        first = self._mark.number
+    def _append_again(self, chunks: Sequence[EncodedChunk], numbers: Sequence[int]) -> None:
+        """Append better records of chunks that are stored already."""
+        with self._append_lock:
+            before = self._packs.appended_bytes
+            self._append_chunks(chunks, numbers)
+            self._again_bytes += self._packs.appended_bytes - before
+
+    def _append_chunks(self, chunks: Sequence[EncodedChunk], numbers: Sequence[int]) -> None:
+        """Append and register chunks under their numbers, under the append lock."""
         batch: list[RecordBytes] = [
             records.build(
                 RecordType.CHUNK,
@@ -220,40 +235,45 @@ class ChunkStore:
                 chunk.payload,
                 check=chunk.check,
             )
-            for number, chunk in enumerate(chunks, first)
+            for number, chunk in zip(numbers, chunks, strict=True)
         ]
         positions = self._packs.append(batch)
         registered = [
             Chunk(number, chunk.id, Location(*position, len(chunk.payload), chunk.raw_size, 0, chunk.encoding))
-            for number, (chunk, position) in enumerate(zip(chunks, positions, strict=True), first)
+            for number, chunk, position in zip(numbers, chunks, positions, strict=True)
         ]
-        self._index.register(registered)
-        self._mark = self._mark._replace(
-            position=self._packs.position,
-            number=first + len(chunks),
-            raw_bytes=self._mark.raw_bytes + sum(chunk.raw_size for chunk in chunks),
-        )
-        return {chunk.id: chunk.number for chunk in registered}
+        self._freed.supersede(self._index.register(registered))
+        self._mark = self._mark._replace(position=self._packs.position, number=max(self._mark.number, numbers[-1] + 1))
 
     def read(self, number: int) -> bytes:
         """Return the bytes of a chunk, verified against its id; DamagedError names the place when they do not hold."""
-        location = self._index.locate(number)
-        if location is None:
-            raise DamagedError(f"chunk {number} is not in the index of {self.path}")
-        record = self._packs.read_record(location.position, location.stored_size, location.base_count)
-        header = record.header
-        place = self._packs.place(location.position)
-        try:
-            raw = codec.decode(header.encoding, record.payload, header.raw_size)
-        except DamagedError as error:
-            raise DamagedError(f"{place}: chunk {number}: {error}") from error
-        if (
-            header.number != number
-            or len(raw) != location.raw_size
-            or xxhash.xxh3_128_digest(raw, self.config.seed) != header.id
-        ):
-            raise DamagedError(f"{place}: chunk {number} is not what was written")
-        return raw
+        return self._fetcher.read(number)
+
+    # Space
+
+    def reencode(self, limit_bytes: int, stop: Callable[[], bool] = never) -> Reencoded:
+        """Encode about `limit_bytes` of waiting chunks; ends early, within a chunk's time, when `stop()` is true.
+
+        Takes what a checkpoint has brought to LMDB. `Reencoded.chunks` is 0 when none of that waits any more.
+        """
+        self._check_writable()
+        return self._reencoder.run(limit_bytes, stop)
+
+    def punch(self, stop: Callable[[], bool] = never) -> int:
+        """Give what is free since a checkpoint back to the disk below; return its bytes, 0 where the disk cannot.
+
+        Ends early, within milliseconds, when `stop()` is true; the next call goes on.
+        """
+        self._check_writable()
+        size = 0
+        while self._packs.can_punch and (places := self._freed.take(_PUNCH_PLACES)):
+            for piece in chain.from_iterable(map(pieces, merge(places))):
+                if stop():
+                    return size
+                size += self._packs.punch(piece)
+            if self._packs.can_punch:
+                self._freed.punched(places)
+        return size
 
     # Durability
 
@@ -262,12 +282,20 @@ class ChunkStore:
         if not changes.rows:
             return
         self._check_writable()
-        record = records.build_metadata(self._mark.sequence, self._packs.synced, changes.rows, self.config.seed)
-        with self._append_lock:
-            before = self._mark
-            self._packs.append([record])
-            self._mark = before._replace(position=self._packs.position, sequence=before.sequence + 1)
-            self._first_marks.setdefault(changes.generation, before)
+        with self._journal_lock:
+            record = self._metadata(changes.rows)
+            with self._append_lock:
+                before = self._mark
+                self._append_metadata(record)
+                self._first_marks.setdefault(changes.generation, before)
+
+    def _metadata(self, rows: Sequence[Row]) -> RecordBytes:
+        """Build the next metadata record, under the journal lock."""
+        return records.build_metadata(self._mark.sequence, self._packs.synced, rows, self.config.seed)
+
+    def _append_metadata(self, record: RecordBytes) -> None:
+        self._packs.append([record])
+        self._mark = self._mark._replace(position=self._packs.position, sequence=self._mark.sequence + 1)
 
     def sync(self) -> None:
         """Make durable what was put and journalled before this call."""
@@ -282,18 +310,25 @@ class ChunkStore:
         """
         self._check_writable()
         with self._checkpoint_lock:
-            with self._append_lock:
+            with self._journal_lock, self._append_lock:
                 if not self._index.is_frozen:
+                    # The index that calls places free has to have the new ones, and the packs have to tell without it.
+                    if rows := [build_row(place) for place in self._freed.superseded()]:
+                        self._append_metadata(self._metadata(rows))
+                        self._freed.free(rows)
+                    self._freed.freeze()
                     self._index.freeze()
                     self._index_cut = self._mark
                 # Rows younger than the frozen ones may be journalled already: the replay begins before them.
                 younger = [mark for generation, mark in self._first_marks.items() if generation > frozen.generation]
-                state = State(min([self._index_cut, *younger]), self._index_cut.position)
+                state = State(min([self._index_cut, *younger]), self._index_cut.position, self._index.frozen_summary)
             self._packs.sync()
             tables = [(table, memtable.items()) for table, memtable in frozen.memtables.items()]
             own = [(STATE_KEY, pack_state(state))]
-            self._environment.write([*tables, *self._index.frozen_rows(), (Table.STORE, own)])
+            indexed = [*self._index.frozen_rows(), self._freed.frozen_rows()]
+            self._environment.write([*tables, *indexed, (Table.STORE, own)])
             self._index.release()
+            self._freed.release()
             with self._append_lock:
                 self._checkpointed = state.replay_from
                 for generation in [each for each in self._first_marks if each <= frozen.generation]:
@@ -313,7 +348,7 @@ class ChunkStore:
             return
         if self.tables.frozen is not None:
             self._finish_checkpoint(self.tables.frozen)
-        if self._checkpointed != self._mark:
+        if self._checkpointed != self._mark or self._index.row_count or self._freed.row_count:
             self._finish_checkpoint(self.tables.freeze())
 
     def _finish_checkpoint(self, frozen: Frozen) -> None:
@@ -345,20 +380,19 @@ class ChunkStore:
 
     @property
     def appended_bytes(self) -> int:
-        """The bytes appended to the packs since the store was opened."""
-        return self._packs.appended_bytes
+        """The bytes appended to the packs since the store was opened, for what was new."""
+        return self._packs.appended_bytes - self._again_bytes
 
     @property
     def waiting_rows(self) -> int:
         """How many rows a checkpoint would bring to LMDB."""
-        return self.tables.row_count + self._index.row_count
+        return self.tables.row_count + self._index.row_count + self._freed.row_count
 
     def stats(self) -> StoreStats:
         """Return how much the store holds and takes."""
-        mark = self._mark
-        return StoreStats(
-            mark.number - 1, mark.raw_bytes, self._packs.stored_size() + self._environment.stored_size(), kernels.NAME
-        )
+        totals = self._index.totals
+        stored_bytes = self._packs.stored_size() + self._environment.stored_size()
+        return StoreStats(self._mark.number - 1, totals.raw_bytes, stored_bytes, kernels.NAME, *totals[1:])
 
     def space(self) -> Space:
         """Return the size and the free bytes of the disk below."""

@@ -25,6 +25,9 @@ SAMPLE_WINDOWS = 4
 SAMPLE_WINDOW_SIZE = 2048
 """The choice is made on this many windows of this many bytes, spread over the chunk."""
 
+SAME_SIZE = 16
+"""A chunk whose first and last bytes, this many, are all the same is looked at for being so as a whole."""
+
 WIDTHS = (2, 4, 8)
 WIDTH_MARGIN = 0.01
 """How much smaller (as a part of the raw size) a greater width has to make the sample, and planes against zstd."""
@@ -38,6 +41,8 @@ class Encoding(IntEnum):
     PLANES = 2
     DELTA = 3
     """Reserved: a difference against another chunk."""
+    WAITING = 4
+    """The bytes as they are, like RAW; nothing smaller was tried yet."""
 
 
 class PlaneKind(IntEnum):
@@ -46,6 +51,9 @@ class PlaneKind(IntEnum):
     RAW = 0
     ZSTD = 1
 
+
+Encoded = tuple[Encoding, bytes | memoryview]
+"""An encoding and the payload in it."""
 
 WINDOW_LEAST = 1 << zstandard.WINDOWLOG_MIN
 
@@ -70,7 +78,7 @@ class _Contexts(threading.local):
 _contexts = _Contexts()
 
 
-def encode(data: bytes | memoryview) -> tuple[Encoding, bytes | memoryview]:
+def encode(data: bytes | memoryview) -> Encoded:
     """Return the encoding that suits the bytes of a chunk, and the payload; RAW hands back `data` itself, uncopied."""
     size = len(data)
     if size < SIZE_WORTH:
@@ -91,12 +99,25 @@ def encode(data: bytes | memoryview) -> tuple[Encoding, bytes | memoryview]:
     return encoding, payload
 
 
+def encode_later(data: bytes | memoryview) -> Encoded:
+    """Return WAITING and the bytes of a chunk themselves, but what is all one byte is encoded at once."""
+    size = len(data)
+    if size < SIZE_WORTH:
+        return Encoding.RAW, data
+    # The ends tell nearly always; only a chunk that passes is looked at whole.
+    first = data[0]
+    alike = bytes([first]) * SAME_SIZE
+    if data[:SAME_SIZE] == alike == data[-SAME_SIZE:] and bytes(data).count(first) == size:
+        return encode(data)
+    return Encoding.WAITING, data
+
+
 def decode(encoding: int, payload: bytes | memoryview, raw_size: int) -> bytes:
     """Return the `raw_size` bytes of a chunk; DamagedError when the payload is not one that `encode` could have made.
 
     Nothing larger than `raw_size` is ever allocated on the word of the payload.
     """
-    if encoding == Encoding.RAW:
+    if encoding in (Encoding.RAW, Encoding.WAITING):
         if len(payload) != raw_size:
             raise DamagedError(f"raw payload of {len(payload)} bytes for a chunk of {raw_size}")
         return bytes(payload)

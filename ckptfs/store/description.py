@@ -7,6 +7,7 @@ published whole, so it is there with all its content or not at all.
 import hashlib
 import json
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def write(directory: Path, config: StoreConfig, disk: Disk) -> None:
         "chunk_sizes": {"size_min": sizes.size_min, "mean_bits": sizes.mean_bits, "size_max": sizes.size_max},
     }
     disk.publish(directory / NAME, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def raise_version(directory: Path, config: StoreConfig, disk: Disk) -> StoreConfig:
+    """Publish that what is written from here on needs the version of this ckptfs, where the store is older."""
+    if config.version < FORMAT_VERSION:
+        config = replace(config, version=FORMAT_VERSION)
+        write(directory, config, disk)
+    return config
 
 
 def read(directory: Path, disk: Disk) -> StoreConfig:

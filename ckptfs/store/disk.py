@@ -5,7 +5,9 @@ bytes mean. A test replaces it by a subclass that fails or tears. Every call may
 is durable before `fdatasync` (bytes and size of a file) and `sync_directory` (its name) have returned.
 """
 
+import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,15 @@ FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 DISK_SECTOR = 512
 """The unit of `st_blocks`, whatever the filesystem below."""
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+_PUNCH_MODE = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# The standard library has only posix_fallocate, which punches nothing. Where off_t may be small, glibc has a wide twin.
+_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 _BUFFERS_PER_CALL = os.sysconf("SC_IOV_MAX")
 
@@ -109,6 +120,22 @@ class Disk:
         """Cut or extend a file to `size` bytes."""
         with _writing(path):
             os.ftruncate(fd, size)
+
+    def punch(self, fd: int, offset: int, size: int, path: Path) -> int:
+        """Give the whole pages of a range back to the disk, which then read as zeros; return their bytes.
+
+        Raises OSError with EOPNOTSUPP where the disk cannot.
+        """
+        start = offset + -offset % mmap.PAGESIZE
+        end = offset + size
+        end -= end % mmap.PAGESIZE
+        if start >= end:
+            return 0
+        with _writing(path):
+            if _fallocate(fd, _PUNCH_MODE, start, end - start):
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code), str(path))
+        return end - start
 
     def make_directory(self, path: Path) -> None:
         """Make a directory, 0700 whatever the umask; one that exists already is left as it is."""

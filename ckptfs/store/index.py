@@ -1,8 +1,8 @@
 """The chunk index: which chunks are stored, under which number, and where.
 
-ChunkIndex owns the tables `chunk_ids` and `chunks`: their newest rows in plain dicts, the rest in LMDB. It does not
-read packs. Every method may be called from any thread. Its rows are made from the chunk records of the packs, so
-nothing here is journalled: what a crash takes from memory, the replay puts back.
+ChunkIndex owns the tables `chunk_ids` and `chunks`: their newest rows in plain dicts, the rest in LMDB; and what they
+amount to. It does not read packs. Every method may be called from any thread. Its rows are made from the chunk
+records of the packs, so nothing here is journalled: what a crash takes from memory, the replay puts back.
 """
 
 import struct
@@ -10,13 +10,16 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ckptfs.store.records import Position
+from ckptfs.store.codec import Encoding
+from ckptfs.store.records import Place, Position, record_size
 from ckptfs.store.tables import Environment, Table, sorted_rows
 
 NO_CHUNK = 0
 """The number of no chunk: a hole in a manifest, an id that is not known."""
 
 FIRST_NUMBER = 1
+
+_WALK_ROWS = 1024
 
 LOCATION = struct.Struct("<IQIIHBx")
 NUMBER = struct.Struct(">Q")
@@ -37,6 +40,10 @@ class Location(NamedTuple):
         """The position of the chunk's record."""
         return Position(self.pack, self.offset)
 
+    def place(self, number: int) -> Place:
+        """The place that the record of this chunk takes."""
+        return Place(self.pack, self.offset, record_size(self.stored_size, self.base_count), number)
+
 
 class Chunk(NamedTuple):
     """A stored chunk as the index takes it."""
@@ -44,6 +51,21 @@ class Chunk(NamedTuple):
     number: int
     id: bytes
     location: Location
+
+
+class Totals(NamedTuple):
+    """What all chunks of the index amount to, decoded, and those of them that wait for an encoding."""
+
+    raw_bytes: int = 0
+    waiting_chunks: int = 0
+    waiting_bytes: int = 0
+
+
+class Summary(NamedTuple):
+    """What the index says beside its rows; every chunk numbered below `tried_until` has the encoding it keeps."""
+
+    totals: Totals = Totals()
+    tried_until: int = FIRST_NUMBER
 
 
 class _Rows(NamedTuple):
@@ -62,6 +84,19 @@ class ChunkIndex:
         self._reader = environment.reader(self._lock)
         self._active = _Rows({}, {})
         self._frozen: _Rows | None = None
+        self._summary = self._frozen_summary = Summary()
+        with self._lock:
+            cursor = self._reader.cursor(Table.CHUNKS)
+            self._next_number = NUMBER.unpack(cursor.key())[0] + 1 if cursor.last() else FIRST_NUMBER
+
+    def resume(self, summary: Summary) -> None:
+        """Go on from what was true of the rows in LMDB."""
+        self._summary = self._frozen_summary = summary
+
+    @property
+    def totals(self) -> Totals:
+        """What all chunks amount to."""
+        return self._summary.totals
 
     def lookup(self, ids: Sequence[bytes]) -> list[int]:
         """Return the chunk number of each id, NO_CHUNK where it is not stored."""
@@ -81,27 +116,98 @@ class ChunkIndex:
 
     def locate(self, number: int) -> Location | None:
         """Return where a chunk is stored, or None when there is none with this number."""
-        key = NUMBER.pack(number)
         with self._lock:
-            packed = self._active.locations.get(key)
-            if packed is None and self._frozen is not None:
-                packed = self._frozen.locations.get(key)
-            if packed is None:
-                packed = self._reader.get(Table.CHUNKS, key)
+            return self._locate(NUMBER.pack(number))
+
+    def _locate(self, key: bytes) -> Location | None:
+        packed = self._active.locations.get(key)
+        if packed is None and self._frozen is not None:
+            packed = self._frozen.locations.get(key)
+        if packed is None:
+            packed = self._reader.get(Table.CHUNKS, key)
         return None if packed is None else Location._make(LOCATION.unpack(packed))
 
-    def register(self, chunks: Sequence[Chunk]) -> None:
-        """Add chunks whose records are appended; one known already gets the new location."""
-        rows = [(chunk.id, chunk.number, NUMBER.pack(chunk.number), LOCATION.pack(*chunk.location)) for chunk in chunks]
+    def register(self, chunks: Sequence[Chunk]) -> list[Place]:
+        """Add chunks whose records are appended; return the places that no location speaks of any more.
+
+        One known already gets the new location, if that is the later one in the packs.
+        """
+        replaced = []
+        rows = [(chunk, NUMBER.pack(chunk.number), LOCATION.pack(*chunk.location)) for chunk in chunks]
         with self._lock:
-            for chunk_id, number, key, packed in rows:
-                self._active.numbers[chunk_id] = number
+            for (number, chunk_id, location), key, packed in rows:
+                # A number above all others needs no look-up, and that is how chunks are put.
+                before = self._locate(key) if number < self._next_number else None
+                if before is None:
+                    self._active.numbers[chunk_id] = number
+                    self._next_number = max(self._next_number, number + 1)
+                elif location.position > before.position:
+                    replaced.append(before.place(number))
+                else:
+                    continue
                 self._active.locations[key] = packed
+                self._count(before, location)
+        return replaced
+
+    def _count(self, before: Location | None, after: Location) -> None:
+        """Bring the totals up to a location that was set."""
+        raw_bytes, waiting_chunks, waiting_bytes = self._summary.totals
+        if before is None:
+            raw_bytes += after.raw_size
+        for location, sign in ((before, -1), (after, 1)):
+            if location is not None and location.encoding == Encoding.WAITING:
+                waiting_chunks += sign
+                waiting_bytes += sign * location.raw_size
+        self._summary = self._summary._replace(totals=Totals(raw_bytes, waiting_chunks, waiting_bytes))
+
+    # Chunks that wait for an encoding
+
+    def keep_raw(self, number: int) -> None:
+        """Note that a waiting chunk was tried and keeps its record, which is from here on a raw one."""
+        key = NUMBER.pack(number)
+        with self._lock:
+            before = self._locate(key)
+            if before is not None and before.encoding == Encoding.WAITING:
+                after = before._replace(encoding=Encoding.RAW)
+                self._active.locations[key] = LOCATION.pack(*after)
+                self._count(before, after)
+
+    def walk_waiting(self, start: int, count_max: int) -> tuple[list[int], int | None]:
+        """Look through some rows of LMDB from the number `start` on, in the order of the packs.
+
+        Return the numbers of at most `count_max` that wait as far as LMDB knows, and where to go on, None at the end.
+        """
+        found: list[int] = []
+        with self._lock:
+            cursor = self._reader.cursor(Table.CHUNKS)
+            more = cursor.set_range(NUMBER.pack(start))
+            for _ in range(_WALK_ROWS):
+                if not more:
+                    return found, None
+                if len(found) == count_max:
+                    break
+                (start,) = NUMBER.unpack(cursor.key())
+                if Location._make(LOCATION.unpack(cursor.value())).encoding == Encoding.WAITING:
+                    found.append(start)
+                more = cursor.next()
+        return found, start + 1
+
+    @property
+    def tried_until(self) -> int:
+        """The number below which no chunk waits."""
+        return self._summary.tried_until
+
+    @tried_until.setter
+    def tried_until(self, number: int) -> None:
+        with self._lock:
+            self._summary = self._summary._replace(tried_until=number)
+
+    # Checkpoints
 
     @property
     def row_count(self) -> int:
         """How many chunks wait in memory for a checkpoint."""
-        return len(self._active.numbers)
+        return len(self._active.locations)
 
     @property
     def is_frozen(self) -> bool:
@@ -114,6 +220,12 @@ class ChunkIndex:
             if self._frozen is not None:
                 raise RuntimeError("a checkpoint of the chunk index is under way")
             self._frozen, self._active = self._active, _Rows({}, {})
+            self._frozen_summary = self._summary
+
+    @property
+    def frozen_summary(self) -> Summary:
+        """What is true of LMDB once the checkpoint under way is done."""
+        return self._frozen_summary
 
     def frozen_rows(self) -> list[tuple[Table, Sequence[tuple[bytes, bytes]]]]:
         """Return the rows of the checkpoint under way, sorted."""

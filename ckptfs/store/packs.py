@@ -9,11 +9,12 @@ the next append. After a failed sync every later one fails too, until the store 
 have dropped the pages it could not write.
 """
 
+import errno
 import logging
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from ckptfs.config import FORMAT_VERSION, MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.disk import Disk
-from ckptfs.store.records import Position, Record, RecordBytes
+from ckptfs.store.records import Place, Position, Record, RecordBytes
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,17 @@ class Gap(NamedTuple):
 
     position: Position
     reason: str
+
+
+class Skipped(NamedTuple):
+    """A freed place that a scan went around from `position` on, because no intact record was there."""
+
+    position: Position
+    place: Place
+
+
+def _nothing_freed(_position: Position) -> Place | None:
+    return None
 
 
 class _PackFile:
@@ -93,6 +105,7 @@ class Packs:
         self._sync_error: Exception | None = None
         self._readers: OrderedDict[int, _PackFile] = OrderedDict()
         self._readers_lock = threading.Lock()
+        self._can_punch = True
 
     def path(self, pack: int) -> Path:
         """Return the path of a pack."""
@@ -221,6 +234,29 @@ class Packs:
                     self._disk.truncate(file.fd, position.offset, path)
                     self._disk.fdatasync(file.fd, path)
 
+    @property
+    def can_punch(self) -> bool:
+        """Whether the disk below is not known to be one that cannot free a part of a file."""
+        return self._can_punch
+
+    def punch(self, place: Place) -> int:
+        """Free the whole pages of a place for good, and return their bytes; 0 where the disk below cannot.
+
+        That the place is free has to be durable before: nothing but zeros is read there afterwards.
+        """
+        path = self.path(place.pack)
+        if not self._can_punch:
+            return 0
+        file = _PackFile(self._disk, path, self._disk.open_write(path))
+        try:
+            return self._disk.punch(file.fd, place.offset, place.size, path)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            logger.info("%s: the disk below cannot free a part of a file", path)
+            self._can_punch = False
+            return 0
+
     def close(self) -> None:
         """Let go of all files; nothing is synced."""
         with self._lock, self._readers_lock:
@@ -258,20 +294,25 @@ class Packs:
                 self._readers.move_to_end(pack)
             return file
 
-    def scan(self, start: Position) -> Iterator[Found | Gap]:
+    def scan(
+        self, start: Position, freed_at: Callable[[Position], Place | None] = _nothing_freed
+    ) -> Iterator[Found | Gap | Skipped]:
         """Yield every intact record from `start` on, checksums verified, and a Gap for each place without one.
 
-        After a Gap the scan goes on at the next header that holds. Pack headers are checked, not yielded.
+        After a Gap the scan goes on at the next header that holds. Pack headers are checked, not yielded. Where no
+        intact record is, `freed_at` says whether that lies in a freed place, which is then Skipped to its end.
         """
         existing = set(self.numbers())
         last = max(existing | {start.pack}) if start.offset else max(existing, default=0)
         for pack in range(start.pack, last + 1):
             if pack in existing:
-                yield from self._scan_pack(pack, start.offset if pack == start.pack else 0)
+                yield from self._scan_pack(pack, start.offset if pack == start.pack else 0, freed_at)
             else:
                 yield Gap(Position(pack, 0), "the pack is missing")
 
-    def _scan_pack(self, pack: int, offset: int) -> Iterator[Found | Gap]:
+    def _scan_pack(
+        self, pack: int, offset: int, freed_at: Callable[[Position], Place | None]
+    ) -> Iterator[Found | Gap | Skipped]:
         window = _Window(self._disk, _PackFile(self._disk, self.path(pack), self._disk.open_read(self.path(pack))))
         if window.size < max(offset, records.HEADER_SIZE):
             yield Gap(Position(pack, min(offset, window.size)), "the pack ends too early")
@@ -280,6 +321,11 @@ class Packs:
             position = Position(pack, offset)
             record = window.record(offset)
             if isinstance(record, str):
+                place = freed_at(position)
+                if place is not None:
+                    yield Skipped(position, place)
+                    offset = place.end.offset
+                    continue
                 yield Gap(position, record)
                 offset = window.next_magic(offset + records.ALIGNMENT)
                 continue

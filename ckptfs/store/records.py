@@ -48,6 +48,25 @@ class Position(NamedTuple):
     offset: int
 
 
+class Place(NamedTuple):
+    """A run of records in one pack, `size` bytes from `offset` on; `number` is the highest chunk number in it."""
+
+    pack: int
+    offset: int
+    size: int
+    number: int
+
+    @property
+    def position(self) -> Position:
+        """Where it begins."""
+        return Position(self.pack, self.offset)
+
+    @property
+    def end(self) -> Position:
+        """The position behind it."""
+        return Position(self.pack, self.offset + self.size)
+
+
 class Header(NamedTuple):
     """The fixed part of a record; sizes in bytes, `number` is the chunk number, journal sequence or pack number."""
 
@@ -79,6 +98,16 @@ class RecordBytes(NamedTuple):
 
     buffers: tuple[bytes | memoryview, ...]
     size: int
+
+
+class EncodedChunk(NamedTuple):
+    """A chunk that is ready to be appended, but for its number."""
+
+    id: bytes
+    raw_size: int
+    encoding: int
+    payload: bytes | memoryview
+    check: int
 
 
 class Row(NamedTuple):

@@ -9,33 +9,38 @@ have been synced: LMDB says it up to `kept_until`, and every metadata record say
 Damage there is a DamagedError, and nothing is cut. Damage elsewhere was never confirmed by a sync that anything
 tells of, even if later records survived it (pages reach the disk in any order): the replay ends before it.
 When the index was lost, every intact metadata record behind damage forbids the cut.
+A freed place is no damage when metadata that counts says so; it lies behind the place, hence the look ahead.
 """
 
 import logging
 import struct
+from bisect import bisect_right
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
-from ckptfs.store.index import FIRST_NUMBER, Chunk, ChunkIndex, Location
-from ckptfs.store.packs import Found, Gap, Packs
-from ckptfs.store.records import Journal, Position, RecordType
-from ckptfs.store.tables import TREE_TABLES, Tables
+from ckptfs.store.freed import FreedPlaces, journal_places
+from ckptfs.store.index import FIRST_NUMBER, Chunk, ChunkIndex, Location, Summary, Totals
+from ckptfs.store.packs import Found, Gap, Packs, Skipped
+from ckptfs.store.records import Journal, Place, Position, RecordType
+from ckptfs.store.tables import TREE_TABLES, Table, Tables
 
 logger = logging.getLogger(__name__)
 
 STATE_KEY = b"state"
-STATE = struct.Struct("<IIQQQQIIQ")
+STATE = struct.Struct("<IIQQQQIIQQQQ")
+_STATE_SIZE_1 = 56
+"""The size in a store of version 1, in which no chunk waits."""
+
 FIRST_SEQUENCE = 1
 
 
 class Mark(NamedTuple):
-    """A position in the packs and what comes next there; `raw_bytes` is the size of all chunks before it."""
+    """A position in the packs and what comes next there."""
 
     position: Position
     sequence: int = FIRST_SEQUENCE
     number: int = FIRST_NUMBER
-    raw_bytes: int = 0
 
 
 class State(NamedTuple):
@@ -43,60 +48,122 @@ class State(NamedTuple):
 
     replay_from: Mark
     kept_until: Position
+    summary: Summary = Summary()
 
 
 def pack_state(state: State) -> bytes:
     """Return the value of the row that a checkpoint writes last."""
-    position, sequence, number, raw_bytes = state.replay_from
+    position, sequence, number = state.replay_from
     kept = state.kept_until
-    return STATE.pack(position.pack, 0, position.offset, sequence, number, raw_bytes, kept.pack, 0, kept.offset)
+    (raw_bytes, waiting_chunks, waiting_bytes), tried_until = state.summary
+    return STATE.pack(
+        *(position.pack, 0, position.offset, sequence, number, raw_bytes, kept.pack, 0, kept.offset),
+        *(waiting_chunks, waiting_bytes, tried_until),
+    )
 
 
 def unpack_state(packed: bytes) -> State:
     """Return the state that a checkpoint wrote."""
+    if len(packed) == _STATE_SIZE_1:
+        packed += bytes(STATE.size - _STATE_SIZE_1)
     if len(packed) != STATE.size:
         raise DamagedError("the state row of the index has another size than it must have; rebuild the index")
-    pack, _, offset, sequence, number, raw_bytes, kept_pack, _, kept_offset = STATE.unpack(packed)
-    return State(Mark(Position(pack, offset), sequence, number, raw_bytes), Position(kept_pack, kept_offset))
+    pack, _, offset, sequence, number, raw_bytes, kept_pack, _, kept_offset, *waiting, tried = STATE.unpack(packed)
+    summary = Summary(Totals(raw_bytes, *waiting), max(tried, FIRST_NUMBER))
+    return State(Mark(Position(pack, offset), sequence, number), Position(kept_pack, kept_offset), summary)
+
+
+class _Freed(NamedTuple):
+    """A freed place, and where the metadata record that says so lies."""
+
+    place: Place
+    said_at: Position
 
 
 class Replay:
-    """One replay into the tables and the chunk index of a store that is being opened."""
+    """One replay into the tables, the chunk index and the freed places of a store that is being opened."""
 
-    def __init__(self, packs: Packs, tables: Tables, index: ChunkIndex, seed: int) -> None:
+    def __init__(self, packs: Packs, tables: Tables, index: ChunkIndex, freed: FreedPlaces, seed: int) -> None:
         self._packs = packs
         self._tables = tables
         self._index = index
+        self._freed = freed
         self._seed = seed
         self._waiting: list[Chunk] = []
+        self._reached = Mark(Position(0, 0))
+        self._ahead: list[_Freed] | None = None
+        self._skipped: list[Place] = []
 
     def run(self, state: State, *, index_lost: bool) -> Mark:
         """Replay the records from `state` on and return the mark behind the last one that counts."""
-        good = reached = state.replay_from
+        self._index.resume(state.summary)
+        good = self._reached = state.replay_from
         damage: Gap | None = None
-        for found in self._packs.scan(good.position):
+        for found in self._packs.scan(good.position, self._freed_at):
             if isinstance(found, Gap):
                 damage = damage or found
+            elif isinstance(found, Skipped):
+                if damage is None:
+                    self._skip(found.place)
             elif damage is None:
-                step = self._step(found, reached)
+                step = self._step(found, self._reached)
                 if isinstance(step, Gap):
                     damage = step
                     continue
-                reached = step
+                self._reached = step
                 if found.record.header.type == RecordType.METADATA or found.end <= state.kept_until:
-                    self._index.register(self._waiting)
-                    self._waiting.clear()
-                    good = reached
+                    self._register_waiting()
+                    good = self._reached
             elif self._is_evidence(found, damage, index_lost):
                 raise self._damaged(damage, "records behind it are intact")
             if damage is not None and damage.position < state.kept_until:
                 raise self._damaged(damage, "it was durable")
         if good.position < state.kept_until:
             raise self._damaged(Gap(good.position, "the packs end here"), "more was durable")
-        if reached.position != good.position or damage is not None:
+        said_at = dict(self._ahead or ())
+        for place in self._skipped:
+            # Nothing is punched before what says that it is free is durable: that may not be cut off.
+            if said_at[place] >= good.position:
+                raise self._damaged(Gap(place.position, "a freed place"), "what says so lies behind damage")
+        if self._reached.position != good.position or damage is not None:
             reason = damage.reason if damage is not None else "no metadata follows"
             logger.info("%s: what follows was never confirmed (%s)", self._packs.place(good.position), reason)
         return good
+
+    def _register_waiting(self) -> None:
+        """Take over the chunks read so far; where one was before is superseded."""
+        self._freed.supersede(self._index.register(self._waiting))
+        self._waiting.clear()
+
+    def _freed_at(self, position: Position) -> Place | None:
+        """Return the freed place that a position lies in, or None; the first question looks ahead to the end."""
+        if self._ahead is None:
+            self._ahead = self._look_ahead(position)
+        index = bisect_right(self._ahead, position, key=lambda freed: freed.place.position)
+        freed = self._ahead[index - 1] if index else None
+        return freed.place if freed is not None and position < freed.place.end else None
+
+    def _look_ahead(self, start: Position) -> list[_Freed]:
+        """Return the freed places that metadata from `start` on speaks of, in the order of the packs.
+
+        What is left of a freed record may look like records itself (a pack that was stored as a file, say). Such
+        metadata is older than the record around it: its sequence is never the one that comes next.
+        """
+        ahead: list[_Freed] = []
+        sequence = self._reached.sequence
+        for found in self._packs.scan(start):
+            if not isinstance(found, Found) or found.record.header.type != RecordType.METADATA:
+                continue
+            journal = self._journal(found) if found.record.header.number == sequence else None
+            if journal is not None:
+                sequence += 1
+                ahead += [_Freed(place, found.position) for place in journal_places(journal)]
+        return sorted(ahead)
+
+    def _skip(self, place: Place) -> None:
+        """Go on behind a freed place; the numbers in it were given, and those still in use come again later."""
+        self._skipped.append(place)
+        self._reached = self._reached._replace(position=place.end, number=max(self._reached.number, place.number + 1))
 
     def _step(self, found: Found, mark: Mark) -> Mark | Gap:
         """Take one intact record, and return the mark behind it or why it does not continue what is before it."""
@@ -110,14 +177,16 @@ class Replay:
             )
             self._waiting.append(Chunk(header.number, header.id, location))
             if header.number == mark.number:
-                mark = mark._replace(number=mark.number + 1, raw_bytes=mark.raw_bytes + header.raw_size)
+                mark = mark._replace(number=mark.number + 1)
         elif header.type == RecordType.METADATA:
             journal = self._journal(found)
             if journal is None:
                 return Gap(found.position, "the metadata is not what was written")
             if header.number != mark.sequence:
                 return Gap(found.position, f"journal step {header.number} where {mark.sequence} comes next")
-            self._tables.apply(journal.rows)
+            self._register_waiting()
+            self._tables.apply(row for row in journal.rows if row.table in TREE_TABLES)
+            self._freed.free([row for row in journal.rows if row.table == Table.FREED])
             mark = mark._replace(sequence=mark.sequence + 1)
         else:
             return Gap(found.position, f"a record of the unknown type {header.type}")
@@ -127,10 +196,12 @@ class Replay:
         """Decode a metadata record; None when it does not hold."""
         try:
             journal = records.parse_metadata(found.record, self._seed)
+            journal_places(journal)
         except DamagedError as error:
             logger.info("%s: %s", self._packs.place(found.position), error)
             return None
-        return journal if all(row.table in TREE_TABLES for row in journal.rows) else None
+        known = (*TREE_TABLES, Table.FREED)
+        return journal if all(row.table in known for row in journal.rows) else None
 
     def _is_evidence(self, found: Found, damage: Gap, index_lost: bool) -> bool:
         """Tell whether a record behind damage says that the damaged place had been durable."""

@@ -50,10 +50,11 @@ class Table(IntEnum):
     CHUNKS = 9
     CHUNK_IDS = 10
     STORE = 11
+    FREED = 12
 
 
 TREE_TABLES = tuple(table for table in Table if table <= Table.META)
-"""The tables whose rows are journalled; the others are made from the packs themselves."""
+"""The tables of the tree, all of whose rows are journalled; the others are the store's own."""
 
 Memtable = dict[bytes, bytes | None]
 """Rows in memory, sorted by key (a SortedDict); None marks a deletion, which hides the row below."""
@@ -132,8 +133,11 @@ class Environment:
                 max_dbs=_DATABASES_MAX,
                 meminit=False,
             )
+            # Of a store of version 1, open for reading only, the last table is missing, and nobody reads it.
             self._databases = {
-                table: self._env.open_db(table.name.lower().encode(), create=not read_only) for table in Table
+                table: self._env.open_db(table.name.lower().encode(), create=not read_only)
+                for table in Table
+                if not (read_only and table == Table.FREED)
             }
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {path}") from error

@@ -21,6 +21,9 @@ from ckptfs.tree.inode import ROOT_INO
 from ckptfs.tree.namespace import Owner
 
 GOLDEN = Path(__file__).parent / "golden" / "store.txt"
+GOLDEN_1 = GOLDEN.with_name("store-1.txt")
+"""The same store as version 1 of the format had it."""
+
 CONFIG = StoreConfig(FORMAT_VERSION, 0x0123456789ABCDEF, 1_700_000_000_000_000_000, ChunkSizes(64, 8, 256))
 OWNER = Owner(1000, 1000)
 SECOND_NS = 1_000_000_000
@@ -102,9 +105,9 @@ def _headers(pack: bytes) -> Iterator[tuple[int, records.Header]]:
         offset += header.size
 
 
-def write_golden(path: Path) -> None:
+def write_golden(path: Path, golden: Path = GOLDEN) -> None:
     """Make a directory with the golden store's description and pack, and no index."""
-    description, _, body = GOLDEN.read_text().partition("#")
+    description, _, body = golden.read_text().partition("#")
     (path / "packs").mkdir(parents=True)
     (path / "store.json").write_text(description)
     hexadecimal = "".join(line for line in ("#" + body).splitlines() if not line.startswith("#"))

@@ -17,6 +17,7 @@ LIVE = 0xFFFFFFFF
 ROOT = 1
 HOLE = 1 << 63
 INODES, DIRENTS, XATTRS, MANIFESTS, CHANGES, SNAPSHOTS, NAMES, META = range(1, 9)
+FREED = 12
 
 
 class Record(NamedTuple):
@@ -33,29 +34,59 @@ class SecondReader:
 
     def __init__(self, path: Path) -> None:
         description = json.loads((path / "store.json").read_text())
-        assert (description["kind"], description["version"]) == ("ckptfs store", 1)
+        assert description["kind"] == "ckptfs store"
+        assert description["version"] in (1, 2)
         self.seed = int(description["seed"], 16)
-        self.tables: dict[int, dict[bytes, bytes]] = {table: {} for table in range(1, 9)}
+        self.tables: dict[int, dict[bytes, bytes]] = {table: {} for table in (*range(1, 9), FREED)}
         self.chunks: dict[int, bytes] = {}
         self.encodings: set[int] = set()
-        sequence = 1
-        for pack, file in enumerate(sorted((path / "packs").iterdir()), 1):
+        files = sorted((path / "packs").iterdir())
+        self.freed = self._freed_places([file.read_bytes() for file in files])
+        sequence = next_number = 1
+        for pack, file in enumerate(files, 1):
             assert file.name == f"{pack:08d}.pack"
-            header, *others = self._records(file.read_bytes())
+            header, *others = self._records(file.read_bytes(), pack)
             assert (header.type, header.number) == (1, pack)
             for record in others:
-                if record.type == 2:
-                    assert 1 <= record.number <= len(self.chunks) + 1
+                if record.type == 0:
+                    next_number = max(next_number, record.number + 1)
+                elif record.type == 2:
+                    assert 1 <= record.number <= next_number
+                    next_number = max(next_number, record.number + 1)
                     self.chunks[record.number] = record.raw
                     self.encodings.add(record.encoding)
                 else:
                     assert (record.type, record.number) == (3, sequence)
                     sequence += 1
                     self._apply(record.raw)
+        assert set(self.chunks) == set(range(1, next_number))
 
-    def _records(self, pack: bytes) -> Iterator[Record]:
+    def _freed_places(self, packs: list[bytes]) -> dict[tuple[int, int], tuple[int, int]]:
+        """Return (pack, offset) -> (end, highest chunk number), from the metadata at whatever place it is found."""
+        places = {}
+        sequence = 1
+        for pack in packs:
+            for at in range(0, len(pack) - 47, 8):
+                head = pack[at : at + 48]
+                if head[:5] != b"ckR1\x03" or int.from_bytes(head[16:24], "little") != sequence:
+                    continue
+                if int.from_bytes(head[44:], "little") == xxhash.xxh3_64_intdigest(head[:44]) & 0xFFFFFFFF:
+                    (record,) = self._records(pack[at : at + 48 + int.from_bytes(head[12:16], "little")], 0)
+                    sequence += 1
+                    for table, key, value in rows(record.raw):
+                        if table == FREED:
+                            number, offset = struct.unpack(">IQ", key)
+                            size, last = struct.unpack("<QQ", value)
+                            places[number, offset] = offset + size, last
+        return places
+
+    def _records(self, pack: bytes, number_of_pack: int) -> Iterator[Record]:
         at = 0
         while at < len(pack):
+            if freed := number_of_pack and self.freed.get((number_of_pack, at)):
+                at, number = freed
+                yield Record(0, number, 0, b"")
+                continue
             head = pack[at : at + 48]
             magic, kind, encoding, bases, raw_size, stored_size, number, raw_id, payload_check, header_check = (
                 struct.unpack("<4sBBHIIQ16sII", head)
@@ -72,15 +103,11 @@ class SecondReader:
             assert not any(pack[end:at])
 
     def _apply(self, raw: bytes) -> None:
-        at = 16
-        while at < len(raw):
-            table, flags, key_size, value_size = struct.unpack_from("<BBHI", raw, at)
-            key = raw[at + 8 : at + 8 + key_size]
-            at += 8 + key_size + value_size
-            if flags & 1:
+        for table, key, value in rows(raw):
+            if value is None:
                 self.tables[table].pop(key, None)
             else:
-                self.tables[table][key] = raw[at - value_size : at]
+                self.tables[table][key] = value
 
     def snapshots(self) -> dict[str, int]:
         """Return name -> epoch."""
@@ -127,9 +154,19 @@ class SecondReader:
         return content
 
 
+def rows(raw: bytes) -> Iterator[tuple[int, bytes, bytes | None]]:
+    """Yield table, key and value of each row of a metadata payload; None deletes."""
+    at = 16
+    while at < len(raw):
+        table, flags, key_size, value_size = struct.unpack_from("<BBHI", raw, at)
+        key = raw[at + 8 : at + 8 + key_size]
+        at += 8 + key_size + value_size
+        yield table, key, None if flags & 1 else raw[at - value_size : at]
+
+
 def decode(encoding: int, payload: bytes, raw_size: int) -> bytes:
     """Return the bytes of a payload."""
-    if encoding == 0:
+    if encoding in (0, 4):
         return payload
     if encoding == 1:
         return zstandard.decompress(payload)

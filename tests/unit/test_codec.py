@@ -137,7 +137,7 @@ UNSIZED = zstandard.ZstdCompressor(write_content_size=False).compress(b"x" * 100
         ("raw, too short", 0, b"abc", 4),
         ("raw, too long", 0, b"abcde", 4),
         ("delta", 3, b"abcd", 4),
-        ("unknown", 4, b"abcd", 4),
+        ("unknown", 5, b"abcd", 4),
         ("negative", -1, b"abcd", 4),
         ("zstd, empty", 1, b"", 100),
         ("zstd, of nothing", 1, zstandard.compress(b""), 0),

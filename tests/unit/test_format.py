@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ckptfs.store import ChunkStore, Table, codec, index, records, replay
+from ckptfs.store import ChunkStore, Table, codec, freed, index, records, replay
 from ckptfs.store.description import NAME as DESCRIPTION_NAME
 from ckptfs.tree import Tree
 from ckptfs.tree import extents as extents_module
@@ -66,6 +66,7 @@ def fields(*formats: str) -> list[tuple[int, int]]:
         ("Inode", [INODE_STRUCT]),
         ("Directory entry", [DIRENT_STRUCT]),
         ("Location", [index.LOCATION]),
+        ("Freed place", [freed.PLACE_VALUE]),
         ("State", [replay.STATE]),
     ],
 )
@@ -136,10 +137,10 @@ def split_key(table: Table, key: bytes) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def golden(tmp_path: Path) -> Path:
-    """Give the golden store as its packs alone."""
-    golden_store.write_golden(tmp_path / "golden")
+@pytest.fixture(params=[golden_store.GOLDEN, golden_store.GOLDEN_1], ids=lambda golden: golden.stem)
+def golden(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Give the golden store as its packs alone, in each version of the format."""
+    golden_store.write_golden(tmp_path / "golden", request.param)
     return tmp_path / "golden"
 
 
@@ -265,3 +266,30 @@ def test_a_reader_written_from_the_document_alone_reads_every_encoding(tmp_path:
     reader = SecondReader(tmp_path / "store")
     assert reader.files(LIVE) == files
     assert reader.encodings == {codec.Encoding.RAW, codec.Encoding.ZSTD, codec.Encoding.PLANES}
+
+
+def test_a_reader_written_from_the_document_alone_reads_around_freed_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest = ChunkStore.ingest
+    monkeypatch.setattr(ChunkStore, "ingest", lambda store, data, final: ingest(store, data, final, encode=False))
+    generator = random.Random(4)
+    files = {
+        "noise": generator.randbytes(50_000),
+        "floats": struct.pack("<50000f", *(generator.gauss(0, 0.02) for _ in range(50_000))),
+        "text": b" ".join(b"step %d loss" % step for step in range(10_000)),
+    }
+    path = tmp_path / "store"
+    with ChunkStore.create(path) as store:
+        tree = Tree(store)
+        for name, data in files.items():
+            golden_store.save(tree, ROOT_INO, name.encode(), data)
+        store.commit(checkpoint=True)
+        assert SecondReader(path).encodings == {codec.Encoding.WAITING}
+        store.reencode(1 << 30)
+        store.commit(checkpoint=True)
+        assert store.punch() > 200_000
+    reader = SecondReader(path)
+    assert reader.files(LIVE) == files
+    assert reader.encodings == {codec.Encoding.WAITING, codec.Encoding.ZSTD, codec.Encoding.PLANES}
+    assert len(reader.tables[Table.FREED]) == 1

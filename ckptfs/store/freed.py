@@ -1,0 +1,149 @@
+"""Freed places: where in the packs records lie that no location speaks of any more.
+
+FreedPlaces follows a place through its life. *Superseded*: its chunk was stored anew, in memory only. *Freed*: a
+checkpoint has named it in the journal and, with the new locations, in LMDB; from then on whatever is found there is
+no damage. *Punched*: given back to the disk below; the next checkpoint forgets it. A crash at any point leaves a
+place at an earlier step, which is taken again. It knows places and rows; it reads and punches no pack.
+Every method may be called from any thread.
+"""
+
+import struct
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+
+from ckptfs.config import MIB
+from ckptfs.errors import DamagedError
+from ckptfs.store.records import Journal, Place, Position, Row
+from ckptfs.store.tables import Environment, Table
+
+PIECE_SIZE = 16 * MIB
+
+PLACE_KEY = struct.Struct(">IQ")
+PLACE_VALUE = struct.Struct("<QQ")
+
+
+def build_row(place: Place) -> Row:
+    """Return the row that says of a place that it is free."""
+    key = PLACE_KEY.pack(place.pack, place.offset)
+    return Row(Table.FREED, key, PLACE_VALUE.pack(place.size, place.number))
+
+
+def parse_row(key: bytes, value: bytes) -> Place:
+    """Undo `build_row`; DamagedError when it is no such row."""
+    if len(key) != PLACE_KEY.size or len(value) != PLACE_VALUE.size:
+        raise DamagedError("the row of a freed place has another size than it must have")
+    return Place(*PLACE_KEY.unpack(key), *PLACE_VALUE.unpack(value))
+
+
+def journal_places(journal: Journal) -> list[Place]:
+    """Return the places that a metadata record calls free; DamagedError when a row of them is none."""
+    return [parse_row(row.key, row.value or b"") for row in journal.rows if row.table == Table.FREED]
+
+
+def merge(places: Iterable[Place]) -> list[Place]:
+    """Return the places in the order of the packs, those that touch made one."""
+    merged: list[Place] = []
+    for place in sorted(places):
+        before = merged[-1] if merged else None
+        if before is not None and before.end >= place.position:
+            end = max(before.end, place.end)
+            merged[-1] = before._replace(size=end.offset - before.offset, number=max(before.number, place.number))
+        else:
+            merged.append(place)
+    return merged
+
+
+def pieces(place: Place) -> Iterator[Place]:
+    """Cut a place, which may be a whole pack, into parts that are punched within milliseconds each."""
+    start = place.offset
+    while start < place.end.offset:
+        # At multiples of the size, so that no page is cut in two.
+        end = min(start - start % PIECE_SIZE + PIECE_SIZE, place.end.offset)
+        yield place._replace(offset=start, size=end - start)
+        start = end
+
+
+class FreedPlaces:
+    """The superseded and freed places of a store, in memory over LMDB."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._lock = threading.Lock()
+        self._reader = environment.reader(self._lock)
+        self._superseded: dict[Position, Place] = {}
+        self._active: dict[bytes, bytes | None] = {}
+        self._frozen: dict[bytes, bytes | None] = {}
+        self._next_key = b""
+
+    def supersede(self, places: Iterable[Place]) -> None:
+        """Note places whose chunks have a newer record, appended already."""
+        with self._lock:
+            self._superseded.update((place.position, place) for place in places)
+
+    def superseded(self) -> list[Place]:
+        """Return the places that nothing durable calls free yet, merged."""
+        with self._lock:
+            return merge(self._superseded.values())
+
+    def free(self, rows: Sequence[Row]) -> None:
+        """Take over rows of the journal, just appended or replayed: their places go to LMDB at the next checkpoint."""
+        with self._lock:
+            superseded = sorted(self._superseded)
+            for _, key, value in rows:
+                self._active[key] = value
+                if value is not None:
+                    place = parse_row(key, value)
+                    for position in superseded[bisect_left(superseded, place.position) :]:
+                        if position >= place.end:
+                            break
+                        self._superseded.pop(position, None)
+
+    @property
+    def row_count(self) -> int:
+        """How many rows wait for a checkpoint, those that it will make included."""
+        return len(self._active) + len(self._superseded)
+
+    # Checkpoints
+
+    def freeze(self) -> None:
+        """Begin a checkpoint: later rows are not part of it."""
+        with self._lock:
+            self._frozen, self._active = self._active, {}
+
+    def frozen_rows(self) -> tuple[Table, Sequence[tuple[bytes, bytes | None]]]:
+        """Return the rows of the checkpoint under way, sorted."""
+        return Table.FREED, sorted(self._frozen.items())
+
+    def release(self) -> None:
+        """End a checkpoint that succeeded: what it freed may be punched from here on."""
+        with self._lock:
+            self._frozen = {}
+            self._next_key = b""
+            self._reader.renew()
+
+    # Punching
+
+    def take(self, count_max: int) -> list[Place]:
+        """Return places that are free durably and for good, in order, unmerged; `punched` is told when they are."""
+        places: list[Place] = []
+        with self._lock:
+            cursor = self._reader.cursor(Table.FREED)
+            more = cursor.set_range(self._next_key) if self._next_key else cursor.first()
+            while more and len(places) < count_max:
+                if not self._forgotten(cursor.key()):
+                    places.append(parse_row(cursor.key(), cursor.value()))
+                more = cursor.next()
+        return places
+
+    def _forgotten(self, key: bytes) -> bool:
+        """Tell whether a row of LMDB is one that a checkpoint under way or to come deletes."""
+        rows = self._active if key in self._active else self._frozen
+        return key in rows and rows[key] is None
+
+    def punched(self, places: Sequence[Place]) -> None:
+        """Forget places that `take` has returned; LMDB does at the next checkpoint."""
+        with self._lock:
+            for place in places:
+                key = PLACE_KEY.pack(place.pack, place.offset)
+                self._active[key] = None
+                self._next_key = key + b"\0"

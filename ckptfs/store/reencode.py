@@ -1,0 +1,98 @@
+"""Raw first, encode later: the chunks that were put raw because encoding them would have held a save back.
+
+Reencoder takes waiting chunks in the order of the packs, encodes them, and has those that become smaller appended
+anew under the number they have. It knows the index and the codec, and reaches packs only through what it is given.
+It works in the caller's thread, in slices; put, read and checkpoints go on meanwhile. A crash loses work, no bytes:
+the old record stays until a checkpoint has made the new one durable (`freed.py`).
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ckptfs.errors import DamagedError
+from ckptfs.store import codec, records
+from ckptfs.store.codec import Encoding
+from ckptfs.store.fetch import Fetcher
+from ckptfs.store.index import ChunkIndex
+from ckptfs.store.records import EncodedChunk
+
+logger = logging.getLogger(__name__)
+
+_BATCH_CHUNKS = 16
+"""So many chunks are encoded before what came of them is appended: that is what is in memory."""
+
+
+class Reencoded(NamedTuple):
+    """What a call did: `chunks` of `raw_bytes` were tried, and their records are `saved_bytes` smaller together."""
+
+    chunks: int
+    raw_bytes: int
+    saved_bytes: int
+
+
+def never() -> bool:
+    """Let the work go on to its end."""
+    return False
+
+
+class Reencoder:
+    """The waiting chunks of one store, at work or not; calls from several threads take turns."""
+
+    def __init__(
+        self,
+        index: ChunkIndex,
+        fetcher: Fetcher,
+        append: Callable[[Sequence[EncodedChunk], Sequence[int]], object],
+    ) -> None:
+        self._index = index
+        self._fetcher = fetcher
+        self._append = append
+        self._lock = threading.Lock()
+
+    def run(self, limit_bytes: int, stop: Callable[[], bool]) -> Reencoded:
+        """Try waiting chunks until they have `limit_bytes` together, or `stop`, asked before each one, says so."""
+        with self._lock:
+            done = Reencoded(0, 0, 0)
+            start: int | None = self._index.tried_until
+            while start is not None and done.raw_bytes < limit_bytes and self._index.totals.waiting_chunks:
+                numbers, start = self._index.walk_waiting(start, _BATCH_CHUNKS)
+                encoded: dict[int, EncodedChunk] = {}
+                for number in numbers:
+                    if stop() or done.raw_bytes >= limit_bytes:
+                        start = number
+                        break
+                    raw_size, smaller = self._encode(number)
+                    if smaller is not None:
+                        encoded[number] = smaller
+                    saved_size = 0 if smaller is None else raw_size - len(smaller.payload)
+                    done = Reencoded(done.chunks + 1, done.raw_bytes + raw_size, done.saved_bytes + saved_size)
+                if encoded:
+                    self._append(list(encoded.values()), list(encoded))
+                # Only now: what a checkpoint calls tried has to be registered.
+                if start is not None:
+                    self._index.tried_until = start
+                elif numbers:
+                    self._index.tried_until = numbers[-1] + 1
+                if stop():
+                    break
+            return done
+
+    def _encode(self, number: int) -> tuple[int, EncodedChunk | None]:
+        """Return the raw size of a chunk, and its better record; without one it keeps the old one for good."""
+        location = self._index.locate(number)
+        if location is None or location.encoding != Encoding.WAITING:
+            # The replay met a later record of it than LMDB knows.
+            return 0, None
+        try:
+            raw, chunk_id = self._fetcher.read_with_id(number)
+        except DamagedError as error:
+            logger.warning("a chunk cannot be encoded, it stays as it is: %s", error)
+            self._index.keep_raw(number)
+            return location.raw_size, None
+        encoding, payload = codec.encode(raw)
+        if encoding == Encoding.RAW:
+            self._index.keep_raw(number)
+            return len(raw), None
+        return len(raw), EncodedChunk(chunk_id, len(raw), encoding, payload, records.payload_check(payload))
