@@ -39,7 +39,7 @@ class Handle:
 
 
 class Handles:
-    """The open handles of a mount; `touched` is called when the tree has changed."""
+    """The open handles of a mount; `touched` is called when the tree has changed, `busy` when data is asked for."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class Handles:
         offload: Offload,
         readahead: ReadAhead,
         touched: Callable[[], None],
+        busy: Callable[[], None],
     ) -> None:
         self._tree = tree
         self._files = tree.files
@@ -57,6 +58,7 @@ class Handles:
         self._offload = offload
         self._readahead = readahead
         self._touched = touched
+        self._busy = busy
         self._handles: dict[int, Handle] = {}
         self._numbers = count(1)
 
@@ -111,6 +113,7 @@ class Handles:
 
     async def read(self, number: int, offset: int, size: int) -> Bytes:
         """Return up to `size` bytes at `offset`; DamagedError."""
+        self._busy()
         handle = self._handles[number]
         plan = handle.content.plan_read(offset, size)
         self._readahead.note(handle.reading, handle.content, offset, size)
@@ -120,6 +123,7 @@ class Handles:
 
     async def write(self, number: int, offset: int, data: bytes) -> None:
         """Take bytes, and wait while too many are held; the sticky error of the file passes."""
+        self._busy()
         handle = self._handles[number]
         if handle.file is None:
             fail(errno.EBADF)

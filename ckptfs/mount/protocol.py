@@ -72,6 +72,7 @@ class StoreStats(TypedDict):
     live_bytes: int
     version_bytes: int
     stored_bytes: int
+    waiting_bytes: int
     chunks: int
     snapshots: int
     kernel: str

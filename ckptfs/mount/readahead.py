@@ -75,6 +75,8 @@ class ReadAhead:
                 # What is wrong with a chunk is for the read that needs it to say.
                 with suppress(CkptfsError, OSError):
                     await self._offload.run(self._reader.read_many, [piece.number for piece in plan.slices])
+        except Exception:
+            log.exception("a bug in reading ahead; reads go on without it")
         finally:
             state.running = False
             self._running -= 1

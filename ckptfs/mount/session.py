@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ckptfs.errors import FuseError
 from ckptfs.mount import control, notify, protocol
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.handles import Handles
+from ckptfs.mount.idle import Idle
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node, Nodes
 from ckptfs.mount.offload import Offload
@@ -41,6 +42,7 @@ SWITCH_SECONDS = 0.0002
 """How long a thread may hold the interpreter while another waits: a worker must not delay the loop's replies."""
 
 
+RESTART_SECONDS = 5.0
 MALLOC_OPTIONS = ((-3, 16 * MIB), (-1, 128 * MIB))
 """M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: each write request is 1 MiB of memory, which glibc would map and unmap."""
 
@@ -69,6 +71,16 @@ def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
+async def _keep_running(task: Callable[[], Awaitable[None]]) -> None:
+    """Run a task that never ends; a bug in it is logged and must not take the mount down."""
+    while True:
+        try:
+            await task()
+        except Exception:
+            log.exception("a bug, or a failure nobody foresaw, in the background; starting again")
+            await trio.sleep(RESTART_SECONDS)
+
+
 class _Session:
     """The parts of a mount and how they begin and end together."""
 
@@ -86,8 +98,11 @@ class _Session:
             self._jobs = Jobs(self._tree, work, offload)
             self._committer = Committer(self._store, offload)
             self._versions = MountedVersions(self._tree, self._nodes, self._jobs, self._committer, self._options.settle)
+            idle = Idle(self._store, self._committer, offload)
             readahead = ReadAhead(self._tree.reader, work, offload)
-            handles = Handles(self._tree, self._jobs, self._committer, offload, readahead, self._versions.touched)
+            handles = Handles(
+                self._tree, self._jobs, self._committer, offload, readahead, self._versions.touched, idle.busy
+            )
             operations = Operations(self._tree, self._nodes, handles, self._committer, self._versions)
             listener = protocol.listen(self._options.store)
             try:
@@ -97,8 +112,8 @@ class _Session:
                         service.start_soon(self._stop_on_signal)
                         service.start_soon(control.serve, listener, self._carry_out)
                         if not self._options.read_only:
-                            service.start_soon(self._committer.run)
-                            service.start_soon(self._versions.run)
+                            for task in (self._committer.run, self._versions.run, idle.run):
+                                service.start_soon(_keep_running, task)
                         service.start_soon(self._announce, operations.begun)
                         await pyfuse3.main()
                         service.cancel_scope.cancel()

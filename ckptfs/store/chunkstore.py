@@ -249,6 +249,10 @@ class ChunkStore:
         """Return the bytes of a chunk, verified against its id; DamagedError names the place when they do not hold."""
         return self._fetcher.read(number)
 
+    def read_many(self, numbers: Sequence[int]) -> list[bytes]:
+        """Return the bytes of several chunks, verified as `read`; those stored together are read together."""
+        return self._fetcher.read_many(numbers)
+
     # Space
 
     def reencode(self, limit_bytes: int, stop: Callable[[], bool] = never) -> Reencoded:
@@ -387,6 +391,11 @@ class ChunkStore:
     def waiting_rows(self) -> int:
         """How many rows a checkpoint would bring to LMDB."""
         return self.tables.row_count + self._index.row_count + self._freed.row_count
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The bytes of chunks that were put raw and wait for `reencode`."""
+        return self._index.totals.waiting_bytes
 
     def stats(self) -> StoreStats:
         """Return how much the store holds and takes."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ckptfs.store.codec import Encoding
-from ckptfs.store.records import Place, Position, record_size
+from ckptfs.store.records import HEADER_SIZE, Place, Position, record_size
 from ckptfs.store.tables import Environment, Table, sorted_rows
 
 NO_CHUNK = 0
@@ -39,6 +39,11 @@ class Location(NamedTuple):
     def position(self) -> Position:
         """The position of the chunk's record."""
         return Position(self.pack, self.offset)
+
+    @property
+    def read_size(self) -> int:
+        """The bytes of the record, without the padding behind it."""
+        return HEADER_SIZE + 8 * self.base_count + self.stored_size
 
     def place(self, number: int) -> Place:
         """The place that the record of this chunk takes."""

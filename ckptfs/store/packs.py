@@ -268,14 +268,21 @@ class Packs:
 
     def read_record(self, position: Position, stored_size: int, base_count: int) -> Record:
         """Read one record whose sizes are known, in one call; DamagedError when its header does not hold."""
-        pack, offset = position
         size = records.HEADER_SIZE + 8 * base_count + stored_size
+        data = self.read_span(position, position.offset + size)
+        return self.parse_record(position, data, stored_size, base_count)
+
+    def read_span(self, position: Position, stop: int) -> memoryview:
+        """Read the bytes of a pack from a position up to the offset `stop`; fewer where the pack ends before."""
         try:
-            data = memoryview(self._disk.pread(self._reader(pack).fd, size, offset))
+            return memoryview(self._disk.pread(self._reader(position.pack).fd, stop - position.offset, position.offset))
         except FileNotFoundError as error:
-            raise DamagedError(f"{self.path(pack)} is missing") from error
+            raise DamagedError(f"{self.path(position.pack)} is missing") from error
+
+    def parse_record(self, position: Position, data: memoryview, stored_size: int, base_count: int) -> Record:
+        """Return the record in `data`, whose place and sizes are known; DamagedError when it is another."""
         header = records.parse_header(data)
-        if header is None or len(data) != size:
+        if header is None or len(data) != records.HEADER_SIZE + 8 * base_count + stored_size:
             raise DamagedError(f"{self.place(position)}: no intact record")
         if header.stored_size != stored_size or header.base_count != base_count:
             raise DamagedError(f"{self.place(position)}: the record has another size than the index says")

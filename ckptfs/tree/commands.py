@@ -79,6 +79,7 @@ class Commands:
             "live_bytes": live_bytes,
             "version_bytes": version_bytes,
             "stored_bytes": stats.stored_bytes,
+            "waiting_bytes": stats.waiting_bytes,
             "chunks": stats.chunks,
             "snapshots": len(self._tree.snapshots),
             "kernel": stats.kernel,

@@ -56,7 +56,7 @@ class StreamJob:
         view = self.piece.view()
         if self.joined:
             view = memoryview(b"".join((self.reader.read(self.joined.number)[: self.joined.length], view)))
-        self.numbers, self.lengths = self.store.ingest(view, self.final)
+        self.numbers, self.lengths = self.store.ingest(view, self.final, encode=False)
         self.rest = bytes(view[sum(self.lengths) :])
 
 

@@ -41,11 +41,12 @@ class ChunkReader:
         found = self._find(numbers)
         while missing := [number for number in numbers if number not in found]:
             mine = self._claim(missing)
-            try:
-                found.update((number, self._store.read(number)) for number in mine)
-            finally:
-                self._release(mine, found)
-            if not mine:
+            if mine:
+                try:
+                    found.update(zip(mine, self._store.read_many(mine), strict=True))
+                finally:
+                    self._release(mine, found)
+            else:
                 with self._changed:
                     self._changed.wait_for(lambda: self._under_way.isdisjoint(missing))
             found.update(self._find(missing))

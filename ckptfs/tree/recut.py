@@ -34,7 +34,7 @@ class _Feeder:
         """Take more bytes; `final` ends the last chunk at their end."""
         self._pending += data
         with memoryview(self._pending) as view:
-            numbers, lengths = self._store.ingest(view, final)
+            numbers, lengths = self._store.ingest(view, final, encode=False)
         for number, length in zip(numbers, lengths, strict=True):
             self._extents.append(number, length)
         del self._pending[: sum(lengths)]
