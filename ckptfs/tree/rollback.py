@@ -7,8 +7,6 @@ there; the path gets a copy of its old version.
 """
 
 import os
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from stat import S_IFDIR, S_IFMT
 
@@ -49,11 +47,18 @@ class Rollback:
 
         UsageError, or OpenFilesError that names the files which would change and are open for writing.
         """
-        self._locate()
+        parent, name, _ = self._locate()
+        if parent is None:
+            paths = {file.ino: [self._names.path(file.ino)] for file in self._files if not file.unlinked}
+        else:
+            entry = self._names.entry(parent, name)
+            paths = self._paths(entry, self._path) if entry else {}
         blocking = sorted(
-            self._names.path(file.ino)
+            path
             for file in self._files
-            if file.writers and not file.unlinked and self._in_scope(file.ino) and self._would_change(file)
+            if file.writers
+            for path in paths.get(file.ino, ())
+            if self._would_change(file, path)
         )
         if blocking:
             shown = ", ".join(blocking[:FILES_NAMED]) + (", ..." if len(blocking) > FILES_NAMED else "")
@@ -78,15 +83,20 @@ class Rollback:
 
         Found before anything is removed: from then on a missing link says nothing.
         """
-        links = Counter(self._inos(entry))
-        return {ino for ino, count in links.items() if self._names.inode(ino).nlink > count}
+        paths = self._paths(entry, "")
+        return {ino for ino, names in paths.items() if self._names.inode(ino).nlink > len(names)}
 
-    def _inos(self, entry: Dirent) -> Iterator[int]:
-        """Yield the inode of an entry, and those of all entries below, once for each name."""
-        yield entry.ino
-        if entry.file_type == S_IFDIR:
-            for _, child in self._names.entries(entry.ino):
-                yield from self._inos(child)
+    def _paths(self, entry: Dirent, path: str) -> dict[int, list[str]]:
+        """Return the inodes that are not directories, at and below an entry, each with all its paths there."""
+        found: dict[int, list[str]] = {}
+        pending = [(entry, path)]
+        while pending:
+            entry, path = pending.pop()
+            if entry.file_type == S_IFDIR:
+                pending += [(child, _join(path, name)) for name, child in self._names.entries(entry.ino)]
+            else:
+                found.setdefault(entry.ino, []).append(path)
+        return found
 
     def _locate(self) -> tuple[int | None, bytes, Dirent]:
         """Return the live parent directory (None: the root itself), the name, and the entry in the snapshot."""
@@ -106,19 +116,20 @@ class Rollback:
             raise UsageError(f"{head} is no directory any more; roll back {head} itself")
         return parent.ino, name, Dirent(old.ino, S_IFMT(old.mode))
 
-    def _in_scope(self, ino: int) -> bool:
-        path = self._names.path(ino)
-        return not self._path or path == self._path or path.startswith(self._path + "/")
-
-    def _would_change(self, file: OpenFile) -> bool:
+    def _would_change(self, file: OpenFile, path: str) -> bool:
         if file.dirty:
             return True
         try:
-            old = self._names.resolve(self._names.path(file.ino), self._epoch)
+            old = self._names.resolve(path, self._epoch)
         except OSError:
             return True
-        live = self._names.inode(file.ino)
-        return (old.ino, old.manifest, old.size) != (live.ino, live.manifest, live.size)
+        return old.ino != file.ino or not self._is_same(file.ino, file.ino)
+
+    def _is_same(self, old_ino: int, ino: int) -> bool:
+        """Whether an inode is now what another was in the snapshot, but for the number of its names."""
+        live, old = self._names.inode(ino), self._names.inode(old_ino, self._epoch)
+        same = replace(old, ino=ino, nlink=live.nlink) == live
+        return same and self._xattrs(old_ino, self._epoch) == self._xattrs(ino)
 
     # First walk: remove what the snapshot does not have
 
@@ -132,7 +143,7 @@ class Rollback:
             self._remove_tree(parent, name, entry, path)
         elif entry.file_type == S_IFDIR:
             self._clear(entry.ino, path)
-        elif entry.ino in self._shared:
+        elif entry.ino in self._shared and not self._is_same(old.ino, entry.ino):
             self._remove_tree(parent, name, entry, path)
         else:
             self._restored[entry.ino] = entry.ino  # other names that it had become links to it
@@ -144,9 +155,12 @@ class Rollback:
                 self._remove_tree(entry.ino, child, child_entry, _join(path, child))
             self._names.rmdir(parent, name)
             return
-        if self._names.inode(entry.ino).flags & INTERRUPTED:
-            self._result.removed_partial.append(path)
-        self._changed(entry.ino, path)
+        inode = self._names.inode(entry.ino)
+        if inode.nlink == 1:  # with another name it stays what it is, for those who have it open too
+            self._changed(entry.ino, path)
+            if inode.flags & INTERRUPTED:
+                self._result.removed_partial.append(path)
+        self._result.changed_files.add(path)
         self._names.unlink(parent, name)
 
     def _changed(self, ino: int, path: str) -> None:
@@ -199,12 +213,12 @@ class Rollback:
 
     def _restore_inode(self, old_ino: int, ino: int) -> bool:
         """Give an inode that is at its place its old attributes and content; returns whether that changed it."""
-        names = self._names
-        live, old = names.inode(ino), names.inode(old_ino, self._epoch)
-        version = replace(old, ino=ino, nlink=live.nlink)
-        old_xattrs, live_xattrs = self._xattrs(old_ino, self._epoch), self._xattrs(ino)
-        if version == live and old_xattrs == live_xattrs:
+        if self._is_same(old_ino, ino):
             return False
+        names = self._names
+        live = names.inode(ino)
+        version = replace(names.inode(old_ino, self._epoch), ino=ino, nlink=live.nlink)
+        old_xattrs, live_xattrs = self._xattrs(old_ino, self._epoch), self._xattrs(ino)
         if live.flags & INTERRUPTED:
             self._result.removed_partial.append(names.path(ino))
         for name in live_xattrs.keys() - old_xattrs.keys():

@@ -47,6 +47,7 @@ STATS = {
     "live_bytes": 2**30,
     "version_bytes": 10 * 2**30,
     "stored_bytes": 2**30,
+    "waiting_bytes": 4096,
     "chunks": 12345,
     "snapshots": 1,
     "kernel": "avx2",
