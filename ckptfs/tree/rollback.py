@@ -53,6 +53,7 @@ class Rollback:
         else:
             entry = self._names.entry(parent, name)
             paths = self._paths(entry, self._path) if entry else {}
+            self._shared = self._shared_outside(paths)
         blocking = sorted(
             path
             for file in self._files
@@ -73,17 +74,15 @@ class Rollback:
         elif (entry := self._names.entry(parent, name)) is None:
             self._restore_entry(parent, name, old, self._path)
         else:
-            self._shared = self._shared_outside(entry)
             self._clear_entry(parent, name, old, self._path, entry)
             self._restore_entry(parent, name, old, self._path)
         return self._result
 
-    def _shared_outside(self, entry: Dirent) -> set[int]:
+    def _shared_outside(self, paths: dict[int, list[str]]) -> set[int]:
         """Return the inodes at and below the path that also have a name elsewhere, where their content must stay.
 
         Found before anything is removed: from then on a missing link says nothing.
         """
-        paths = self._paths(entry, "")
         return {ino for ino, names in paths.items() if self._names.inode(ino).nlink > len(names)}
 
     def _paths(self, entry: Dirent, path: str) -> dict[int, list[str]]:
@@ -117,7 +116,7 @@ class Rollback:
         return parent.ino, name, Dirent(old.ino, S_IFMT(old.mode))
 
     def _would_change(self, file: OpenFile, path: str) -> bool:
-        if file.dirty:
+        if file.dirty or file.ino in self._shared:  # a name that is shared becomes that of a copy
             return True
         try:
             old = self._names.resolve(path, self._epoch)
@@ -143,7 +142,7 @@ class Rollback:
             self._remove_tree(parent, name, entry, path)
         elif entry.file_type == S_IFDIR:
             self._clear(entry.ino, path)
-        elif entry.ino in self._shared and not self._is_same(old.ino, entry.ino):
+        elif entry.ino in self._shared:
             self._remove_tree(parent, name, entry, path)
         else:
             self._restored[entry.ino] = entry.ino  # other names that it had become links to it
