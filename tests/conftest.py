@@ -9,9 +9,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.mount.running import RunningMount
+
+# A change is judged by the same examples every time; `--hypothesis-profile=explore` looks for new ones.
+hypothesis.settings.register_profile("same", derandomize=True, print_blob=True, deadline=None)
+hypothesis.settings.register_profile("explore", print_blob=True, deadline=None)
+hypothesis.settings.load_profile("same")
 
 NO_SKIP = bool(os.environ.get("CKPTFS_NO_SKIP"))
 

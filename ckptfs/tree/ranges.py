@@ -59,6 +59,8 @@ class Ranges:
 
     def clip(self, start: int, stop: int) -> None:
         """Forget what is held in [start, stop)."""
+        if start >= stop:
+            return
         index = max(self._ranges.bisect_right(start) - 1, 0)
         while index < len(self._ranges):
             offset, held = self._ranges.peekitem(index)
