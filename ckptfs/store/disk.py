@@ -73,20 +73,23 @@ class Disk:
         """Close a descriptor."""
         os.close(fd)
 
-    def pread(self, fd: int, size: int, offset: int) -> bytes:
+    def pread(self, fd: int, size: int, offset: int) -> bytearray:
         """Read `size` bytes at `offset`; fewer only at the end of the file."""
-        data = os.pread(fd, size, offset)
-        if len(data) == size or not data:
-            return data
-        parts = [data]
-        count = len(data)
-        while count < size:
-            data = os.pread(fd, size - count, offset + count)
-            if not data:
+        data = bytearray(size)
+        with memoryview(data) as view:
+            count = self.pread_into(fd, view, offset)
+        del data[count:]
+        return data
+
+    def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """Fill a buffer from `offset` on and return the number of bytes; fewer only at the end of the file."""
+        count = 0
+        while count < len(buffer):
+            more = os.preadv(fd, [buffer[count:]], offset + count)
+            if not more:
                 break
-            parts.append(data)
-            count += len(data)
-        return b"".join(parts)
+            count += more
+        return count
 
     def pwrite(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int, path: Path) -> None:
         """Write the buffers one behind the other at `offset`; on an error an unknown part of them is written."""

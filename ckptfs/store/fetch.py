@@ -4,6 +4,7 @@ Fetcher follows a chunk to where it is, also when it is stored anew meanwhile an
 returns has the length and the id that were stored. It caches nothing. Any thread may call.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 
 import xxhash
@@ -28,6 +29,7 @@ class Fetcher:
         self._index = index
         self._packs = packs
         self._seed = seed
+        self._local = threading.local()
 
     def read(self, number: int) -> bytes:
         """Return the bytes of a chunk; DamagedError names the place when they are not what was written."""
@@ -39,7 +41,8 @@ class Fetcher:
         found: dict[int, bytes] = {}
         for span in _spans(located):
             first, last = span[0][1], span[-1][1]
-            data = self._packs.read_span(first.position, last.position.offset + last.read_size)
+            size = last.position.offset + last.read_size - first.position.offset
+            data = self._packs.read_span(first.position, self._buffer(size))
             for number, location in span:
                 start = location.position.offset - first.position.offset
                 try:
@@ -53,6 +56,13 @@ class Fetcher:
                 except DamagedError:
                     found[number] = self.read(number)  # it says what is wrong, unless the chunk has only moved
         return [found[number] if number in found else self.read(number) for number in numbers]
+
+    def _buffer(self, size: int) -> memoryview:
+        """Return memory of this thread's that is used again: memory touched for the first time costs more."""
+        buffer: bytearray | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < size:
+            buffer = self._local.buffer = bytearray(max(size, SPAN_SIZE_MAX))
+        return memoryview(buffer)[:size]
 
     def read_with_id(self, number: int) -> tuple[bytes, bytes]:
         """Return the bytes of a chunk and its id."""

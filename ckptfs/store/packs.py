@@ -268,16 +268,16 @@ class Packs:
 
     def read_record(self, position: Position, stored_size: int, base_count: int) -> Record:
         """Read one record whose sizes are known, in one call; DamagedError when its header does not hold."""
-        size = records.HEADER_SIZE + 8 * base_count + stored_size
-        data = self.read_span(position, position.offset + size)
-        return self.parse_record(position, data, stored_size, base_count)
+        data = memoryview(bytearray(records.HEADER_SIZE + 8 * base_count + stored_size))
+        return self.parse_record(position, self.read_span(position, data), stored_size, base_count)
 
-    def read_span(self, position: Position, stop: int) -> memoryview:
-        """Read the bytes of a pack from a position up to the offset `stop`; fewer where the pack ends before."""
+    def read_span(self, position: Position, buffer: memoryview) -> memoryview:
+        """Fill a buffer with the bytes of a pack from a position on; returns what of it was filled."""
         try:
-            return memoryview(self._disk.pread(self._reader(position.pack).fd, stop - position.offset, position.offset))
+            fd = self._reader(position.pack).fd
         except FileNotFoundError as error:
             raise DamagedError(f"{self.path(position.pack)} is missing") from error
+        return buffer[: self._disk.pread_into(fd, buffer, position.offset)]
 
     def parse_record(self, position: Position, data: memoryview, stored_size: int, base_count: int) -> Record:
         """Return the record in `data`, whose place and sizes are known; DamagedError when it is another."""
