@@ -18,7 +18,7 @@ from speed import MIB, line
 from ckptfs.config import KIB, ChunkSizes
 from ckptfs.store import codec
 from ckptfs.store.kernels import Kernel, available_kernels
-from ckptfs.tree.content import PIECE_SIZE
+from ckptfs.tree.stream import PIECE_SIZE
 
 GB = 1e9
 ROUNDS = 9

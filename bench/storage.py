@@ -5,11 +5,13 @@ the tool keeps a version. What counts is the disk blocks of all that it stored, 
 commands that made it are printed. Not measured here: time, and what reading an old version costs.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from series import demo_series, raw_size, saves_of
 
 DISK_BLOCK = 512
 """The unit of st_blocks, whatever the filesystem."""
+IDLE_SECONDS = 3.0
+"""Longer than ckptfs waits before it uses an idle moment."""
 ZSTD_LEVELS = (1, 3)
 BORG_COMPRESSIONS = ("lz4", "zstd,3")
 
@@ -81,11 +85,26 @@ def mounted(transcript: Transcript) -> Iterator[Path]:
         transcript.run("ckptfs", "umount", "ckpt")
 
 
+def wait_until_encoded(store: Path, mountpoint: Path) -> None:
+    """Return when nothing waits to be encoded and the store has stopped to shrink."""
+    sizes = [0, disk_usage(store)]
+    while sizes[-1] != sizes[-2] or waiting_bytes(mountpoint):
+        time.sleep(IDLE_SECONDS)
+        sizes.append(disk_usage(store))
+
+
+def waiting_bytes(mountpoint: Path) -> int:
+    """Return how much a mount has stored raw so far."""
+    words = ["ckptfs", "stats", str(mountpoint), "--json"]
+    return int(json.loads(subprocess.run(words, check=True, capture_output=True).stdout)["waiting_bytes"])
+
+
 def in_ckptfs(series: Path, transcript: Transcript) -> list[Row]:
     """Keep a series through a real mount."""
     with mounted(transcript) as mountpoint:
         for number in replay(series, mountpoint):
             (mountpoint / ".snapshots" / f"save-{number}").mkdir()
+        wait_until_encoded(transcript.scratch / "ckpt.store", mountpoint)
         for number, files in enumerate(saves_of(series)):
             for file in files:
                 if (mountpoint / ".snapshots" / f"save-{number}" / file.name).read_bytes() != file.read_bytes():

@@ -1,7 +1,8 @@
 """When the tree becomes durable: journal at once, sync when asked, checkpoint every few seconds.
 
-The order is the store's (`docs/design.md`, "What is kept when"); this module decides the moments and keeps to one
-journal append at a time. Waiting callers share a sync.
+The order is the store's (`docs/design.md`, "What is kept when"); this module decides the moments, and keeps to one
+journal append, one sync and one checkpoint at a time. Waiting callers share them, and a close, which only needs the
+journal, never waits for a sync.
 """
 
 import logging
@@ -30,7 +31,9 @@ class Committer:
     def __init__(self, store: ChunkStore, offload: Offload) -> None:
         self._store = store
         self._offload = offload
-        self._lock = trio.Lock()
+        self._journal_lock = trio.Lock()
+        self._sync_lock = trio.Lock()
+        self._checkpoint_lock = trio.Lock()
         self._work = trio.Event()
         self._rounds = 0
         self._journalled = 0
@@ -44,43 +47,44 @@ class Committer:
         self._work.set()
 
     async def commit(self, *, durable: bool) -> None:
-        """Journal everything done before this call and, when `durable`, sync it; NoSpaceError and OSError pass."""
-        begun = self._rounds
-        async with self._lock:
-            if (self._durable if durable else self._journalled) > begun:
-                return  # a round that began after this call has done it
-            await self._round(durable=durable)
+        """Journal everything done before this call and, when `durable`, sync it; NoSpaceError and OSError pass.
 
-    async def _round(self, *, durable: bool) -> None:
-        self._rounds += 1
-        this = self._rounds
-        await self._append_journal(self._store.tables.take_changes())
-        self._journalled = this
+        A call waits for no sync or checkpoint that others have under way, unless it asks to be durable.
+        """
+        begun = self._rounds
+        async with self._journal_lock:
+            if self._journalled <= begun:  # no round that began after this call has done it
+                await self._append_journal(self._store.tables.take_changes())
+            journalled = self._journalled
         if durable:
-            await self._offload.run(self._store.sync)
-            self._durable = this
+            async with self._sync_lock:
+                if self._durable < journalled:
+                    covered = self._journalled
+                    await self._offload.run(self._store.sync)
+                    self._durable = covered
 
     async def _append_journal(self, changes: Changes) -> None:
+        """Journal what was taken, under the journal lock."""
+        self._rounds += 1
+        this = self._rounds
         run = self._offload.run_small if len(changes.rows) <= SMALL_ROWS else self._offload.run
         try:
             await run(self._store.append_journal, changes)
         except BaseException:
             self._store.tables.give_back(changes)
             raise
+        self._journalled = this
 
     async def checkpoint(self) -> None:
         """Journal everything and bring the index up to it; what fails is tried again at the next one."""
-        async with self._lock:
-            tables = self._store.tables
-            self._rounds += 1
-            this = self._rounds
-            changes = tables.take_changes()
-            frozen = tables.frozen or tables.freeze()
-            await self._append_journal(changes)
-            self._journalled = this
+        tables = self._store.tables
+        async with self._checkpoint_lock:
+            async with self._journal_lock:
+                changes = tables.take_changes()
+                frozen = tables.frozen or tables.freeze()
+                await self._append_journal(changes)
             await self._offload.run(self._store.checkpoint, frozen)
             tables.release(frozen)
-            self._durable = this
             self._checkpoint_at = math.inf if not tables.has_changes else trio.current_time() + CHECKPOINT_SECONDS
 
     async def run(self) -> None:
