@@ -9,6 +9,7 @@ import logging
 import trio
 
 from ckptfs.config import KIB, MIB
+from ckptfs.errors import CkptfsError
 from ckptfs.mount.offload import Offload
 from ckptfs.tree.content import Job
 from ckptfs.tree.files import OpenFile
@@ -60,7 +61,8 @@ class Jobs:
         except Exception as error:
             file.error = error
             file.content.abandon_job()
-            log.error("%s cannot be stored: %s", self._tree.names.path(file.ino), error)
+            unforeseen = not isinstance(error, (CkptfsError, OSError))
+            log.error("%s cannot be stored: %s", self._tree.names.path(file.ino), error, exc_info=unforeseen)
         else:
             file.content.finish_job()
         self._wake()

@@ -106,10 +106,6 @@ class Extents:
                 return
             yield extent
 
-    def chunk_numbers(self) -> Iterator[int]:
-        """Yield the chunk number of every extent that is not a hole."""
-        return (number for number in self._numbers if number)
-
     def encode_part(self, start: int, stop: int) -> bytes:
         """Return the extents `start` to `stop` (not included) as bytes: their numbers, then their lengths."""
         ends = self._ends[start:stop]
