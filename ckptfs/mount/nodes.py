@@ -1,7 +1,7 @@
 """Node ids: what the kernel's number for a file means to the tree.
 
 A node is an inode at an epoch. A live inode's node id is its inode number, until a rollback gives it another content:
-the kernel keeps size and times of a file it knows for itself (writeback cache), so the old id is *retired* - it goes
+whoever has the file open goes on reading the old one, from the kernel's pages too, so the old id is *retired* - it goes
 on meaning the old content, in the snapshot that the rollback took - and the live inode gets a new id. Inodes of
 snapshots get ids as they are looked up, and lose them when the kernel forgets.
 """

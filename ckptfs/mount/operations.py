@@ -1,8 +1,8 @@
 """The kernel's requests, each translated to calls of the tree: a protocol adapter and nothing more.
 
 Metadata is answered in the loop; what may touch the disk below waits in worker threads (`jobs`, `committer`).
-With the writeback cache the kernel owns size and times of a file it has dirty pages of, sends writes late, out of
-order and page-aligned, and reads through handles that are open for writing only.
+Without the kernel's writeback cache every write arrives at once; what is mapped arrives late, page by page and in any
+order, also after the last close.
 """
 
 import errno
@@ -77,7 +77,7 @@ class Operations(pyfuse3.Operations):
     """The filesystem as pyfuse3 sees it."""
 
     supports_dot_lookup = False
-    enable_writeback_cache = True
+    enable_writeback_cache = False
     enable_acl = False
 
     def __init__(self, tree: Tree, nodes: Nodes, handles: Handles, committer: Committer, versions: Versions) -> None:
@@ -317,6 +317,11 @@ class Operations(pyfuse3.Operations):
 
     # Files
 
+    @staticmethod
+    def _opened(number: int, flags: int) -> FileInfo:
+        """Return what the kernel learns of a handle: what is only written goes past its page cache, a copy less."""
+        return FileInfo(fh=FileHandleT(number), direct_io=flags & os.O_ACCMODE == os.O_WRONLY, keep_cache=True)
+
     @answered
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
@@ -325,12 +330,12 @@ class Operations(pyfuse3.Operations):
         owner = Owner(ctx.uid, ctx.gid)
         inode = self._names.create(parent, name, stat.S_IFREG | mode & 0o7777, owner, committed=False)
         number = self._handles.open_created(inode, flags, ctx.pid)
-        return FileInfo(fh=FileHandleT(number), keep_cache=True), self._made(inode)
+        return self._opened(number, flags), self._made(inode)
 
     @answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         number = await self._handles.open(self._nodes.resolve(inode), flags, ctx.pid)
-        return FileInfo(fh=FileHandleT(number), keep_cache=True)
+        return self._opened(number, flags)
 
     @answered
     async def read(self, fh: FileHandleT, off: int, size: int) -> Bytes:  # type: ignore[override]  # any will do

@@ -74,10 +74,6 @@ class MountedVersions:
     async def _commit_logs(self) -> None:
         for file in self._tree.files:
             if file.appended and not file.unlinked:
-                node_id = pyfuse3.InodeT(self._nodes.node_id(Node(file.ino, LIVE)))
-                # In a thread, since the kernel sends the file's dirty pages from within this call.
-                with suppress(OSError):
-                    await trio.to_thread.run_sync(pyfuse3.invalidate_inode, node_id)
                 await self._jobs.drain(file)
                 if file.dirty and file.content.settled and not file.interrupted and file.error is None:
                     self._tree.files.commit(file)

@@ -124,6 +124,7 @@ SIZES = st.one_of(st.integers(0, 10), st.integers(0, 300 * KIB))
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("write"), OFFSETS, SIZES, st.integers(0, 3)),
+        st.tuples(st.just("write_only"), OFFSETS, SIZES, st.integers(0, 3)),
         st.tuples(st.just("append"), SIZES, st.integers(0, 3)),
         st.tuples(st.just("map"), OFFSETS, SIZES, st.integers(0, 3)),
         st.tuples(st.just("truncate"), OFFSETS),
@@ -159,6 +160,15 @@ class ModelledFile:
         if size:
             self.expected.extend(bytes(max(0, offset - len(self.expected))))
             self.expected[offset : offset + size] = data
+
+    def write_only(self, offset: int, size: int, seed: int) -> None:
+        """Write past the kernel's page cache, which handles for reading and writing go through."""
+        file, self.file = self.file, os.open(self.path, os.O_WRONLY)
+        try:
+            self.write(offset, size, seed)
+        finally:
+            os.close(self.file)
+            self.file = file
 
     def append(self, size: int, seed: int) -> None:
         self.write(len(self.expected), size, seed)
@@ -202,6 +212,32 @@ class ModelledFile:
         assert self.path.read_bytes() == self.expected
         for snapshot, (name, content) in self.snapshots.items():
             assert self.mount.at(snapshot, name).read_bytes() == content
+
+
+def test_readers_with_cached_and_mapped_pages_see_what_a_write_only_descriptor_wrote(place: Path) -> None:
+    path, size = place / "file", 4 * MIB
+    path.write_bytes(bytes(size))
+    rounds = 30
+    stop = threading.Event()
+
+    def read_all() -> None:
+        while not stop.is_set():
+            path.read_bytes()
+
+    noise = threading.Thread(target=read_all)  # fills the page cache while it is written to
+    with open(path, "rb", buffering=0) as reader, mmap.mmap(reader.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+        noise.start()
+        try:
+            for number in range(1, rounds + 1):
+                content = bytes([number]) * size
+                file = os.open(path, os.O_WRONLY)
+                os.pwrite(file, content, 0)
+                os.close(file)
+                assert os.pread(reader.fileno(), size, 0) == content
+                assert mapping[:] == content
+        finally:
+            stop.set()
+            noise.join()
 
 
 @pytest.mark.timeout(240)
