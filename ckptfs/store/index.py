@@ -8,6 +8,7 @@ records of the packs, so nothing here is journalled: what a crash takes from mem
 import struct
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ckptfs.store.codec import Encoding
@@ -80,6 +81,26 @@ class _Rows(NamedTuple):
     locations: dict[bytes, bytes]
 
 
+@dataclass(slots=True)
+class _Tally:
+    """What the totals have to be raised by."""
+
+    raw_bytes: int = 0
+    waiting_chunks: int = 0
+    waiting_bytes: int = 0
+
+    def move(self, before: Location | None, after: Location) -> None:
+        """Note that a chunk has another location, or its first one."""
+        if before is None:
+            self.raw_bytes += after.raw_size
+        elif before.encoding == Encoding.WAITING:
+            self.waiting_chunks -= 1
+            self.waiting_bytes -= before.raw_size
+        if after.encoding == Encoding.WAITING:
+            self.waiting_chunks += 1
+            self.waiting_bytes += after.raw_size
+
+
 class ChunkIndex:
     """Chunk id -> number -> location, in memory over LMDB."""
 
@@ -139,6 +160,7 @@ class ChunkIndex:
         """
         replaced = []
         rows = [(chunk, NUMBER.pack(chunk.number), LOCATION.pack(*chunk.location)) for chunk in chunks]
+        totals = _Tally()
         with self._lock:
             for (number, chunk_id, location), key, packed in rows:
                 # A number above all others needs no look-up, and that is how chunks are put.
@@ -151,19 +173,15 @@ class ChunkIndex:
                 else:
                     continue
                 self._active.locations[key] = packed
-                self._count(before, location)
+                totals.move(before, location)
+            self._count(totals)
         return replaced
 
-    def _count(self, before: Location | None, after: Location) -> None:
-        """Bring the totals up to a location that was set."""
-        raw_bytes, waiting_chunks, waiting_bytes = self._summary.totals
-        if before is None:
-            raw_bytes += after.raw_size
-        for location, sign in ((before, -1), (after, 1)):
-            if location is not None and location.encoding == Encoding.WAITING:
-                waiting_chunks += sign
-                waiting_bytes += sign * location.raw_size
-        self._summary = self._summary._replace(totals=Totals(raw_bytes, waiting_chunks, waiting_bytes))
+    def _count(self, tally: "_Tally") -> None:
+        """Bring the totals up to locations that were set."""
+        added = (tally.raw_bytes, tally.waiting_chunks, tally.waiting_bytes)
+        totals = Totals._make(map(int.__add__, self._summary.totals, added))
+        self._summary = self._summary._replace(totals=totals)
 
     # Chunks that wait for an encoding
 
@@ -175,7 +193,9 @@ class ChunkIndex:
             if before is not None and before.encoding == Encoding.WAITING:
                 after = before._replace(encoding=Encoding.RAW)
                 self._active.locations[key] = LOCATION.pack(*after)
-                self._count(before, after)
+                tally = _Tally()
+                tally.move(before, after)
+                self._count(tally)
 
     def walk_waiting(self, start: int, count_max: int) -> tuple[list[int], int | None]:
         """Look through some rows of LMDB from the number `start` on, in the order of the packs.
