@@ -115,11 +115,7 @@ class Handles:
         """Return up to `size` bytes at `offset`; DamagedError."""
         self._busy()
         handle = self._handles[number]
-        plan = handle.content.plan_read(offset, size)
-        self._readahead.note(handle.reading, handle.content, offset, size)
-        if plan.in_memory(self._tree.reader):
-            return plan.run(self._tree.reader)
-        return await self._offload.run(plan.run, self._tree.reader)
+        return await self._readahead.read(handle.reading, handle.content, offset, size)
 
     async def write(self, number: int, offset: int, data: bytes) -> None:
         """Take bytes, and wait while too many are held; the sticky error of the file passes."""

@@ -1,12 +1,12 @@
 """Reading ahead: chunks of a file that is read from front to back are decoded before they are asked for.
 
 The kernel's own readahead is raised where that is permitted, so that its requests are large; decoding ahead hides what
-is below them. One task of a handle reads ahead at a time, and the memory of all together is bounded.
+is below them. The memory of all handles together is bounded.
 """
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -15,17 +15,19 @@ from ckptfs.errors import CkptfsError
 from ckptfs.mount import mountinfo
 from ckptfs.mount.offload import Offload
 from ckptfs.tree.content import FileContent
-from ckptfs.tree.reader import CACHE_SIZE, ChunkReader
+from ckptfs.tree.reader import CACHE_SIZE, Bytes, ChunkReader, ReadPlan
 
 log = logging.getLogger(__name__)
 
 KERNEL_READAHEAD = 4 * MIB
-SLICE_SIZE = 2 * MIB
-"""Bytes decoded in one call."""
+SLICE_SIZE = 4 * MIB
+"""Bytes decoded in one call; the disk below is asked for as many behind them."""
 WINDOW_MAX = 16 * MIB
-NEAR = 2 * MIB
+NEAR = 2 * KERNEL_READAHEAD
 """Requests of one sequential reader come this far out of order, since the kernel sends several at once."""
 SEQUENTIAL_REQUESTS = 2
+TASKS = 2
+"""Parts of one file that are decoded side by side: while one waits for the disk or the loop, the other goes on."""
 
 
 @dataclass(slots=True)
@@ -36,7 +38,11 @@ class ReadState:
     sequential: int = 0
     ahead: int = 0
     """Up to where chunks have been decoded ahead, or are being."""
-    running: bool = False
+    under_way: set[int] = field(default_factory=set)
+    """Where the parts begin that are being decoded ahead now."""
+    tasks: int = 0
+    step: trio.Event = field(default_factory=trio.Event)
+    """Set when the next chunks have been decoded ahead, or no more are."""
 
 
 class ReadAhead:
@@ -46,40 +52,71 @@ class ReadAhead:
         self._reader = reader
         self._nursery = nursery
         self._offload = offload
-        self._running = 0
+        self._tasks = 0
 
-    def note(self, state: ReadState, content: FileContent, offset: int, size: int) -> None:
+    async def read(self, state: ReadState, content: FileContent, offset: int, size: int) -> Bytes:
+        """Return up to `size` bytes at `offset`; DamagedError. Reads that follow one another start decoding ahead."""
+        plan = content.plan_read(offset, size)
+        self._note(state, content, offset, size)
+        while not plan.in_memory(self._reader):
+            if not state.tasks or offset + size <= min(state.under_way, default=offset + size + 1):
+                return await self._offload.run(plan.run, self._reader)
+            await state.step.wait()
+        return plan.run(self._reader)
+
+    def _note(self, state: ReadState, content: FileContent, offset: int, size: int) -> None:
         """Note a read; when reads follow one another, begin to decode what comes next."""
         if abs(offset - state.position) <= NEAR:
             state.sequential += 1
         else:
             state.sequential = state.ahead = 0
-        state.position = max(state.position, offset + size) if state.sequential else offset + size
-        if state.sequential < SEQUENTIAL_REQUESTS or state.running or not content.settled:
-            return
-        if state.ahead < min(state.position + self._window // 2, content.size):
-            state.running = True
-            self._running += 1
-            self._nursery.start_soon(self._run, state, content)
+        before = state.position
+        state.position = max(before, offset + size) if state.sequential else offset + size
+        if state.sequential >= SEQUENTIAL_REQUESTS and content.settled and not state.tasks:
+            state.ahead = max(state.ahead, offset)
+            if state.ahead < min(state.position + self._window // 2, content.size):
+                for _ in range(TASKS):
+                    state.tasks += 1
+                    self._tasks += 1
+                    self._nursery.start_soon(self._run, state, content)
 
     @property
     def _window(self) -> int:
-        return min(WINDOW_MAX, CACHE_SIZE // 2 // max(self._running, 1))
+        return min(WINDOW_MAX, CACHE_SIZE // 2 // max(self._tasks // TASKS, 1))
 
     async def _run(self, state: ReadState, content: FileContent) -> None:
         try:
-            state.ahead = max(state.ahead, state.position)
             while content.settled and state.ahead < min(state.position + self._window, content.size):
-                plan = content.plan_read(state.ahead, SLICE_SIZE)
-                state.ahead += plan.size
-                # What is wrong with a chunk is for the read that needs it to say.
-                with suppress(CkptfsError, OSError):
-                    await self._offload.run(self._reader.read_many, [piece.number for piece in plan.slices])
+                await self._decode_next(state, content)
         except Exception:
             log.exception("a bug in reading ahead; reads go on without it")
         finally:
-            state.running = False
-            self._running -= 1
+            state.tasks -= 1
+            self._tasks -= 1
+            self._wake(state)
+
+    async def _decode_next(self, state: ReadState, content: FileContent) -> None:
+        start = state.ahead
+        plan = content.plan_read(start, SLICE_SIZE)
+        state.ahead += plan.size
+        after = content.plan_read(state.ahead + (TASKS - 1) * SLICE_SIZE, SLICE_SIZE)
+        state.under_way.add(start)
+        try:
+            # What is wrong with a chunk is for the read that needs it to say.
+            with suppress(CkptfsError, OSError):
+                await self._offload.run(self._reader.read_ahead, _numbers(plan), _numbers(after))
+        finally:
+            state.under_way.remove(start)
+            self._wake(state)
+
+    @staticmethod
+    def _wake(state: ReadState) -> None:
+        state.step.set()
+        state.step = trio.Event()
+
+
+def _numbers(plan: ReadPlan) -> list[int]:
+    return [piece.number for piece in plan.slices]
 
 
 def raise_kernel_readahead(mountpoint: str) -> None:

@@ -2,6 +2,7 @@
 
 from ckptfs.store.chunkstore import ChunkStore, StoreStats
 from ckptfs.store.disk import Disk, Space
+from ckptfs.store.fetch import Decoded
 from ckptfs.store.index import NO_CHUNK
 from ckptfs.store.reencode import Reencoded
 from ckptfs.store.tables import Changes, Frozen, Table, Tables
@@ -10,6 +11,7 @@ __all__ = [
     "NO_CHUNK",
     "Changes",
     "ChunkStore",
+    "Decoded",
     "Disk",
     "Frozen",
     "Reencoded",

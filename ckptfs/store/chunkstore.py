@@ -20,7 +20,7 @@ from ckptfs.config import StoreConfig
 from ckptfs.errors import NotAStoreError, StoreReadOnlyError
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.disk import Disk, Space
-from ckptfs.store.fetch import Fetcher
+from ckptfs.store.fetch import Decoded, Fetcher
 from ckptfs.store.freed import FreedPlaces, build_row, merge, pieces
 from ckptfs.store.index import NO_CHUNK, Chunk, ChunkIndex, Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
@@ -249,9 +249,13 @@ class ChunkStore:
         """Return the bytes of a chunk, verified against its id; DamagedError names the place when they do not hold."""
         return self._fetcher.read(number)
 
-    def read_many(self, numbers: Sequence[int]) -> list[bytes]:
+    def read_many(self, numbers: Sequence[int]) -> list[Decoded]:
         """Return the bytes of several chunks, verified as `read`; those stored together are read together."""
         return self._fetcher.read_many(numbers)
+
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Have the disk below begin to read chunks that will be asked for soon."""
+        self._fetcher.expect(numbers)
 
     # Space
 

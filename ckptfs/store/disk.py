@@ -9,8 +9,10 @@ import ctypes
 import errno
 import mmap
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,19 +79,28 @@ class Disk:
         """Read `size` bytes at `offset`; fewer only at the end of the file."""
         data = bytearray(size)
         with memoryview(data) as view:
-            count = self.pread_into(fd, view, offset)
+            count = self.pread_into(fd, [view], offset)
         del data[count:]
         return data
 
-    def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
-        """Fill a buffer from `offset` on and return the number of bytes; fewer only at the end of the file."""
-        count = 0
-        while count < len(buffer):
-            more = os.preadv(fd, [buffer[count:]], offset + count)
-            if not more:
+    def pread_into(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        """Fill the buffers one behind the other from `offset` on, and return the bytes; fewer only at the end."""
+        total = 0
+        pending = deque(buffer for buffer in buffers if len(buffer))
+        while pending:
+            count = os.preadv(fd, list(islice(pending, _BUFFERS_PER_CALL)), offset + total)
+            if not count:
                 break
-            count += more
-        return count
+            total += count
+            while pending and count >= len(pending[0]):
+                count -= len(pending.popleft())
+            if count:
+                pending[0] = pending[0][count:]
+        return total
+
+    def expect(self, fd: int, offset: int, size: int) -> None:
+        """Have the disk begin to read a range that will be asked for soon; a hint, and nothing more."""
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
 
     def pwrite(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int, path: Path) -> None:
         """Write the buffers one behind the other at `offset`; on an error an unknown part of them is written."""

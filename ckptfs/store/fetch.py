@@ -1,25 +1,65 @@
 """Chunks by number, read from the packs and verified.
 
 Fetcher follows a chunk to where it is, also when it is stored anew meanwhile and its old place is punched. Whatever it
-returns has the length and the id that were stored. It caches nothing. Any thread may call.
+returns has the length and the id that were stored. Chunks that are stored raw and close together, as a save leaves
+them, are read by one call that puts their bytes one behind the other, and are not copied again. It caches nothing.
+Any thread may call.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import xxhash
 
 from ckptfs.config import KIB, MIB
 from ckptfs.errors import DamagedError
-from ckptfs.store import codec
+from ckptfs.store import codec, kernels, records
+from ckptfs.store.codec import Encoding
 from ckptfs.store.index import ChunkIndex, Location
 from ckptfs.store.packs import Packs
-from ckptfs.store.records import Record
+from ckptfs.store.records import HEADER_SIZE, Record
 
 SPAN_SIZE_MAX = 4 * MIB
 """Records that lie close together are read in one call of up to this many bytes."""
 SPAN_GAP_MAX = 64 * KIB
 """Bytes between two records that are read and thrown away rather than making two calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The bytes of one chunk, `buffer[start:stop]`; of chunks that were read together often one buffer, in order."""
+
+    buffer: bytes | bytearray
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def view(self) -> memoryview:
+        """Return the bytes, uncopied."""
+        return memoryview(self.buffer)[self.start : self.stop]
+
+
+class _Located(NamedTuple):
+    """A chunk and where it was a moment ago."""
+
+    number: int
+    location: Location
+
+    @property
+    def is_raw(self) -> bool:
+        return self.location.encoding in (Encoding.RAW, Encoding.WAITING)
+
+    @property
+    def payload_offset(self) -> int:
+        """Where in the pack the payload of a record without bases begins."""
+        return self.location.offset + HEADER_SIZE
+
+    @property
+    def end(self) -> int:
+        return self.location.offset + self.location.read_size
 
 
 class Fetcher:
@@ -29,40 +69,85 @@ class Fetcher:
         self._index = index
         self._packs = packs
         self._seed = seed
-        self._local = threading.local()
 
     def read(self, number: int) -> bytes:
         """Return the bytes of a chunk; DamagedError names the place when they are not what was written."""
         return self.read_with_id(number)[0]
 
-    def read_many(self, numbers: Sequence[int]) -> list[bytes]:
+    def read_many(self, numbers: Sequence[int]) -> list[Decoded]:
         """Return the bytes of several chunks, with few reads where they lie one behind the other; as `read`."""
-        located = [(number, location) for number in numbers if (location := self._index.locate(number)) is not None]
-        found: dict[int, bytes] = {}
-        for span in _spans(located):
-            first, last = span[0][1], span[-1][1]
-            size = last.position.offset + last.read_size - first.position.offset
-            data = self._packs.read_span(first.position, self._buffer(size))
-            for number, location in span:
-                start = location.position.offset - first.position.offset
-                try:
-                    record = self._packs.parse_record(
-                        location.position,
-                        data[start : start + location.read_size],
-                        location.stored_size,
-                        location.base_count,
-                    )
-                    found[number] = self._verified(number, location, record)
-                except DamagedError:
-                    found[number] = self.read(number)  # it says what is wrong, unless the chunk has only moved
-        return [found[number] if number in found else self.read(number) for number in numbers]
+        found: dict[int, Decoded] = {}
+        for span in self._spans(numbers):
+            found |= self._read_raw(span) if span[0].is_raw else self._read_encoded(span)
+        return [found[number] if number in found else _whole(self.read(number)) for number in numbers]
 
-    def _buffer(self, size: int) -> memoryview:
-        """Return memory of this thread's that is used again: memory touched for the first time costs more."""
-        buffer: bytearray | None = getattr(self._local, "buffer", None)
-        if buffer is None or len(buffer) < size:
-            buffer = self._local.buffer = bytearray(max(size, SPAN_SIZE_MAX))
-        return memoryview(buffer)[:size]
+    def expect(self, numbers: Sequence[int]) -> None:
+        """Have the disk below begin to read chunks that will be asked for soon."""
+        for span in self._spans(numbers):
+            first = span[0].location
+            self._packs.expect(first.position, span[-1].end - first.offset)
+
+    def _spans(self, numbers: Sequence[int]) -> Iterator[list[_Located]]:
+        """Yield runs of chunks whose records lie close behind one another in one pack, all of them raw or none."""
+        span: list[_Located] = []
+        for number in numbers:
+            location = self._index.locate(number)
+            if location is None:
+                continue
+            chunk = _Located(number, location)
+            if span:
+                first, last = span[0], span[-1]
+                near = 0 <= location.offset - last.end <= SPAN_GAP_MAX
+                fits = chunk.end - first.location.offset <= SPAN_SIZE_MAX
+                if not (near and fits and location.pack == first.location.pack and chunk.is_raw == first.is_raw):
+                    yield span
+                    span = []
+            span.append(chunk)
+        if span:
+            yield span
+
+    def _read_raw(self, span: Sequence[_Located]) -> dict[int, Decoded]:
+        """Return those chunks of a span of raw ones that are what was written; payloads are read where they stay."""
+        lengths = [chunk.location.stored_size for chunk in span]
+        buffer = bytearray(sum(lengths))
+        raw = memoryview(buffer)
+        heads: list[memoryview] = []  # what lies before each payload: padding, a gap, and its header
+        buffers: list[memoryview] = []
+        offset, start = span[0].location.offset, 0
+        for chunk, length in zip(span, lengths, strict=True):
+            heads.append(memoryview(bytearray(chunk.payload_offset - offset)))
+            buffers += (heads[-1], raw[start : start + length])
+            offset, start = chunk.end, start + length
+        self._packs.read_into(span[0].location.position, buffers)
+        ids = kernels.hash_chunks(raw, lengths, self._seed)
+        found = {}
+        start = 0
+        for (number, location), head, length, chunk_id in zip(span, heads, lengths, ids, strict=True):
+            header = records.parse_header(head[-HEADER_SIZE:])
+            if header is not None and header.number == number and header.id == chunk_id and length == location.raw_size:
+                found[number] = Decoded(buffer, start, start + length)
+            start += length
+        return found
+
+    def _read_encoded(self, span: Sequence[_Located]) -> dict[int, Decoded]:
+        """Return those chunks of a span that are what was written."""
+        origin = span[0].location.offset
+        data = memoryview(bytearray(span[-1].end - origin))
+        data = data[: self._packs.read_into(span[0].location.position, [data])]
+        found = {}
+        for number, location in span:
+            start = location.offset - origin
+            try:
+                record = self._packs.parse_record(
+                    location.position,
+                    data[start : start + location.read_size],
+                    location.stored_size,
+                    location.base_count,
+                )
+                found[number] = _whole(self._verified(number, location, record))
+            except DamagedError:
+                continue  # reading it alone says what is wrong, unless the chunk has only moved
+        return found
 
     def read_with_id(self, number: int) -> tuple[bytes, bytes]:
         """Return the bytes of a chunk and its id."""
@@ -97,17 +182,5 @@ class Fetcher:
         return raw
 
 
-def _spans(located: Sequence[tuple[int, Location]]) -> Iterator[list[tuple[int, Location]]]:
-    """Yield runs of chunks whose records lie close behind one another in one pack."""
-    span: list[tuple[int, Location]] = []
-    for number, location in located:
-        if span:
-            begin, last = span[0][1].position, span[-1][1]
-            gap = location.position.offset - (last.position.offset + last.read_size)
-            size = location.position.offset + location.read_size - begin.offset
-            if location.position.pack != begin.pack or not 0 <= gap <= SPAN_GAP_MAX or size > SPAN_SIZE_MAX:
-                yield span
-                span = []
-        span.append((number, location))
-    if span:
-        yield span
+def _whole(raw: bytes) -> Decoded:
+    return Decoded(raw, 0, len(raw))

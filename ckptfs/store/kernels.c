@@ -298,6 +298,62 @@ static PyObject *cut(PyObject *Py_UNUSED(module), PyObject *args) { return cut_d
 
 static PyObject *cut_and_hash(PyObject *Py_UNUSED(module), PyObject *args) { return cut_data(args, 1); }
 
+/* Take the lengths from `list` and return their count, or -1 with an exception: they have to fill `size` bytes. */
+static Py_ssize_t chunks_of(PyObject *list, size_t size, struct chunk **chunks) {
+    Py_ssize_t count = PyList_GET_SIZE(list);
+    *chunks = PyMem_RawMalloc(((size_t)count + 1) * sizeof **chunks);
+    if (!*chunks) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        size_t length = PyLong_AsSize_t(PyList_GET_ITEM(list, i));
+        if (length == (size_t)-1 && PyErr_Occurred())
+            return -1;
+        (*chunks)[i].length = length;
+        if (length > size) {
+            size = 1; /* what is left can not be 0 any more */
+            break;
+        }
+        size -= length;
+    }
+    if (size) {
+        PyErr_SetString(PyExc_ValueError, "the lengths have to add up to the bytes");
+        return -1;
+    }
+    return count;
+}
+
+static PyObject *hash_chunks(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *name;
+    Py_buffer data;
+    PyObject *list, *result = NULL;
+    unsigned long long seed;
+    if (!PyArg_ParseTuple(args, "sy*O!K", &name, &data, &PyList_Type, &list, &seed))
+        return NULL;
+    struct chunk *chunks = NULL;
+    const struct kernel *kernel = find_kernel(name);
+    if (!kernel) {
+        PyErr_Format(PyExc_ValueError, "no kernel named %s on this machine", name);
+        goto done;
+    }
+    Py_ssize_t count = chunks_of(list, (size_t)data.len, &chunks);
+    if (count < 0)
+        goto done;
+    const uint8_t *start = data.buf;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < count; i++) {
+        kernel->hash(start, chunks[i].length, seed, chunks[i].id);
+        start += chunks[i].length;
+    }
+    Py_END_ALLOW_THREADS
+    result = ids_of(chunks, (size_t)count);
+done:
+    PyMem_RawFree(chunks);
+    PyBuffer_Release(&data);
+    return result;
+}
+
 /* ---- byte planes --------------------------------------------------------------------------------------------- */
 
 /* The width is a constant wherever these two are inlined, so that the compiler can make shuffles of the loops. */
@@ -436,6 +492,7 @@ static PyMethodDef methods[] = {
     {"cut", cut, METH_VARARGS, "cut(kernel, data, size_min, mean_bits, size_max, final) -> list of chunk lengths"},
     {"cut_and_hash", cut_and_hash, METH_VARARGS,
      "cut_and_hash(kernel, data, size_min, mean_bits, size_max, final, seed) -> chunk lengths, chunk ids"},
+    {"hash_chunks", hash_chunks, METH_VARARGS, "hash_chunks(kernel, data, lengths, seed) -> list of chunk ids"},
     {"cut_kernels", cut_kernels, METH_NOARGS, "Return the names of the kernels this machine can run, fastest first."},
     {"split_planes", split_planes, METH_VARARGS, "split_planes(data, width) -> bytes"},
     {"join_planes", join_planes, METH_VARARGS, "join_planes(data, width) -> bytes"},

@@ -25,6 +25,7 @@ class Kernel:
     title: str
     cut: Callable[[Buffer, int, int, int, bool], list[int]]
     cut_and_hash: Callable[[Buffer, int, int, int, bool, int], tuple[list[int], list[bytes]]]
+    hash_chunks: Callable[[Buffer, list[int], int], list[bytes]]
     split_planes: Callable[[Buffer, int], bytes]
     join_planes: Callable[[Buffer, int], bytes]
     plane_entropies: Callable[[Buffer, int], list[float]]
@@ -44,6 +45,7 @@ def available_kernels() -> dict[str, Kernel]:
                 name,
                 partial(native.cut, name),
                 partial(native.cut_and_hash, name),
+                partial(native.hash_chunks, name),
                 native.split_planes,
                 native.join_planes,
                 native.plane_entropies,
@@ -52,6 +54,7 @@ def available_kernels() -> dict[str, Kernel]:
         f"python (slow: {why_slow})",
         reference.cut,
         reference.cut_and_hash,
+        reference.hash_chunks,
         reference.split_planes,
         reference.join_planes,
         reference.plane_entropies,
@@ -100,6 +103,14 @@ def cut_and_hash(
     cut is still in the cache.
     """
     return _KERNEL.cut_and_hash(data, size_min, mean_bits, size_max, final, seed)
+
+
+def hash_chunks(data: Buffer, lengths: list[int], seed: int) -> list[bytes]:
+    """Return the ids, as of `cut_and_hash`, of chunks that lie one behind the other and together are `data`.
+
+    One call without the GIL for all of them. ValueError: the lengths do not add up to the bytes.
+    """
+    return _KERNEL.hash_chunks(data, lengths, seed)
 
 
 def split_planes(data: Buffer, width: int) -> bytes:

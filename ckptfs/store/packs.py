@@ -269,15 +269,21 @@ class Packs:
     def read_record(self, position: Position, stored_size: int, base_count: int) -> Record:
         """Read one record whose sizes are known, in one call; DamagedError when its header does not hold."""
         data = memoryview(bytearray(records.HEADER_SIZE + 8 * base_count + stored_size))
-        return self.parse_record(position, self.read_span(position, data), stored_size, base_count)
+        return self.parse_record(position, data[: self.read_into(position, [data])], stored_size, base_count)
 
-    def read_span(self, position: Position, buffer: memoryview) -> memoryview:
-        """Fill a buffer with the bytes of a pack from a position on; returns what of it was filled."""
+    def read_into(self, position: Position, buffers: Sequence[memoryview]) -> int:
+        """Fill buffers with the bytes of a pack from a position on, in one call, and return how many there are."""
+        return self._disk.pread_into(self._existing(position.pack).fd, buffers, position.offset)
+
+    def expect(self, position: Position, size: int) -> None:
+        """Have the disk below begin to read what will be asked for soon."""
+        self._disk.expect(self._existing(position.pack).fd, position.offset, size)
+
+    def _existing(self, pack: int) -> _PackFile:
         try:
-            fd = self._reader(position.pack).fd
+            return self._reader(pack)
         except FileNotFoundError as error:
-            raise DamagedError(f"{self.path(position.pack)} is missing") from error
-        return buffer[: self._disk.pread_into(fd, buffer, position.offset)]
+            raise DamagedError(f"{self.path(pack)} is missing") from error
 
     def parse_record(self, position: Position, data: memoryview, stored_size: int, base_count: int) -> Record:
         """Return the record in `data`, whose place and sizes are known; DamagedError when it is another."""

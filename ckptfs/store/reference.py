@@ -57,12 +57,17 @@ def cut_and_hash(
     data: Buffer, size_min: int, mean_bits: int, size_max: int, final: bool, seed: int
 ) -> tuple[list[int], list[bytes]]:
     """Return the lengths and the ids of the chunks at the start of `data`; see `kernels.cut_and_hash`."""
+    lengths = cut(data, size_min, mean_bits, size_max, final)
+    return lengths, hash_chunks(memoryview(data).cast("B")[: sum(lengths)], lengths, seed)
+
+
+def hash_chunks(data: Buffer, lengths: list[int], seed: int) -> list[bytes]:
+    """Return the ids of chunks that lie one behind the other; see `kernels.hash_chunks`."""
     flat = bytes(data)
-    lengths = cut(flat, size_min, mean_bits, size_max, final)
+    if sum(lengths) != len(flat):
+        raise ValueError("the lengths have to add up to the bytes")
     ends = accumulate(lengths)
-    return lengths, [
-        xxhash.xxh3_128_digest(flat[end - length : end], seed) for length, end in zip(lengths, ends, strict=True)
-    ]
+    return [xxhash.xxh3_128_digest(flat[end - length : end], seed) for length, end in zip(lengths, ends, strict=True)]
 
 
 def split_planes(data: Buffer, width: int) -> bytes:

@@ -5,12 +5,12 @@ A plan is made by the owner of the file (so that it sees one state of it) and ma
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Condition
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
-from ckptfs.store import ChunkStore
+from ckptfs.store import ChunkStore, Decoded
 
 CACHE_SIZE = 64 * MIB
 
@@ -18,11 +18,16 @@ Bytes = bytes | bytearray | memoryview
 
 
 class ChunkReader:
-    """Decoded chunks of a store, the recently used ones from memory. Thread-safe; no chunk is decoded twice at once."""
+    """Decoded chunks of a store, the recently used ones from memory. Thread-safe; no chunk is decoded twice at once.
+
+    Chunks that were read together share a buffer, and it is buffers that are kept and let go.
+    """
 
     def __init__(self, store: ChunkStore, cache_size: int = CACHE_SIZE) -> None:
         self._store = store
-        self._cache: OrderedDict[int, bytes] = OrderedDict()
+        self._chunks: dict[int, Decoded] = {}
+        self._buffers: OrderedDict[int, list[int]] = OrderedDict()
+        """Identity of a buffer -> the chunks in it, the buffer used last at the end."""
         self._cached_size = 0
         self._cache_size = cache_size
         self._changed = Condition()
@@ -30,13 +35,13 @@ class ChunkReader:
 
     def cached(self, number: int) -> bool:
         """Whether a read of this chunk touches no disk."""
-        return number in self._cache
+        return number in self._chunks
 
-    def read(self, number: int) -> bytes:
+    def read(self, number: int) -> memoryview:
         """Return the bytes of a chunk; DamagedError where the store cannot vouch for them."""
-        return self.read_many([number])[0]
+        return self.read_many([number])[0].view()
 
-    def read_many(self, numbers: Sequence[int]) -> list[bytes]:
+    def read_many(self, numbers: Sequence[int]) -> list[Decoded]:
         """Return the bytes of several chunks; DamagedError as `read`."""
         found = self._find(numbers)
         while missing := [number for number in numbers if number not in found]:
@@ -52,14 +57,17 @@ class ChunkReader:
             found.update(self._find(missing))
         return [found[number] for number in numbers]
 
-    def _find(self, numbers: Iterable[int]) -> dict[int, bytes]:
+    def read_ahead(self, numbers: Sequence[int], after: Sequence[int]) -> None:
+        """Decode chunks before they are asked for, while the disk below begins to read those `after` them."""
+        self._store.expect([number for number in after if not self.cached(number)])
+        self.read_many(numbers)
+
+    def _find(self, numbers: Iterable[int]) -> dict[int, Decoded]:
         """Return those of the chunks that are in memory, and mark them as used."""
-        found = {}
         with self._changed:
-            for number in numbers:
-                if (data := self._cache.get(number)) is not None:
-                    self._cache.move_to_end(number)
-                    found[number] = data
+            found = {number: chunk for number in numbers if (chunk := self._chunks.get(number)) is not None}
+            for buffer in {id(chunk.buffer) for chunk in found.values()}:
+                self._buffers.move_to_end(buffer)
         return found
 
     def _claim(self, numbers: Iterable[int]) -> list[int]:
@@ -69,16 +77,23 @@ class ChunkReader:
             self._under_way.update(mine)
             return mine
 
-    def _release(self, mine: Iterable[int], found: dict[int, bytes]) -> None:
+    def _release(self, mine: Iterable[int], found: dict[int, Decoded]) -> None:
         """Put what was decoded into memory, and let those go on who wait for it."""
         with self._changed:
             self._under_way.difference_update(mine)
             for number in mine:
-                if number in found and number not in self._cache:
-                    self._cache[number] = found[number]
-                    self._cached_size += len(found[number])
+                if number in found and number not in self._chunks:
+                    chunk = self._chunks[number] = found[number]
+                    together = self._buffers.get(id(chunk.buffer))
+                    if together is None:
+                        together = self._buffers[id(chunk.buffer)] = []
+                        self._cached_size += len(chunk.buffer)
+                    together.append(number)
             while self._cached_size > self._cache_size:
-                self._cached_size -= len(self._cache.popitem(last=False)[1])
+                together = self._buffers.popitem(last=False)[1]
+                self._cached_size -= len(self._chunks[together[0]].buffer)
+                for number in together:
+                    del self._chunks[number]
             self._changed.notify_all()
 
 
@@ -111,15 +126,20 @@ class ReadPlan:
     def run(self, reader: ChunkReader) -> Bytes:
         """Return the `size` bytes; what nothing covers is zero. DamagedError passes."""
         chunks = reader.read_many([piece.number for piece in self.slices])
-        for piece, data in zip(self.slices, chunks, strict=True):
-            if len(data) < piece.start + piece.length:
-                raise DamagedError(f"chunk {piece.number} has {len(data)} bytes, a file uses more of it")
-        if len(chunks) == 1 and not self.patches and self.slices[0].length == self.size:
-            piece = self.slices[0]
-            return memoryview(chunks[0])[piece.start : piece.start + piece.length]
+        runs: list[Decoded] = []
+        for piece, chunk in zip(self.slices, chunks, strict=True):
+            if len(chunk) < piece.start + piece.length:
+                raise DamagedError(f"chunk {piece.number} has {len(chunk)} bytes, a file uses more of it")
+            start = chunk.start + piece.start
+            if runs and runs[-1].buffer is chunk.buffer and runs[-1].stop == start:
+                runs[-1] = replace(runs[-1], stop=start + piece.length)
+            else:
+                runs.append(Decoded(chunk.buffer, start, start + piece.length))
+        if not self.patches and sum(map(len, runs)) == self.size:  # no hole either
+            return runs[0].view() if len(runs) == 1 else b"".join(run.view() for run in runs)
         reply = bytearray(self.size)
-        for piece, data in zip(self.slices, chunks, strict=True):
-            view = memoryview(data)[piece.start : piece.start + piece.length]
+        for piece, chunk in zip(self.slices, chunks, strict=True):
+            view = chunk.view()[piece.start : piece.start + piece.length]
             reply[piece.position : piece.position + piece.length] = view
         for position, patch in self.patches:
             reply[position : position + len(patch)] = patch

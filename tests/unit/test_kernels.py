@@ -93,6 +93,8 @@ def test_every_kernel_hashes_as_the_reference_does(
     view = memoryview(data)[shift:]
     hashed = KERNELS[name].cut_and_hash(view, *limits, final, seed)
     assert hashed == reference.cut_and_hash(view, *limits, final, seed)
+    lengths, ids = hashed
+    assert KERNELS[name].hash_chunks(memoryview(view)[: sum(lengths)], lengths, seed) == ids
     assert hashed[0] == KERNELS[name].cut(view, *limits, final)
 
 
@@ -156,6 +158,10 @@ def test_golden_cuts_of_small_chunks(name: str) -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_golden_id(name: str) -> None:
+    assert KERNELS[name].hash_chunks(b"", [], 20240607) == []
+    for lengths in ([5], [7], [6, 1], [2**62, 6], [-6]):
+        with pytest.raises((ValueError, OverflowError)):
+            KERNELS[name].hash_chunks(b"ckptfs", lengths, 20240607)
     (chunk_id,) = KERNELS[name].cut_and_hash(b"ckptfs", 16, 8, 16, True, 20240607)[1]
     assert chunk_id.hex() == GOLDEN_ID
 

@@ -39,6 +39,9 @@ for size in [*range(140), *(generator.randrange(140, 5000) for _ in range(60))]:
             seed = generator.getrandbits(64)
             hashed = kernels.cut_and_hash(name, exact, *limits, seed)
             assert hashed == reference.cut_and_hash(data, *limits, seed), (name, size, limits, seed)
+            lengths, ids = hashed
+            cut = (ctypes.c_ubyte * sum(lengths)).from_buffer_copy(data)
+            assert kernels.hash_chunks(name, cut, lengths, seed) == ids, (name, size, seed)
             whole = kernels.cut_and_hash(name, exact, 6000, 16, 6000, True, seed)
             assert whole == reference.cut_and_hash(data, 6000, 16, 6000, True, seed), (name, size, seed)
             compared += 1
