@@ -68,6 +68,10 @@ class OpenEpoch:
             self.pending = True
         self._save()
 
+    def restored(self, ino: int, path: str) -> None:
+        """Note a file that a rollback changes; `settle` at its end keeps the counters."""
+        self.changed[ino] = path
+
     def begin(self) -> None:
         """Start afresh for the epoch just opened."""
         self.changed.clear()

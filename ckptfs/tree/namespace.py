@@ -180,7 +180,7 @@ class Namespace:
         )
         self.put_inode(inode)
         self._set_name(parent, name, inode)
-        self._touch(parent, nlink=1 if is_dir else 0)
+        self.touch(parent, nlink=1 if is_dir else 0)
         self._note(inode, worthy=not is_dir)
         return inode
 
@@ -193,7 +193,7 @@ class Namespace:
         inode = replace(inode, nlink=inode.nlink + 1, ctime_ns=self.now_ns())
         self.put_inode(inode)
         self._set_name(parent, name, inode)
-        self._touch(parent)
+        self.touch(parent)
         self._note(inode)
         return inode
 
@@ -203,9 +203,13 @@ class Namespace:
         if inode.is_dir:
             fail(errno.EISDIR, name)
         self._note(inode)
+        self.drop_name(parent, name, inode.ino)
+        self.touch(parent)
+
+    def drop_name(self, parent: int, name: bytes, ino: int) -> None:
+        """Take a name from an inode that is no directory, which goes with its last one; no time of `parent` changes."""
         self._remove_name(parent, name)
-        self._drop_link(inode.ino)
-        self._touch(parent)
+        self._drop_link(ino)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory; ENOENT, ENOTDIR, ENOTEMPTY."""
@@ -216,7 +220,7 @@ class Namespace:
         self._note(inode, worthy=False)
         self._remove_name(parent, name)
         self._vanish(inode)
-        self._touch(parent, nlink=-1)
+        self.touch(parent, nlink=-1)
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
         """Move a name, over an existing one unless `RENAME_NOREPLACE`, or exchange two (`RENAME_EXCHANGE`).
@@ -251,8 +255,8 @@ class Namespace:
         self.put_inode(moved)
         self._set_name(new_parent, new_name, moved)
         step = 1 if moved.is_dir and parent != new_parent else 0
-        self._touch(parent, nlink=-step)
-        self._touch(new_parent, nlink=step)
+        self.touch(parent, nlink=-step)
+        self.touch(new_parent, nlink=step)
         self._note(moved)
 
     def _replace_target(self, moved: Inode, parent: int, name: bytes, target: Inode) -> Inode:
@@ -263,7 +267,7 @@ class Namespace:
             self._check_empty(target)
             self._remove_name(parent, name)
             self._vanish(target)
-            self._touch(parent, nlink=-1)
+            self.touch(parent, nlink=-1)
             return moved
         if moved.is_dir:
             fail(errno.ENOTDIR, name)
@@ -293,8 +297,8 @@ class Namespace:
             self.put_inode(inode)
             self._set_name(parent, name, inode)
             self._note(inode)
-        self._touch(one[0], nlink=-step)
-        self._touch(two[0], nlink=step)
+        self.touch(one[0], nlink=-step)
+        self.touch(two[0], nlink=step)
 
     def _is_below(self, directory: int, ancestor: int) -> bool:
         """Whether `directory` is `ancestor` or lies below it."""
@@ -366,7 +370,8 @@ class Namespace:
         self._places.pop(inode.ino, None)
         self.on_unlinked(replace(inode, nlink=0))
 
-    def _touch(self, directory: int, *, nlink: int = 0) -> None:
+    def touch(self, directory: int, *, nlink: int = 0) -> None:
+        """Note in a directory's times, and in its links, that its names changed."""
         now = self.now_ns()
         inode = self.inode(directory)
         self.put_inode(replace(inode, nlink=inode.nlink + nlink, mtime_ns=now, ctime_ns=now))
@@ -419,11 +424,14 @@ class Namespace:
                 self._drop_link(decode_dirent(hidden).ino)
 
     def restore(self, parent: int, name: bytes, inode: Inode) -> None:
-        """Give a free name to an inode that is not in the live tree (any more), as it is."""
+        """Give a free name to an inode that is not in the live tree (any more), as it is.
+
+        Of `parent`, only the link that a directory adds changes.
+        """
         self.put_inode(inode)
         self._set_name(parent, name, inode)
-        self._touch(parent, nlink=1 if inode.is_dir else 0)
-        self._note(inode)
+        if inode.is_dir:
+            self.touch(parent, nlink=1)
 
     def interrupted(self) -> Iterator[Inode]:
         """Yield the inodes whose live content is not a committed version."""

@@ -3,7 +3,8 @@
 Two walks. The first removes from the live tree what the snapshot does not have at the same place; the second puts
 back what is missing and gives every file its old version. Both only write rows of the open epoch, so that they are
 as durable, and as undoable, as any other change. A file that has left the path since, and lives elsewhere, stays
-there; the path gets a copy of its old version.
+there; the path gets a copy of its old version. What no epoch since has written is not looked at twice: of a directory
+whose names are the same its names are read, of a file that is the same nothing.
 """
 
 import os
@@ -13,7 +14,7 @@ from stat import S_IFDIR, S_IFMT
 from ckptfs.errors import OpenFilesError, UsageError
 from ckptfs.store import Table
 from ckptfs.tree.files import Files, OpenFile
-from ckptfs.tree.inode import INTERRUPTED, ROOT_INO
+from ckptfs.tree.inode import INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
 from ckptfs.tree.namespace import Dirent, Namespace
 from ckptfs.tree.rows import LIVE, id_prefix, name_prefix
 
@@ -41,6 +42,12 @@ class Rollback:
         self._result = RollbackResult()
         self._restored: dict[int, int] = {}
         self._shared: set[int] = set()
+        self._rewritten: set[int] = set()
+        """Inodes whose attributes may differ from the snapshot's."""
+        self._renamed: set[int] = set()
+        """Directories whose names may."""
+        for _, (table, prefix) in names.rows.changes(epoch, LIVE):
+            (self._renamed if table is Table.DIRENTS else self._rewritten).add(int.from_bytes(prefix[:8], "big"))
 
     def check(self) -> None:
         """Refuse what cannot be done: a path that one of the sides lacks, or files in use.
@@ -71,11 +78,13 @@ class Rollback:
         if parent is None:
             self._clear(ROOT_INO, "")
             self._restore_directory(ROOT_INO, ROOT_INO, "")
-        elif (entry := self._names.entry(parent, name)) is None:
-            self._restore_entry(parent, name, old, self._path)
-        else:
-            self._clear_entry(parent, name, old, self._path, entry)
-            self._restore_entry(parent, name, old, self._path)
+            return self._result
+        before = self._names.entry(parent, name)
+        if before is not None:
+            self._clear_entry(parent, name, old, self._path, before)
+        self._restore_entry(parent, name, old, self._path, self._names.entry(parent, name))
+        if self._names.entry(parent, name) != before:
+            self._names.touch(parent)
         return self._result
 
     def _shared_outside(self, paths: dict[int, list[str]]) -> set[int]:
@@ -126,15 +135,21 @@ class Rollback:
 
     def _is_same(self, old_ino: int, ino: int) -> bool:
         """Whether an inode is now what another was in the snapshot, but for the number of its names."""
-        live, old = self._names.inode(ino), self._names.inode(old_ino, self._epoch)
-        same = replace(old, ino=ino, nlink=live.nlink) == live
-        return same and self._xattrs(old_ino, self._epoch) == self._xattrs(ino)
+        if old_ino == ino and ino not in self._rewritten:
+            return True
+        live = self._names.inode(ino)
+        return self._version(old_ino, live) == live and self._xattrs(old_ino, self._epoch) == self._xattrs(ino)
+
+    def _version(self, old_ino: int, live: Inode) -> Inode:
+        """Return what an inode was in the snapshot, with the number and the names of `live`."""
+        return replace(self._names.inode(old_ino, self._epoch), ino=live.ino, nlink=live.nlink)
 
     # First walk: remove what the snapshot does not have
 
     def _clear(self, directory: int, path: str) -> None:
-        old = dict(self._names.entries(directory, self._epoch))
-        for name, entry in list(self._names.entries(directory)):
+        present = dict(self._names.entries(directory))
+        old = dict(self._names.entries(directory, self._epoch)) if directory in self._renamed else present
+        for name, entry in present.items():
             self._clear_entry(directory, name, old.get(name), _join(path, name), entry)
 
     def _clear_entry(self, parent: int, name: bytes, old: Dirent | None, path: str, entry: Dirent) -> None:
@@ -152,6 +167,7 @@ class Rollback:
         if entry.file_type == S_IFDIR:
             for child, child_entry in list(self._names.entries(entry.ino)):
                 self._remove_tree(entry.ino, child, child_entry, _join(path, child))
+            self._renamed.add(parent)
             self._names.rmdir(parent, name)
             return
         inode = self._names.inode(entry.ino)
@@ -160,7 +176,10 @@ class Rollback:
             if inode.flags & INTERRUPTED:
                 self._result.removed_partial.append(path)
         self._result.changed_files.add(path)
-        self._names.unlink(parent, name)
+        if not inode.flags & UNCOMMITTED:
+            self._names.epoch.restored(inode.ino, path)
+        self._renamed.add(parent)
+        self._names.drop_name(parent, name, inode.ino)
 
     def _changed(self, ino: int, path: str) -> None:
         self._result.changed_files.add(path)
@@ -170,12 +189,13 @@ class Rollback:
     # Second walk: put back what the snapshot has
 
     def _restore_directory(self, old_ino: int, ino: int, path: str) -> None:
-        for name, entry in self._names.entries(old_ino, self._epoch):
-            self._restore_entry(ino, name, entry, _join(path, name))
+        old = dict(self._names.entries(old_ino, self._epoch))
+        present = dict(self._names.entries(ino)) if old_ino != ino or ino in self._renamed else old
+        for name, entry in old.items():
+            self._restore_entry(ino, name, entry, _join(path, name), present.get(name))
         self._restore_inode(old_ino, ino)
 
-    def _restore_entry(self, parent: int, name: bytes, old: Dirent, path: str) -> None:
-        present = self._names.entry(parent, name)
+    def _restore_entry(self, parent: int, name: bytes, old: Dirent, path: str, present: Dirent | None) -> None:
         is_dir = old.file_type == S_IFDIR
         if present is None:
             self._result.entries.add((parent, name))
@@ -185,7 +205,7 @@ class Rollback:
             if not is_dir and (self._restore_inode(old.ino, ino) or ino in self._result.changed_inos):
                 self._result.entries.add((parent, name))
                 self._changed(ino, path)
-                self._names.epoch.committed(ino, path, worthy=False)
+                self._names.epoch.restored(ino, path)
         self._restored[old.ino] = ino
         if is_dir:
             self._restore_directory(old.ino, ino, path)
@@ -203,8 +223,11 @@ class Rollback:
         names.restore(parent, name, replace(version, ino=ino, nlink=2 if version.is_dir else 1))
         for xattr, value in self._xattrs(old.ino, self._epoch).items():
             names.rows.put(Table.XATTRS, name_prefix(ino, xattr), b"\0" + value)
-        if not version.is_dir:
+        if version.is_dir:
+            self._renamed.add(ino)
+        else:
             self._changed(ino, path)
+            names.epoch.restored(ino, path)
         return ino
 
     def _xattrs(self, ino: int, epoch: int = LIVE) -> dict[bytes, bytes]:
@@ -212,12 +235,14 @@ class Rollback:
 
     def _restore_inode(self, old_ino: int, ino: int) -> bool:
         """Give an inode that is at its place its old attributes and content; returns whether that changed it."""
-        if self._is_same(old_ino, ino):
+        if old_ino == ino and ino not in self._rewritten:
             return False
         names = self._names
         live = names.inode(ino)
-        version = replace(names.inode(old_ino, self._epoch), ino=ino, nlink=live.nlink)
+        version = self._version(old_ino, live)
         old_xattrs, live_xattrs = self._xattrs(old_ino, self._epoch), self._xattrs(ino)
+        if version == live and old_xattrs == live_xattrs:
+            return False
         if live.flags & INTERRUPTED:
             self._result.removed_partial.append(names.path(ino))
         for name in live_xattrs.keys() - old_xattrs.keys():

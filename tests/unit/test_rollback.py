@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from ckptfs.errors import OpenFilesError, UsageError
+from ckptfs.store import Table
 from ckptfs.tree import Tree
+from ckptfs.tree.rows import LIVE, Row, id_prefix
 from tests.unit import tree_support as support
 from tests.unit.tree_support import check_tree, dump, read, save
 
@@ -289,3 +291,38 @@ def test_rollback_survives_a_crash_behind_the_journal(tmp_path: Path) -> None:
     assert read(tree, "model", saved) == b"new"
     check_tree(tree)
     tree.close()
+
+
+def test_a_rollback_looks_up_and_writes_only_what_has_changed(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    support.make_directory(tree, "run")
+    for number in range(100):
+        save(tree, f"run/part-{number}", b"old")
+    target = tree.take_snapshot()
+    save(tree, "run/part-7", b"new")
+    tree.commit()
+    found: list[bytes] = []
+    find = tree.rows.find
+
+    def noted(table: Table, prefix: bytes, epoch: int = LIVE) -> Row | None:
+        found.append(prefix)
+        return find(table, prefix, epoch)
+
+    monkeypatch.setattr(tree.rows, "find", noted)
+    _, result = tree.roll_back(target)
+    assert result.changed_files == {"run/part-7"}
+    assert len(found) < 20
+    written = [row for row in tree.store.tables.take_changes().rows if row.table in support.VERSIONED]
+    assert {row.key[:8] for row in written} == {id_prefix(tree.names.resolve("run/part-7").ino)}
+
+
+def test_an_entry_that_comes_back_touches_the_directory_around_the_path(tree: Tree) -> None:
+    support.make_directory(tree, "run")
+    save(tree, "run/model", b"old")
+    target = tree.take_snapshot()
+    support.unlink(tree, "run/model")
+    before = tree.names.resolve("run").mtime_ns
+    tree.roll_back(target, "run/model")
+    touched = tree.names.resolve("run").mtime_ns
+    assert touched > before
+    tree.roll_back(target, "run/model")
+    assert tree.names.resolve("run").mtime_ns == touched, "nothing was renamed"
