@@ -9,7 +9,7 @@ opening replays what came after the last checkpoint. It does not know files, nam
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from itertools import accumulate, chain
 from pathlib import Path
@@ -89,7 +89,7 @@ class ChunkStore:
         self._checkpoint_lock = threading.Lock()
         self._closed = False
         self._mark = Mark(packs.position)
-        self._checkpointed = self._mark
+        self._state = State(self._mark, self._mark.position)
         self._index_cut = self._mark
         self._first_marks: dict[int, Mark] = {}
 
@@ -159,10 +159,10 @@ class ChunkStore:
     def _replay(self) -> None:
         """Bring tables and index up to the packs, and cut off what follows the last thing that counts."""
         packed = self._environment.read_one(Table.STORE, STATE_KEY)
-        state = State(self._mark, self._mark.position) if packed is None else unpack_state(packed)
+        state = self._state if packed is None else unpack_state(packed)
         replay = Replay(self._packs, self.tables, self._index, self._freed, self.config.seed)
         self._mark = replay.run(state, index_lost=packed is None)
-        self._checkpointed = state.replay_from
+        self._state = state
         if self.read_only:
             return
         self._packs.truncate(self._mark.position)
@@ -331,16 +331,24 @@ class ChunkStore:
                 younger = [mark for generation, mark in self._first_marks.items() if generation > frozen.generation]
                 state = State(min([self._index_cut, *younger]), self._index_cut.position, self._index.frozen_summary)
             self._packs.sync()
+            *ahead, ids = self._index.frozen_ids()
+            for part in ahead:
+                # Their chunks may not be cut off any more, or the numbers would be given again: the replay finds them.
+                self._state = self._state._replace(kept_until=state.kept_until)
+                self._write_index(self._state, [(Table.CHUNK_IDS, part)])
             tables = [(table, memtable.items()) for table, memtable in frozen.memtables.items()]
-            own = [(STATE_KEY, pack_state(state))]
-            indexed = [*self._index.frozen_rows(), self._freed.frozen_rows()]
-            self._environment.write([*tables, *indexed, (Table.STORE, own)])
+            indexed = [(Table.CHUNKS, self._index.frozen_locations()), (Table.CHUNK_IDS, ids)]
+            self._write_index(state, [*tables, *indexed, self._freed.frozen_rows()])
             self._index.release()
             self._freed.release()
             with self._append_lock:
-                self._checkpointed = state.replay_from
+                self._state = state
                 for generation in [each for each in self._first_marks if each <= frozen.generation]:
                     del self._first_marks[generation]
+
+    def _write_index(self, state: State, tables: Sequence[tuple[Table, Iterable[tuple[bytes, bytes | None]]]]) -> None:
+        """Write rows, and what is true of LMDB with them, in one transaction."""
+        self._environment.write([*tables, (Table.STORE, [(STATE_KEY, pack_state(state))])])
 
     def commit(self, *, durable: bool = True, checkpoint: bool = False) -> None:
         """Journal the changed rows and, when `durable`, sync; `checkpoint` also brings LMDB up to all of it."""
@@ -356,7 +364,7 @@ class ChunkStore:
             return
         if self.tables.frozen is not None:
             self._finish_checkpoint(self.tables.frozen)
-        if self._checkpointed != self._mark or self._index.row_count or self._freed.row_count:
+        if self._state.replay_from != self._mark or self._index.row_count or self._freed.row_count:
             self._finish_checkpoint(self.tables.freeze())
 
     def _finish_checkpoint(self, frozen: Frozen) -> None:

@@ -119,7 +119,6 @@ class FreedPlaces:
         with self._lock:
             self._frozen = {}
             self._next_key = b""
-            self._reader.renew()
 
     # Punching
 

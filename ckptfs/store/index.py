@@ -21,6 +21,7 @@ NO_CHUNK = 0
 FIRST_NUMBER = 1
 
 _WALK_ROWS = 1024
+_PART_ROWS = 2048
 
 LOCATION = struct.Struct("<IQIIHBx")
 NUMBER = struct.Struct(">Q")
@@ -133,10 +134,9 @@ class ChunkIndex:
                 known = self._frozen.numbers.get
                 numbers = [number or known(chunk_id, NO_CHUNK) for chunk_id, number in zip(ids, numbers, strict=True)]
             if NO_CHUNK in numbers:
-                # Sorted keys walk the tree once, from left to right.
                 wanted = sorted({chunk_id for chunk_id, number in zip(ids, numbers, strict=True) if not number})
-                rows = self._reader.cursor(Table.CHUNK_IDS).getmulti(wanted)
-                known = {chunk_id: NUMBER.unpack(packed)[0] for chunk_id, packed in rows}.get
+                rows = self._reader.find_packed(wanted)
+                known = {chunk_id: NUMBER.unpack(packed)[0] for chunk_id, packed in rows.items()}.get
                 numbers = [number or known(chunk_id, NO_CHUNK) for chunk_id, number in zip(ids, numbers, strict=True)]
             return numbers
 
@@ -252,15 +252,24 @@ class ChunkIndex:
         """What is true of LMDB once the checkpoint under way is done."""
         return self._frozen_summary
 
-    def frozen_rows(self) -> list[tuple[Table, Sequence[tuple[bytes, bytes]]]]:
-        """Return the rows of the checkpoint under way, sorted."""
+    def frozen_ids(self) -> list[Sequence[tuple[bytes, bytes]]]:
+        """Return the rows of `chunk_ids` of the checkpoint under way, sorted, in parts that each take little space.
+
+        A transaction writes the pages that it touches anew, and LMDB keeps the old ones for the next but one. Ids are
+        random: in one transaction they would touch every page, and two thirds of the table were free space.
+        """
         if self._frozen is None:
             raise RuntimeError("no checkpoint of the chunk index is under way")
-        numbers = {chunk_id: NUMBER.pack(number) for chunk_id, number in self._frozen.numbers.items()}
-        return [(Table.CHUNKS, sorted_rows(self._frozen.locations)), (Table.CHUNK_IDS, sorted_rows(numbers))]
+        rows = sorted_rows({chunk_id: NUMBER.pack(number) for chunk_id, number in self._frozen.numbers.items()})
+        return [rows[start : start + _PART_ROWS] for start in range(0, len(rows) or 1, _PART_ROWS)]
+
+    def frozen_locations(self) -> Sequence[tuple[bytes, bytes]]:
+        """Return the rows of `chunks` of the checkpoint under way, sorted."""
+        if self._frozen is None:
+            raise RuntimeError("no checkpoint of the chunk index is under way")
+        return sorted_rows(self._frozen.locations)
 
     def release(self) -> None:
         """End a checkpoint that succeeded: its rows are read from LMDB from here on."""
         with self._lock:
             self._frozen = None
-            self._reader.renew()

@@ -31,6 +31,9 @@ KEY_SIZE_MAX = 511
 END = b"\xff" * KEY_SIZE_MAX
 """A key behind every other one, for ranges without an end."""
 
+_PACKED = b"\0"
+"""The one key that LMDB has for all packed rows; they are its sorted duplicates."""
+
 _SCAN_ROWS = 256
 _MAP_GROWTH = 2
 _DATABASES_MAX = 16
@@ -52,6 +55,10 @@ class Table(IntEnum):
     STORE = 11
     FREED = 12
 
+
+PACKED_KEY_SIZE = 16
+"""The rows of CHUNK_IDS are *packed*: in LMDB they are bare records of key and value, all of one size, 24 bytes in a
+page rather than 34. The keys are random, so the pages are two thirds full, and this is the largest table."""
 
 TREE_TABLES = tuple(table for table in Table if table <= Table.META)
 """The tables of the tree, all of whose rows are journalled; the others are the store's own."""
@@ -101,6 +108,11 @@ class Reader:
         cursor = self.cursor(table)
         return cursor.value() if cursor.set_key(key) else None
 
+    def find_packed(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Return the packed rows of those keys that there are; sorted keys walk the tree once, from left to right."""
+        cursor = self.cursor(Table.CHUNK_IDS)
+        return {key: cursor.value()[PACKED_KEY_SIZE:] for key in keys if _seek_packed(cursor, key)}
+
     def renew(self) -> None:
         """Let go of the transaction: the next use sees what is committed by then."""
         self._cursors.clear()
@@ -135,16 +147,36 @@ class Environment:
             )
             # Of a store of version 1, open for reading only, the last table is missing, and nobody reads it.
             self._databases = {
-                table: self._env.open_db(table.name.lower().encode(), create=not read_only)
+                table: self._open_table(table, create=not read_only)
                 for table in Table
                 if not (read_only and table == Table.FREED)
             }
+            if not read_only:
+                self._pack_rows()
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {path}") from error
         except lmdb.Error as error:
             raise DamagedError(
                 f"the index {path} cannot be read ({error}); it is rebuilt from the packs when it is moved away"
             ) from error
+
+    def _open_table(self, table: Table, *, create: bool = True) -> lmdb._Database:
+        packed = table == Table.CHUNK_IDS
+        return self._env.open_db(table.name.lower().encode(), create=create, dupsort=packed, dupfixed=packed)
+
+    def _pack_rows(self) -> None:
+        """Pack the rows of CHUNK_IDS in an index of format version 1 or 2, whole or not at all."""
+        with self._env.begin(write=True) as transaction:
+            database = self._databases[Table.CHUNK_IDS]
+            if database.flags()["dupfixed"]:
+                return
+            rows = list(transaction.cursor(database))
+            transaction.drop(database)
+            name = Table.CHUNK_IDS.name.lower().encode()
+            self._databases[Table.CHUNK_IDS] = database = self._env.open_db(
+                name, transaction, dupsort=True, dupfixed=True
+            )
+            _write_packed(transaction.cursor(database), rows)
 
     def reader(self, lock: threading.Lock) -> Reader:
         """Make a reader that is used under `lock`."""
@@ -165,26 +197,22 @@ class Environment:
             self._env.set_mapsize(info["map_size"] * _MAP_GROWTH)
 
     def write(self, tables: Iterable[tuple[Table, Iterable[tuple[bytes, bytes | None]]]]) -> None:
-        """Write rows, sorted by key within each table, in one durable transaction; None deletes."""
+        """Write rows, sorted by key within each table, in one durable transaction; None deletes.
+
+        Readers see them from here on. One that stayed at the state before would keep LMDB from using its pages again.
+        """
         try:
             with self._env.begin(write=True) as transaction:
                 for table, rows in tables:
                     with transaction.cursor(self._databases[table]) as cursor:
-                        self._write_rows(cursor, rows)
+                        (_write_packed if table == Table.CHUNK_IDS else _write_rows)(cursor, rows)
         except lmdb.MapFullError as error:
             raise NoSpaceError(f"the map of {self.path} is full; opening the store again enlarges it") from error
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {self.path}") from error
-
-    @staticmethod
-    def _write_rows(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
-        puts: list[tuple[bytes, bytes]] = []
-        for key, value in rows:
-            if value is not None:
-                puts.append((key, value))
-            elif cursor.set_key(key):
-                cursor.delete()
-        cursor.putmulti(puts)
+        for reader in self._readers:
+            with reader.lock:
+                reader.renew()
 
     def read_one(self, table: Table, key: bytes) -> bytes | None:
         """Return the committed value of a key, or None."""
@@ -200,6 +228,31 @@ class Environment:
         for reader in self._readers:
             reader.renew()
         self._env.close()
+
+
+def _write_rows(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
+    puts: list[tuple[bytes, bytes]] = []
+    for key, value in rows:
+        if value is not None:
+            puts.append((key, value))
+        elif cursor.set_key(key):
+            cursor.delete()
+    cursor.putmulti(puts)
+
+
+def _write_packed(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
+    puts: list[tuple[bytes, bytes]] = []
+    for key, value in rows:
+        if _seek_packed(cursor, key):
+            cursor.delete()
+        if value is not None:
+            puts.append((_PACKED, key + value))
+    cursor.putmulti(puts)
+
+
+def _seek_packed(cursor: lmdb.Cursor[bytes], key: bytes) -> bool:
+    """Move to the packed row of a key, and tell whether there is one."""
+    return bool(cursor.set_range_dup(_PACKED, key)) and cursor.value().startswith(key)
 
 
 class Tables:
@@ -222,7 +275,8 @@ class Tables:
         if value is _ABSENT and self._frozen is not None:
             value = self._below[table].get(key, _ABSENT)
         if value is _ABSENT:
-            value = self._reader.get(table, key)
+            with self._reader.lock:
+                value = self._reader.get(table, key)
         return value
 
     def last(self, table: Table, start: bytes, stop: bytes) -> tuple[bytes, bytes] | None:
@@ -230,7 +284,6 @@ class Tables:
         memtables = [self._active[table]]
         if self._frozen is not None:
             memtables.append(self._below[table])
-        cursor = self._reader.cursor(table)
         while True:
             best: bytes | None = None
             value: bytes | None = None
@@ -241,10 +294,12 @@ class Tables:
                         key = memtable.keys()[index - 1]  # type: ignore[index]
                         if key >= start and (best is None or key > best):
                             best, value = key, memtable[key]
-            if cursor.prev() if cursor.set_range(stop) else cursor.last():
-                key = cursor.key()
-                if key >= start and (best is None or key > best):
-                    best, value = key, cursor.value()
+            with self._reader.lock:
+                cursor = self._reader.cursor(table)
+                if cursor.prev() if cursor.set_range(stop) else cursor.last():
+                    key = cursor.key()
+                    if key >= start and (best is None or key > best):
+                        best, value = key, cursor.value()
             if best is None:
                 return None
             if value is not None:
@@ -280,14 +335,15 @@ class Tables:
         """Yield rows of LMDB, read in batches so that no cursor is held between two steps."""
         while True:
             batch: list[tuple[bytes, bytes]] = []
-            cursor = self._reader.cursor(table)
-            more = cursor.set_range(start)
-            while more and len(batch) < _SCAN_ROWS:
-                key = cursor.key()
-                if key >= stop:
-                    break
-                batch.append((key, cursor.value()))
-                more = cursor.next()
+            with self._reader.lock:
+                cursor = self._reader.cursor(table)
+                more = cursor.set_range(start)
+                while more and len(batch) < _SCAN_ROWS:
+                    key = cursor.key()
+                    if key >= stop:
+                        break
+                    batch.append((key, cursor.value()))
+                    more = cursor.next()
             yield from batch
             if len(batch) < _SCAN_ROWS:
                 return
@@ -363,7 +419,6 @@ class Tables:
             raise RuntimeError("these rows are not those of the checkpoint under way")
         self._frozen = None
         self._below = {}
-        self._reader.renew()
 
 
 def _memtables() -> dict[Table, Memtable]:

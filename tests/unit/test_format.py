@@ -137,7 +137,7 @@ def split_key(table: Table, key: bytes) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(params=[golden_store.GOLDEN, golden_store.GOLDEN_1], ids=lambda golden: golden.stem)
+@pytest.fixture(params=[golden_store.GOLDEN, *golden_store.OLD_GOLDEN], ids=lambda golden: golden.stem)
 def golden(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """Give the golden store as its packs alone, in each version of the format."""
     golden_store.write_golden(tmp_path / "golden", request.param)

@@ -1,9 +1,12 @@
 """Tables against a plain dict: memtables, checkpoints and reopening must not show."""
 
+import random
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
+import lmdb
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ckptfs.store import ChunkStore, Frozen, Table
 from ckptfs.store.disk import Disk
-from ckptfs.store.tables import END, KEY_SIZE_MAX, Environment, Tables
+from ckptfs.store.tables import END, KEY_SIZE_MAX, PACKED_KEY_SIZE, Environment, Tables
 
 keys = st.binary(min_size=1, max_size=3).map(lambda key: key.translate(bytes(97 + byte % 3 for byte in range(256))))
 values = st.binary(max_size=3)
@@ -145,6 +148,35 @@ def test_only_one_checkpoint_is_under_way(environment: Environment) -> None:
     tables.release(frozen)
     with pytest.raises(RuntimeError):
         tables.release(frozen)
+
+
+def test_packed_rows_are_put_replaced_and_deleted_by_their_keys(environment: Environment) -> None:
+    source = random.Random(1)
+    reader = environment.reader(threading.Lock())
+    model: dict[bytes, bytes] = {}
+    keys = [source.randbytes(PACKED_KEY_SIZE) for _ in range(500)]
+    for _ in range(20):
+        changed = {key: source.choice([None, source.randbytes(8)]) for key in source.sample(keys, 100)}
+        environment.write([(Table.CHUNK_IDS, sorted(changed.items()))])
+        for key, value in changed.items():
+            model.pop(key, None)
+            if value is not None:
+                model[key] = value
+        with reader.lock:
+            assert reader.find_packed(sorted(keys)) == model
+
+
+def test_an_index_of_format_version_2_gets_packed_rows(tmp_path: Path) -> None:
+    path = tmp_path / "index.lmdb"
+    rows = {random.Random(number).randbytes(PACKED_KEY_SIZE): key_of(number) * 2 for number in range(300)}
+    with lmdb.open(str(path), subdir=False, max_dbs=1) as old, old.begin(write=True) as transaction:
+        transaction.cursor(old.open_db(b"chunk_ids", transaction)).putmulti(rows.items())
+    for _ in range(2):
+        environment = Environment(path, Disk(), read_only=False)
+        reader = environment.reader(threading.Lock())
+        with reader.lock:
+            assert reader.find_packed(sorted(rows)) == rows
+        environment.close()
 
 
 @pytest.mark.parametrize("key", [b"", bytes(KEY_SIZE_MAX + 1)])
