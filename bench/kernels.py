@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import xxhash
-from speed import MIB, line
+from measure import MIB, line
 
 from ckptfs.config import KIB, ChunkSizes
 from ckptfs.store import codec
@@ -90,6 +90,25 @@ class Rows:
         for name, rates in self._rates.items():
             ratio = self.rate(name) / self.rate(base)
             print(f"{name:<26} {self.rate(name):7.2f} GB/s ({min(rates):.2f}-{max(rates):.2f}), {ratio:.3f} of {base}")
+
+
+def goals() -> None:
+    """Measure and print what the speed benchmark has of the kernels: cutting with AVX2, and what is found again."""
+    kernel = available_kernels().get("avx2")
+    if kernel is None:
+        print("skip kernel: this machine, or this build, has no AVX2")
+        return
+    rows = Rows()
+    rows.add("cut", FILE_SIZE, kernel.cut, (weights("fp32", FILE_SIZE), *LIMITS, True))
+    rows.measure()
+    line(f"cut, avx2, {FILE_SIZE // MIB} MiB, GB/s", rows.rate("cut"), ">=", CUT_GOAL)
+    found = {
+        (kind, inserted): found_again(kernel, kind, inserted)
+        for kind, inserted in itertools.product(("fp32", "bf16"), INSERTIONS)
+    }
+    kind, inserted = min(found, key=found.__getitem__)
+    detail = f"the least of fp32 and bf16 behind {', '.join(map(str, INSERTIONS))} bytes: {kind}, {inserted}"
+    line("found again behind an insertion, %", found[kind, inserted], ">=", FOUND_GOAL, detail)
 
 
 def all_rows(kernels: Sequence[Kernel]) -> Rows:

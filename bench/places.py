@@ -86,15 +86,14 @@ class Null:
 class Ckptfs:
     """A mount of ckptfs with a store of its own."""
 
-    name = "ckptfs"
-
-    def __init__(self, scratch: Path, *options: str) -> None:
-        self.path = scratch / "ckptfs"
-        self.store = scratch / "ckptfs.store"
+    def __init__(self, scratch: Path, *, name: str = "ckptfs", mounted: bool = True) -> None:
+        self.name = name
+        self.path = scratch / name
+        self.store = scratch / f"{name}.store"
         self.path.mkdir()
-        self.options = options
         self.memory_peak = 0
-        self.mount()
+        if mounted:
+            self.mount()
 
     def command(self, *words: object) -> str:
         """Run the ckptfs command line and return what it prints."""
@@ -107,7 +106,7 @@ class Ckptfs:
 
     def mount(self) -> None:
         """Start the daemon."""
-        self.command("mount", self.path, "--store", self.store, *self.options)
+        self.command("mount", self.path, "--store", self.store)
 
     def pid(self) -> int:
         """Return the daemon's process id."""
@@ -119,6 +118,13 @@ class Ckptfs:
             if b"--foreground" in words and os.fsencode(self.path) in words:
                 return int(process.name)
         sys.exit("the daemon is gone")
+
+    def replies(self) -> int:
+        """Return how often the daemon has called write so far; it answers every request of the kernel by one call."""
+        counters = Path(f"/proc/{self.pid()}/io").read_text()
+        written = re.search(r"syscw: (\d+)", counters)
+        assert written
+        return int(written[1])
 
     def note_memory(self) -> None:
         """Remember the daemon's largest memory so far."""
