@@ -32,7 +32,7 @@ from ckptfs.mount.options import MountOptions
 from ckptfs.mount.protocol import Request
 from ckptfs.mount.readahead import ReadAhead, raise_kernel_readahead
 from ckptfs.mount.versions import MountedVersions
-from ckptfs.store import ChunkStore
+from ckptfs.store import ChunkStore, kernels
 from ckptfs.tree import Tree
 from ckptfs.tree.rows import LIVE
 
@@ -56,6 +56,8 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # only glibc has it, and only glibc needs it
         for option in MALLOC_OPTIONS:
             mallopt(*option)
+    if kernels.IS_SLOW:
+        log.warning("saving will be some hundred times slower than it could be, the kernel is %s", kernels.NAME)
     with ChunkStore.open(Path(options.store), read_only=options.read_only) as store:
         try:
             trio.run(_Session(options, store, ready).run)

@@ -29,6 +29,7 @@ class Kernel:
     split_planes: Callable[[Buffer, int], bytes]
     join_planes: Callable[[Buffer, int], bytes]
     plane_entropies: Callable[[Buffer, int], list[float]]
+    is_slow: bool = False
 
 
 def available_kernels() -> dict[str, Kernel]:
@@ -58,6 +59,7 @@ def available_kernels() -> dict[str, Kernel]:
         reference.split_planes,
         reference.join_planes,
         reference.plane_entropies,
+        is_slow=True,
     )
     return kernels
 
@@ -75,6 +77,9 @@ _KERNEL = choose_kernel(available_kernels(), os.environ.get(VARIABLE))
 
 NAME = _KERNEL.title
 """The kernel in use: "avx512", "avx2", "portable" or "python (slow: why)"."""
+
+IS_SLOW = _KERNEL.is_slow
+"""Whether it is plain Python, which stores some hundred times more slowly."""
 
 
 def cut(data: Buffer, size_min: int, mean_bits: int, size_max: int, final: bool) -> list[int]:

@@ -31,6 +31,8 @@ class RunningMount:
     def __init__(self, path: Path, store: Path) -> None:
         self.path = path
         self.store = store
+        self.package = ROOT
+        """Where the ckptfs that is run lies."""
         self.expected_in_log: list[str] = []
         self._pids: set[int] = set()
         self._directories = 0
@@ -38,7 +40,7 @@ class RunningMount:
     def ckptfs(self, *args: object, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         """Run the command line; with `check`, a non-zero exit fails the test and shows what was printed."""
         command = [sys.executable, "-P", "-m", "ckptfs", *map(str, args)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"PYTHONPATH": str(self.package)}
         done = subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
         )

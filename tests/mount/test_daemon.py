@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -60,6 +61,18 @@ def message_with(manager: socket.socket, state: str) -> str:
 
 def test_the_mount_table_shows_type_and_store(mount: RunningMount) -> None:
     assert mount_entry(mount.path) == (str(mount.store), "fuse.ckptfs")
+
+
+@pytest.mark.expects_log("WARNING .* slower .* python .slow: no C extension")
+def test_without_the_c_extension_log_and_stats_call_the_kernel_slow(unmounted: RunningMount, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "ckptfs", tmp_path / "built" / "ckptfs", ignore=shutil.ignore_patterns("_kernels*"))
+    unmounted.package = tmp_path / "built"
+    unmounted.mount()
+    (unmounted.path / "file").write_bytes(noise(300_000))
+    assert (unmounted.path / "file").read_bytes() == noise(300_000)
+    assert unmounted.run("stats").stdout.count("python (slow: no C extension") == 1
+    assert unmounted.log().count("WARNING") == 1
+    unmounted.umount()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

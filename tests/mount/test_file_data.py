@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mount.running import RunningMount
+
 KIB = 1024
 MIB = 1024 * KIB
 PAGE = mmap.PAGESIZE
@@ -159,6 +161,46 @@ def test_a_shared_mapping_changes_the_file(place: Path) -> None:
         assert (place / "file").read_bytes() == content
         mapping.flush()
     assert (place / "file").read_bytes() == content
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_overlapping_writes_in_any_order_leave_what_a_plain_file_has(
+    mount: RunningMount, tmp_path: Path, seed: int
+) -> None:
+    paths = mount.path / "file", tmp_path / "plain"
+    for path in paths:
+        _overwrite_at_random(path, random.Random(seed))
+    mounted, plain = (path.read_bytes() for path in paths)
+    assert mounted == plain
+    kept = mount.snapshot("kept")
+    mount.remount()
+    assert paths[0].read_bytes() == plain
+    assert mount.at(kept, "file").read_bytes() == plain
+
+
+def _overwrite_at_random(path: Path, source: random.Random) -> None:
+    """Write 12 MiB of a file many times over: by calls and through a mapping, in pages and across, with syncs."""
+    size = 12 * MIB
+    with open(path, "w+b", buffering=0) as file:
+        file.truncate(size)
+        with mmap.mmap(file.fileno(), size) as mapping:
+            for _ in range(300):
+                length = source.choice([1, 100, PAGE, 3 * PAGE + 5, 70_000, MIB])
+                offset = source.randrange(size - length)
+                if source.random() < 0.3:
+                    offset -= offset % PAGE
+                data = source.randbytes(length)
+                if source.random() < 0.5:
+                    os.pwrite(file.fileno(), data, offset)
+                else:
+                    mapping[offset : offset + length] = data
+                what = source.random()
+                if what < 0.02:
+                    mapping.flush()
+                elif what < 0.04:
+                    os.fsync(file.fileno())
+                elif what < 0.2:
+                    assert os.pread(file.fileno(), length, offset) == data
 
 
 def test_a_private_mapping_does_not(place: Path) -> None:

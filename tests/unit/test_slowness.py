@@ -1,0 +1,55 @@
+"""A coarse guard: something that has become ten times slower. Figures are the business of `bench/`."""
+
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ckptfs.config import MIB
+from ckptfs.store import ChunkStore, kernels
+from tests.unit.tree_support import NoSyncDisk
+
+SIZE = 16 * MIB
+PIECE_SIZE = 4 * MIB
+FACTOR = 10
+"""Far more than the store takes beyond cutting, hashing and a plain write, and more than a busy machine makes of it."""
+
+
+def fastest(work: Callable[[], object]) -> float:
+    """Return the seconds of the fastest of three runs."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def test_storing_bytes_takes_no_multiple_of_touching_them(tmp_path: Path) -> None:
+    with ChunkStore.create(tmp_path / "store", disk=NoSyncDisk()) as store:
+        sizes = store.config.chunk_sizes
+        limits = sizes.size_min, sizes.mean_bits, sizes.size_max
+        fresh = iter([random.Random(seed).randbytes(SIZE) for seed in range(3)])
+        data = random.Random(3).randbytes(SIZE)
+
+        def touch() -> None:
+            for start in range(0, SIZE, PIECE_SIZE):
+                kernels.cut_and_hash(data[start : start + PIECE_SIZE], *limits, True, 0)
+
+        def write() -> None:
+            fd = os.open(tmp_path / "plain", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.write(fd, data)
+            os.close(fd)
+
+        def ingest(data: bytes) -> None:
+            for start in range(0, SIZE, PIECE_SIZE):
+                store.ingest(memoryview(data)[start : start + PIECE_SIZE], True, encode=False)
+
+        touched, written = fastest(touch), fastest(write)
+        new = fastest(lambda: ingest(next(fresh)))
+        ingest(data)
+        known = fastest(lambda: ingest(data))
+    print(f"touched {touched:.4f} s, written {written:.4f} s, known {known:.4f} s, new {new:.4f} s")
+    assert known < FACTOR * touched
+    assert new < FACTOR * (touched + written)
