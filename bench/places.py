@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.02
@@ -84,7 +86,9 @@ class Null:
 
 
 class Ckptfs:
-    """A mount of ckptfs with a store of its own."""
+    """A mount of ckptfs with a store of its own; `on_mount` hears the process id of every daemon."""
+
+    on_mount: ClassVar[Callable[[int], None]] = staticmethod(lambda pid: None)
 
     def __init__(self, scratch: Path, *, name: str = "ckptfs", mounted: bool = True) -> None:
         self.name = name
@@ -107,6 +111,7 @@ class Ckptfs:
     def mount(self) -> None:
         """Start the daemon."""
         self.command("mount", self.path, "--store", self.store)
+        Ckptfs.on_mount(self.pid())
 
     def pid(self) -> int:
         """Return the daemon's process id."""
@@ -119,10 +124,10 @@ class Ckptfs:
                 return int(process.name)
         sys.exit("the daemon is gone")
 
-    def replies(self) -> int:
-        """Return how often the daemon has called write so far; it answers every request of the kernel by one call."""
+    def written(self) -> int:
+        """Return the bytes that the daemon has written so far: to the kernel, as answers, and to the store."""
         counters = Path(f"/proc/{self.pid()}/io").read_text()
-        written = re.search(r"syscw: (\d+)", counters)
+        written = re.search(r"wchar: (\d+)", counters)
         assert written
         return int(written[1])
 

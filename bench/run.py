@@ -3,7 +3,9 @@
 
 import argparse
 
+import curve
 import kernels
+import shares
 import speed
 import storage
 
@@ -19,6 +21,13 @@ def main() -> None:
     command.add_argument("--quick", action="store_true", help="fewer bytes and runs: under 3 minutes")
     command.add_argument("rows", metavar="ROW", nargs="*", help=f"only these of {', '.join(speed.ROWS)}")
     command.set_defaults(run=lambda arguments: speed.report(quick=arguments.quick, names=arguments.rows))
+    command = benchmarks.add_parser("profile", help="where the daemon's processor time goes in rows of speed")
+    command.add_argument("--quick", action="store_true", help="fewer bytes and runs")
+    command.add_argument("rows", metavar="ROW", nargs="+", help=f"of {', '.join(speed.ROWS)}")
+    command.set_defaults(run=lambda arguments: shares.report(quick=arguments.quick, names=arguments.rows))
+    command = benchmarks.add_parser("curve", help="what the chunk size does to dedup, index and speed")
+    command.add_argument("--seed", type=int, default=0, help="of the training runs that make the series")
+    command.set_defaults(run=lambda arguments: curve.report(arguments.seed))
     command = benchmarks.add_parser("kernels", help="the loops over every byte, in memory, on one core")
     command.set_defaults(run=lambda arguments: kernels.report())
     arguments = parser.parse_args()

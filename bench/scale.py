@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+from direct import save
 from measure import MIB, Bench, Timings, line, timed
 from places import Ckptfs
 
@@ -17,8 +18,6 @@ from ckptfs.config import FORMAT_VERSION, ChunkSizes, StoreConfig
 from ckptfs.mount.client import Client
 from ckptfs.store import ChunkStore
 from ckptfs.tree import Commands, Tree
-from ckptfs.tree.inode import ROOT_INO
-from ckptfs.tree.namespace import Owner
 
 CHUNKS = 1_000_000
 SNAPSHOTS = 10_000
@@ -38,32 +37,14 @@ def make_large_store(path: Path) -> None:
         tree = Tree(store)
         saved, number = 0, 0
         while (chunks := store.stats().chunks) < CHUNKS:
-            _save(tree, b"%06d.pt" % number, source.bytes(FILE_SIZE))
+            save(tree, b"%06d.pt" % number, source.bytes(FILE_SIZE))
             number += 1
             if chunks - saved > CHECKPOINT_CHUNKS:
                 store.commit(checkpoint=True)
                 saved = chunks
         for step in range(SNAPSHOTS):
-            _save(tree, b"last.txt", b"%d" % step)
+            save(tree, b"last.txt", b"%d" % step)
             tree.take_snapshot(f"step-{step}")
-
-
-def _save(tree: Tree, name: bytes, data: bytes) -> None:
-    """Write a file of the root, over what is there."""
-    entry = tree.names.entry(ROOT_INO, name)
-    if entry is None:
-        inode = tree.names.create(ROOT_INO, name, 0o100644, Owner(os.getuid(), os.getgid()), committed=False)
-    else:
-        inode = tree.names.inode(entry.ino)
-    file = tree.files.open(inode, writing=True)
-    if entry is not None:
-        tree.files.truncate(file, 0)
-    tree.files.write(file, 0, data)
-    while (job := file.content.take_job(final=True)) is not None:
-        job.run()
-        file.content.finish_job()
-    tree.files.commit(file)
-    tree.files.release(file, writing=True)
 
 
 def large_store(bench: Bench) -> None:

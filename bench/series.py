@@ -8,7 +8,7 @@ made it, so a changed program makes a new one.
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import train
@@ -18,8 +18,20 @@ SERIES = Path(__file__).with_name("series")
 
 def demo_series(seed: int) -> Path:
     """Return the series of the demo's training run, training now if it is not there yet."""
+    return _series("demo", seed, train.SAVES, lambda step, file: True)
+
+
+def frozen_series(seed: int) -> Path:
+    """Return the saves over `last.pt` of a run in which only the last layer and the head learn."""
+    half = train.SAVES // 2
+    is_frozen = half * train.STEPS_PER_SAVE
+    return _series("frozen", seed, half + train.SAVES, lambda step, file: step > is_frozen and file.name == "last.pt")
+
+
+def _series(kind: str, seed: int, saves: int, wanted: Callable[[int, Path], bool]) -> Path:
+    """Return a series of the wanted files of a training run of so many saves."""
     program = hashlib.sha256(Path(train.__file__).read_bytes()).hexdigest()[:12]
-    target = SERIES / f"demo-seed{seed}-{program}"
+    target = SERIES / f"{kind}-seed{seed}-{program}"
     if target.exists():
         return target
     SERIES.mkdir(exist_ok=True)
@@ -28,12 +40,13 @@ def demo_series(seed: int) -> Path:
 
     def keep(step: int, files: list[Path]) -> None:
         save = unfinished / "saves" / f"{step:06}"
-        save.mkdir(parents=True)
         for file in files:
-            shutil.copyfile(file, save / file.name)
+            if wanted(step, file):
+                save.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, save / file.name)
 
     try:
-        train.train(train.Run(unfinished / "out", seed=seed), keep)
+        train.train(train.Run(unfinished / "out", saves=saves, seed=seed), keep)
         (unfinished / "saves").rename(target)
     finally:
         shutil.rmtree(unfinished)

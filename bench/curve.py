@@ -1,0 +1,77 @@
+"""The chunk size: what it does to dedup, to the index and to the speed of storing, on two series of saves.
+
+Every size gets the same saves, one after the other, in a store of its own and without a mount. A mean of 2^b is asked
+for between a least size of a quarter and a greatest of four times as much, as the default has it.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from direct import save
+from series import demo_series, frozen_series, raw_size, saves_of
+
+from ckptfs.config import FORMAT_VERSION, KIB, ChunkSizes, StoreConfig
+from ckptfs.store import ChunkStore
+from ckptfs.tree import Tree
+
+MEAN_BITS = range(14, 20)
+ROUNDS = 3
+
+
+class Point(NamedTuple):
+    """What one chunk size makes of a series: bytes, but for the seconds in which all of it was stored."""
+
+    chunks: int
+    distinct: int
+    index: int
+    seconds: float
+
+
+@contextmanager
+def _empty_store(mean_bits: int) -> Iterator[ChunkStore]:
+    sizes = ChunkSizes(1 << mean_bits - 2, mean_bits, 1 << mean_bits + 2)
+    with tempfile.TemporaryDirectory(prefix="ckptfs-curve-") as directory:
+        config = StoreConfig(FORMAT_VERSION, seed=1, created_ns=0, chunk_sizes=sizes)
+        with ChunkStore.create(Path(directory) / "store", config=config) as store:
+            yield store
+
+
+def measure(series: Path, mean_bits: int) -> Point:
+    """Store a series in chunks of one size."""
+    seconds = 0.0
+    with _empty_store(mean_bits) as store:
+        tree = Tree(store)
+        for number, files in enumerate(saves_of(series)):
+            for file in files:
+                data = file.read_bytes()
+                began = time.perf_counter()
+                save(tree, os.fsencode(file.name), data)
+                seconds += time.perf_counter() - began
+            tree.take_snapshot(f"save-{number}")
+            store.commit(durable=False)
+        store.commit(checkpoint=True)
+        stats = store.stats()
+        index = os.stat(store.path / "index.lmdb").st_blocks * 512
+        return Point(stats.chunks, stats.raw_bytes, index, seconds)
+
+
+def report(seed: int) -> None:
+    """Print a table for each series; sizes take turns, and the fastest of their rounds counts."""
+    for series in (demo_series(seed), frozen_series(seed)):
+        raw = raw_size(series)
+        print(f"series {series.name}: {sum(1 for _ in saves_of(series))} saves, {raw:,} bytes raw, seed {seed}")
+        print(f"{'mean asked for':>14} {'mean chunk':>11} {'distinct of raw':>16} {'index of raw':>13} {'MB/s':>7}")
+        points = [[measure(series, bits) for bits in MEAN_BITS] for _ in range(ROUNDS)]
+        for bits, rounds in zip(MEAN_BITS, zip(*points, strict=True), strict=True):
+            chunks, distinct, index, _ = rounds[0]
+            rate = raw / min(point.seconds for point in rounds) / 1e6
+            mean = f"{distinct / chunks / KIB:.1f} KiB"
+            print(
+                f"{(1 << bits) // KIB:>10} KiB {mean:>11} {distinct / raw:>16.4f} {index / raw:>13.5%} {rate:>7.0f}",
+                flush=True,
+            )
