@@ -291,9 +291,9 @@ class Tables:
                 if memtable:
                     index = memtable.bisect_left(stop)  # type: ignore[attr-defined]
                     if index:
-                        key = memtable.keys()[index - 1]  # type: ignore[index]
+                        key, above = memtable.peekitem(index - 1)  # type: ignore[attr-defined]
                         if key >= start and (best is None or key > best):
-                            best, value = key, memtable[key]
+                            best, value = key, above
             with self._reader.lock:
                 cursor = self._reader.cursor(table)
                 if cursor.prev() if cursor.set_range(stop) else cursor.last():

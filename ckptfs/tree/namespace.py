@@ -203,13 +203,13 @@ class Namespace:
         if inode.is_dir:
             fail(errno.EISDIR, name)
         self._note(inode)
-        self.drop_name(parent, name, inode.ino)
+        self.drop_name(parent, name, inode)
         self.touch(parent)
 
-    def drop_name(self, parent: int, name: bytes, ino: int) -> None:
+    def drop_name(self, parent: int, name: bytes, inode: Inode) -> None:
         """Take a name from an inode that is no directory, which goes with its last one; no time of `parent` changes."""
         self._remove_name(parent, name)
-        self._drop_link(ino)
+        self._drop_link(inode)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory; ENOENT, ENOTDIR, ENOTEMPTY."""
@@ -273,10 +273,10 @@ class Namespace:
             fail(errno.ENOTDIR, name)
         if not moved.flags & UNCOMMITTED:
             self._remove_name(parent, name)
-            self._drop_link(target.ino)
+            self._drop_link(target)
         elif target.flags & UNCOMMITTED:
             self._erase_live_only_name(name_prefix(parent, name), target.ino)
-            self._drop_link(target.ino)
+            self._drop_link(target)
         # What is committed stays in the open epoch, below the name of an uncommitted file, until that is committed.
         moved = self.inode(moved.ino)  # which may have been what the name hid, and then has a link less
         if moved.predecessor == 0 and target.is_file:
@@ -342,7 +342,7 @@ class Namespace:
             hidden = self.rows.get(Table.DIRENTS, prefix)
             if hidden is not None:
                 self.rows.remove(Table.DIRENTS, prefix)
-                self._drop_link(decode_dirent(hidden).ino)
+                self._drop_link(self.inode(decode_dirent(hidden).ino))
         else:
             self.rows.remove(Table.DIRENTS, prefix)
 
@@ -351,8 +351,7 @@ class Namespace:
         self.rows.erase(Table.DIRENTS, prefix, LIVE)
         self._uncommitted_names[ino].discard(prefix)
 
-    def _drop_link(self, ino: int) -> None:
-        inode = self.inode(ino)
+    def _drop_link(self, inode: Inode) -> None:
         inode = replace(inode, nlink=inode.nlink - 1, ctime_ns=self.now_ns())
         if inode.nlink:
             self.put_inode(inode)
@@ -421,7 +420,7 @@ class Namespace:
             hidden = self.rows.get(Table.DIRENTS, prefix)
             self.rows.put(Table.DIRENTS, prefix, value)
             if hidden is not None:
-                self._drop_link(decode_dirent(hidden).ino)
+                self._drop_link(self.inode(decode_dirent(hidden).ino))
 
     def restore(self, parent: int, name: bytes, inode: Inode) -> None:
         """Give a free name to an inode that is not in the live tree (any more), as it is.

@@ -179,7 +179,7 @@ class Rollback:
         if not inode.flags & UNCOMMITTED:
             self._names.epoch.restored(inode.ino, path)
         self._renamed.add(parent)
-        self._names.drop_name(parent, name, inode.ino)
+        self._names.drop_name(parent, name, inode)
 
     def _changed(self, ino: int, path: str) -> None:
         self._result.changed_files.add(path)

@@ -100,8 +100,10 @@ class Rows:
 
     def erase(self, table: Table, prefix: bytes, epoch: int) -> None:
         """Take out the row that `epoch` itself wrote, if it did; older rows show again."""
-        self.tables.delete(table, prefix + _EPOCH.pack(epoch))
-        self.tables.delete(Table.CHANGES, _CHANGE.pack(epoch, table) + prefix)
+        key = prefix + _EPOCH.pack(epoch)
+        if self.tables.get(table, key) is not None:  # a deletion of nothing would be journalled as well
+            self.tables.delete(table, key)
+            self.tables.delete(Table.CHANGES, _CHANGE.pack(epoch, table) + prefix)
 
     def remove(self, table: Table, prefix: bytes) -> None:
         """Make the open epoch see nothing under `prefix`: a tombstone, or no row at all where none is older."""
