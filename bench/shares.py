@@ -28,9 +28,9 @@ SHARES = (
     ("kernel: other", r"\["),
     ("cutting, hashing, planes", r"_kernels\."),
     ("zstd", r".*zstd"),
-    ("LMDB", r".*(lmdb|cpython\..*mdb_)"),
+    ("LMDB", r".*(lmdb|cpython\.cpython)"),
     ("copying in the daemon", r"libc.*;.*(memcpy|memmove|memset)"),
-    ("pyfuse3 and libfuse", r".*fuse"),
+    ("pyfuse3 and libfuse", r".*(fuse|__init__\.cpython)"),
     ("libc: other", r"(libc|libpthread|ld-linux)"),
     ("Python", r".*"),
 )
