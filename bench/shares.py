@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -26,7 +25,7 @@ SHARES = (
     ("kernel: fuse", r"\[.*;.*fuse"),
     ("kernel: waking and switching", r"\[.*;.*(sched|schedule|futex|wake|_lock|unlock|switch|epoll|poll)"),
     ("kernel: other", r"\["),
-    ("cutting, hashing, planes", r"_kernels\."),
+    ("cutting, hashing, planes", r"(_kernels|_xxhash)\."),
     ("zstd", r".*zstd"),
     ("LMDB", r".*(lmdb|cpython\.cpython)"),
     ("copying in the daemon", r"libc.*;.*(memcpy|memmove|memset)"),
@@ -43,13 +42,19 @@ class Recorder:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._running: list[tuple[Path, subprocess.Popen[bytes]]] = []
-        self.began = time.monotonic()
 
     def watch(self, pid: int) -> None:
-        """Sample a daemon until it ends."""
-        path = self._directory / f"{len(self._running)}.data"
+        """Sample a daemon until it ends; returns when perf has begun, lest it miss threads that begin meanwhile."""
+        path, orders, answers = (self._directory / f"{len(self._running)}.{kind}" for kind in ("data", "in", "out"))
+        os.mkfifo(orders)
+        os.mkfifo(answers)
         command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(FREQUENCY), "-p", str(pid), "-o", str(path)]
+        command += ["--delay=-1", f"--control=fifo:{orders},{answers}"]
         self._running.append((path, subprocess.Popen(command)))
+        with open(orders, "w") as order, open(answers) as answer:
+            order.write("enable\n")
+            order.flush()
+            answer.readline()
 
     def samples(self) -> Counter[str]:
         """Return how many samples there are of each share, when all daemons have ended."""
