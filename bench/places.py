@@ -108,9 +108,9 @@ class Ckptfs:
             sys.exit(f"ckptfs {' '.join(map(str, words))}: exit {done.returncode}\n{done.stderr}")
         return done.stdout
 
-    def mount(self) -> None:
+    def mount(self, *options: str) -> None:
         """Start the daemon."""
-        self.command("mount", self.path, "--store", self.store)
+        self.command("mount", self.path, "--store", self.store, *options)
         Ckptfs.on_mount(self.pid())
 
     def pid(self) -> int:
@@ -125,7 +125,7 @@ class Ckptfs:
         sys.exit("the daemon is gone")
 
     def written(self) -> int:
-        """Return the bytes that the daemon has written so far: to the kernel, as answers, and to the store."""
+        """Return the bytes that the daemon has written so far: answers to the kernel, and what goes to the store."""
         counters = Path(f"/proc/{self.pid()}/io").read_text()
         written = re.search(r"wchar: (\d+)", counters)
         assert written
