@@ -7,6 +7,8 @@ journal, never waits for a sync.
 
 import logging
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -23,6 +25,19 @@ CHECKPOINT_ROWS = 200_000
 SMALL_ROWS = 200
 """A journal record of no more rows than this is small work."""
 RETRY_SECONDS = 1.0
+
+
+@asynccontextmanager
+async def _held(lock: trio.Lock) -> AsyncIterator[None]:
+    """Hold a lock; one that is free costs no turn of the loop."""
+    try:
+        lock.acquire_nowait()
+    except trio.WouldBlock:
+        await lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Committer:
@@ -52,7 +67,7 @@ class Committer:
         A call waits for no sync or checkpoint that others have under way, unless it asks to be durable.
         """
         begun = self._rounds
-        async with self._journal_lock:
+        async with _held(self._journal_lock):
             if self._journalled <= begun:  # no round that began after this call has done it
                 await self._append_journal(self._store.tables.take_changes())
             journalled = self._journalled

@@ -212,8 +212,11 @@ class Operations(pyfuse3.Operations):
     # Names
 
     def _made(self, inode: Inode) -> EntryAttributes:
+        """Return the entry of an inode that was just made."""
         self._versions.touched()
-        return self._entry(Node(inode.ino, LIVE))
+        node_id = self._nodes.node_id(Node(inode.ino, LIVE))
+        self._nodes.looked_up(node_id)
+        return entry_attributes(node_id, inode)
 
     @answered
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
@@ -254,7 +257,9 @@ class Operations(pyfuse3.Operations):
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         parent = self._new_name(new_parent_inode, new_name)
-        return self._made(self._names.link(self._writable(inode), parent, new_name))
+        linked = self._names.link(self._writable(inode), parent, new_name)
+        self._versions.touched()
+        return self._entry(Node(linked.ino, LIVE))  # it may be open, and longer than its inode says
 
     @answered
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:

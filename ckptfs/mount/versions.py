@@ -38,23 +38,31 @@ class MountedVersions:
         self._committer = committer
         self._settle = settle
         self._commands = Commands(tree)
-        self._changed = trio.Event()
+        self._due_sooner = trio.Event()
+        self._asleep_until = math.inf
 
     def touched(self) -> None:
         """Note that the tree has changed, so that journal and automatic snapshot follow."""
         self._committer.wake()
-        self._changed.set()
+        if trio.current_time() + self._due_in() < self._asleep_until:
+            self._due_sooner.set()
+
+    def _due_in(self) -> float:
+        """Return the seconds until an automatic snapshot is due, infinity where nothing asks for one."""
+        due = self._tree.epoch.due_in(self._settle, self._tree.files.unfinished_since())
+        return math.inf if due is None else due
 
     async def run(self) -> None:
         """Take an automatic snapshot whenever one is due, for ever."""
         while True:
-            due = self._tree.epoch.due_in(self._settle, self._tree.files.unfinished_since())
+            due = self._due_in()
             if due == 0:
                 await self._take_automatic()
                 continue
-            self._changed = trio.Event()
-            with trio.move_on_after(math.inf if due is None else due):
-                await self._changed.wait()
+            self._due_sooner = trio.Event()
+            self._asleep_until = trio.current_time() + due
+            with trio.move_on_at(self._asleep_until):
+                await self._due_sooner.wait()
 
     async def _take_automatic(self) -> None:
         try:

@@ -28,7 +28,7 @@ ROW = struct.Struct("<BBHI")
 
 _CHECK_MASK = 0xFFFFFFFF
 _ROW_DELETED = 1
-_METADATA_RAW_MAX = 256
+_METADATA_RAW_MAX = 1024
 """Metadata up to this size is stored raw: a frame of zstd would save nothing."""
 _PADDING = [bytes(count) for count in range(ALIGNMENT)]
 
