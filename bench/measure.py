@@ -56,6 +56,11 @@ def line(work: str, value: float, relation: str, goal: float, detail: str = "") 
     print(f"{'ok  ' if reached else 'MISS'} {work:<58} {value:8.3f} {relation} {goal:<6g} {detail}", flush=True)
 
 
+def note(work: str, value: float, detail: str = "") -> None:
+    """Print a row that has nothing to reach."""
+    print(f"     {work:<58} {value:8.3f}           {detail}", flush=True)
+
+
 class Weights:
     """Bytes like those of an fp32 checkpoint; every call of `fresh` gives others of the same kind."""
 

@@ -1,7 +1,8 @@
 """A pyfuse3 filesystem that keeps nothing: the ceiling of what any filesystem on pyfuse3 can reach here.
 
-Names and sizes are remembered, written bytes are dropped, and reads come from a constant. It is mounted with the same
-options as ckptfs. Run as `nullfs.py MOUNTPOINT`.
+Names and sizes are remembered, written bytes are dropped, and reads come from a constant. Written bytes come through
+the kernel's writeback cache, or with `--direct` past the page cache, as ckptfs has it. Run as
+`nullfs.py MOUNTPOINT [--direct]`.
 """
 
 import errno
@@ -20,10 +21,11 @@ class NullOperations(pyfuse3.Operations):
     """One directory of files without content."""
 
     supports_dot_lookup = False
-    enable_writeback_cache = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, direct: bool) -> None:
         super().__init__()
+        self.enable_writeback_cache = not direct
+        self._direct = direct
         self._numbers = count(pyfuse3.ROOT_INODE + 1)
         self._names: dict[bytes, int] = {}
         self._sizes: dict[int, int] = {}
@@ -52,12 +54,16 @@ class NullOperations(pyfuse3.Operations):
     async def create(self, parent, name, mode, flags, ctx):
         inode = self._names[name] = next(self._numbers)
         self._sizes[inode] = 0
-        return pyfuse3.FileInfo(fh=inode), self._attributes(inode)
+        return self._opened(inode, flags), self._attributes(inode)
+
+    def _opened(self, inode: int, flags: int) -> pyfuse3.FileInfo:
+        direct = self._direct and flags & os.O_ACCMODE == os.O_WRONLY
+        return pyfuse3.FileInfo(fh=inode, direct_io=direct, keep_cache=True)
 
     async def open(self, inode, flags, ctx):
         if flags & os.O_TRUNC:
             self._sizes[inode] = 0
-        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+        return self._opened(inode, flags)
 
     async def write(self, fh, offset, data):
         self._sizes[fh] = max(self._sizes[fh], offset + len(data))
@@ -91,7 +97,8 @@ class NullOperations(pyfuse3.Operations):
 
 def main() -> None:
     """Mount on the directory named on the command line, and serve until it is unmounted."""
-    pyfuse3.init(NullOperations(), sys.argv[1], {*pyfuse3.default_options, "fsname=null"})
+    operations = NullOperations(direct="--direct" in sys.argv[2:])
+    pyfuse3.init(operations, sys.argv[1], {*pyfuse3.default_options, "fsname=null"})
     try:
         trio.run(pyfuse3.main)
     finally:

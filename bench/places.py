@@ -58,14 +58,16 @@ class Plain:
 
 
 class Null:
-    """A mount of nullfs.py."""
+    """A mount of nullfs.py, through the kernel's writeback cache."""
 
     name = "null"
+    options: tuple[str, ...] = ()
 
     def __init__(self, scratch: Path) -> None:
-        self.path = scratch / "null"
+        self.path = scratch / self.name
         self.path.mkdir()
-        self._process = subprocess.Popen([sys.executable, Path(__file__).with_name("nullfs.py"), self.path])
+        command = [sys.executable, Path(__file__).with_name("nullfs.py"), self.path, *self.options]
+        self._process = subprocess.Popen(command)
         while not os.path.ismount(self.path):
             if self._process.poll() is not None:
                 sys.exit("the null filesystem could not be mounted")
@@ -83,6 +85,13 @@ class Null:
         """Unmount."""
         subprocess.run(["fusermount3", "-u", self.path], check=True)
         self._process.wait()
+
+
+class NullDirect(Null):
+    """A mount of nullfs.py that written bytes reach past the page cache."""
+
+    name = "null-direct"
+    options = ("--direct",)
 
 
 class Ckptfs:
