@@ -129,12 +129,13 @@ class Environment:
         self.lock_path = path.with_name(path.name + "-lock")
         self._disk = disk
         self._readers: list[Reader] = []
-        if not read_only:
-            # LMDB takes an empty file for a new one; made here, it is private whatever the umask.
-            for file in (path, self.lock_path):
-                disk.close(disk.open_write(file, create=True))
-        size = path.stat().st_size if path.exists() else 0
         try:
+            if not read_only:
+                if not path.exists():
+                    self._make()
+                # Made here, it is private whatever the umask.
+                disk.close(disk.open_write(self.lock_path, create=True))
+            size = path.stat().st_size if path.exists() else 0
             self._env = lmdb.open(
                 str(path),
                 map_size=max(map_size, size * _MAP_GROWTH),
@@ -177,6 +178,15 @@ class Environment:
                 name, transaction, dupsort=True, dupfixed=True
             )
             _write_packed(transaction.cursor(database), rows)
+
+    def _make(self) -> None:
+        """Make an empty index: whole when it has its name, for LMDB does not sync the first pages of a new file."""
+        making = self.path.with_name(self.path.name + ".new")
+        # LMDB takes an empty file for a new one; made here, it is private whatever the umask.
+        self._disk.close(self._disk.open_write(making, create=True, empty=True))
+        with lmdb.open(str(making), subdir=False, lock=False, max_dbs=_DATABASES_MAX) as environment:
+            environment.open_db(Table.STORE.name.lower().encode())  # the first commit, and LMDB syncs every one
+        self._disk.rename(making, self.path)
 
     def reader(self, lock: threading.Lock) -> Reader:
         """Make a reader that is used under `lock`."""

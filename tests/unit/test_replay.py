@@ -225,6 +225,14 @@ def test_a_rebuild_that_was_cut_short_is_undone(tmp_path: Path) -> None:
     assert not (history.path / "index.lmdb.before-rebuild").exists()
 
 
+def test_an_index_that_was_being_made_when_the_power_went_is_begun_again(tmp_path: Path) -> None:
+    history = live(tmp_path, checkpoint_at=5, loose_chunks=False)
+    (history.path / "index.lmdb").unlink()
+    (history.path / "index.lmdb.new").write_bytes(bytes(8192))
+    assert_kept(history.path, history.steps[-1])
+    assert not (history.path / "index.lmdb.new").exists()
+
+
 def test_without_an_index_nothing_is_cut_off_before_intact_metadata(tmp_path: Path) -> None:
     history = live(tmp_path, checkpoint_at=None, synced=False)
     damage(history.path, history.boundaries[6])
