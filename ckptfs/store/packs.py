@@ -167,7 +167,9 @@ class Packs:
         # Whatever has this name is what a failed append left: the position is always behind all that counts.
         self._writer = _PackFile(self._disk, path, self._disk.open_write(path, create=True, empty=True))
         self._directory_dirty = True
-        header = records.build_pack_header(pack, FORMAT_VERSION, self._identity.fingerprint, self._identity.seed)
+        header = records.build_pack_header(
+            pack, FORMAT_VERSION, self._identity.fingerprint, self._identity.seed, previous_size=offset
+        )
         buffers += header.buffers
         return pack, 0
 
@@ -347,6 +349,18 @@ class Packs:
                 yield Found(position, Position(pack, offset), record)
             elif not records.is_pack_header(record, pack, self._identity.fingerprint):
                 yield Gap(position, "the pack belongs to another store or has another number")
+            elif (previous := self._size(pack - 1)) < records.previous_size(record):
+                # A power cut may take the end of a pack and leave the next one: what is missing leaves no other trace.
+                yield Gap(Position(pack - 1, previous), "the pack ends too early")
+
+    def _size(self, pack: int) -> int:
+        """Return the size of a pack, 0 when there is none."""
+        path = self.path(pack)
+        try:
+            file = _PackFile(self._disk, path, self._disk.open_read(path))
+        except FileNotFoundError:
+            return 0
+        return self._disk.size(file.fd)
 
 
 class _Window:

@@ -27,6 +27,7 @@ METADATA_PREFIX = struct.Struct("<IIQ")
 ROW = struct.Struct("<BBHI")
 
 _CHECK_MASK = 0xFFFFFFFF
+_PREVIOUS_SIZE_MAX = 0xFFFFFFFF
 _ROW_DELETED = 1
 _METADATA_RAW_MAX = 1024
 """Metadata up to this size is stored raw: a frame of zstd would save nothing."""
@@ -191,9 +192,9 @@ def is_intact(record: Record) -> bool:
     return payload_check(record.payload, pack_bases(record.bases)) == record.header.payload_check
 
 
-def build_pack_header(number: int, version: int, fingerprint: int, seed: int) -> RecordBytes:
-    """Build the first record of a pack."""
-    payload = PACK_PAYLOAD.pack(version, 0, fingerprint)
+def build_pack_header(number: int, version: int, fingerprint: int, seed: int, previous_size: int) -> RecordBytes:
+    """Build the first record of a pack; `previous_size` is that of the pack before it when this one was begun."""
+    payload = PACK_PAYLOAD.pack(version, min(previous_size, _PREVIOUS_SIZE_MAX), fingerprint)
     return build(RecordType.PACK, number, xxhash.xxh3_128_digest(payload, seed), len(payload), Encoding.RAW, payload)
 
 
@@ -202,6 +203,11 @@ def is_pack_header(record: Record, number: int, fingerprint: int) -> bool:
     if record.header.type != RecordType.PACK or record.header.number != number:
         return False
     return len(record.payload) == PACK_PAYLOAD.size and PACK_PAYLOAD.unpack(record.payload)[2] == fingerprint
+
+
+def previous_size(pack_header: Record) -> int:
+    """Return how many bytes the pack before has at least, as a pack header says; 0 when it does not say."""
+    return int(PACK_PAYLOAD.unpack(pack_header.payload)[1])
 
 
 def build_metadata(sequence: int, synced: Position, rows: Iterable[Row], seed: int) -> RecordBytes:

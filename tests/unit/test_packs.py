@@ -195,9 +195,19 @@ def test_a_scan_names_a_missing_pack_and_a_foreign_one(tmp_path: Path, disk: Fai
     os.unlink(packs.path(2))
     os.replace(packs.path(3), packs.path(3).with_name("kept"))
     stranger = Packs(tmp_path, disk, IDENTITY._replace(fingerprint=1))
-    packs.path(3).write_bytes(b"".join(records.build_pack_header(3, 1, 1, 5).buffers))
-    assert numbers(packs) == [1, -1, -1, 4]
+    packs.path(3).write_bytes(b"".join(records.build_pack_header(3, 1, 1, 5, 0).buffers))
+    assert numbers(packs) == [1, -1, -1, -1, 4]  # missing, foreign, and shorter than the fourth says
     assert numbers(stranger, Position(3, 0)) == [-1, 4]
+
+
+def test_a_pack_that_lost_whole_records_at_its_end_is_a_gap(tmp_path: Path, disk: FailingDisk) -> None:
+    packs = Packs(tmp_path, disk, IDENTITY, pack_size_max=300)
+    positions = [packs.append([chunk(number)])[0] for number in range(1, 5)]
+    assert positions[1].pack == 1 and positions[2].pack == 2
+    os.truncate(packs.path(1), positions[1].offset)
+    assert numbers(packs) == [1, -1, 3, 4]
+    os.unlink(packs.path(2))
+    assert numbers(packs) == [1]
 
 
 def test_truncate_removes_what_follows(tmp_path: Path, disk: FailingDisk) -> None:

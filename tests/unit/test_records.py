@@ -78,7 +78,7 @@ def test_every_changed_byte_is_noticed(make: object) -> None:
 
 
 def test_a_pack_header_belongs_to_one_pack_of_one_store() -> None:
-    record = parsed(joined(records.build_pack_header(4, 1, 99, SEED)))
+    record = parsed(joined(records.build_pack_header(4, 1, 99, SEED, 0)))
     assert records.is_pack_header(record, 4, 99)
     assert not records.is_pack_header(record, 5, 99)
     assert not records.is_pack_header(record, 4, 98)
