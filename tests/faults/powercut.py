@@ -6,12 +6,13 @@ few. `Pages reach the disk in any order` is all that is assumed, and that a sect
 which LMDB relies on too.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+import xxhash
 
 from tests.faults.recorder import Mark, Names, Operation, Sync, Truncate, Write
 
@@ -31,7 +32,7 @@ class Image(NamedTuple):
 
     def digest(self) -> bytes:
         """Return what tells this image from others."""
-        digest = hashlib.blake2b(digest_size=16)
+        digest = xxhash.xxh3_128()
         for path, data in sorted(self.files.items()):
             digest.update(b"%d %d " % (len(path), len(data)))
             digest.update(path.encode())

@@ -1,6 +1,5 @@
 """The power may go at any operation: what was promised is there, and nothing is torn."""
 
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -9,14 +8,12 @@ from tests.faults.crashes import judge_seed
 
 SEEDS = range(1, 13)
 DISTINCT_MIN = 10_000
-PROCESSES = 2
 
 
 @pytest.mark.timeout(240)
-def test_ten_thousand_power_cuts_lose_nothing(fuse: None) -> None:
+def test_ten_thousand_power_cuts_lose_nothing(fuse: None, pool: ProcessPoolExecutor) -> None:
     print(f"seeds {list(SEEDS)}")
-    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
-        judgements = list(pool.map(judge_seed, SEEDS))
+    judgements = list(pool.map(judge_seed, SEEDS))
     losses = [loss for judgement in judgements for loss in judgement.losses]
     assert not losses, "\n".join(losses[:10])
     distinct = set().union(*(judgement.digests for judgement in judgements))

@@ -23,7 +23,7 @@ from tests.unit.tree_support import Clock, Seen
 
 PACK_SIZE_MAX = 24 * KIB
 SAVE_SIZE_MAX = 9 * KIB
-SNAPSHOTS_MAX = 4
+SNAPSHOTS_MAX = 3
 FILES = ("last.pt", "best.pt", "run/a", "run/b", "run/c")
 
 
@@ -71,7 +71,7 @@ class Workload:
     def __init__(self, path: Path, seed: int, mark: Callable[[str, int], None], disk: Disk) -> None:
         self.path = path
         self.states = [State(*(2 * [ModelTree().seen()]), {})]
-        self.actions: list[str] = []
+        self._tree: Tree | None = None
         self._source = random.Random(seed)
         self._mark = mark
         self._disk = disk
@@ -81,21 +81,35 @@ class Workload:
         self._journalled = copy.deepcopy((self._model, self._taken))
         self._open: dict[str, _Open] = {}
         self._frozen: Frozen | None = None
-        self._kept = -1
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a tree."""
+        return self._tree is not None
+
+    @property
+    def tree(self) -> Tree:
+        """The tree, which is there but before the store is made and while it is opened again."""
+        assert self._tree is not None
+        return self._tree
+
+    def _close_tree(self) -> None:
+        """End as a kill does."""
+        tree, self._tree = self.tree, None
+        tree.store.close(commit=False)
 
     def run(self, steps: int) -> None:
         """Make the store, take this many steps, and end as a kill does."""
         self.begin()
         for _ in range(steps):
             self.step()
-        self.tree.store.close(commit=False)
+        self._close_tree()
 
     def begin(self) -> None:
         """Make the store and its directory `run`."""
         self._mark("begun", 0)
         ChunkStore.create(self.path, disk=self._disk, config=support.CONFIG).close(commit=False)
         self._mark("kept", 0)
-        self._kept = 0
         self._open_tree()
         support.make_directory(self.tree, "run")
         self._model.create("run", Node(stat.S_IFDIR | 0o755))
@@ -103,7 +117,7 @@ class Workload:
 
     def _open_tree(self, *, rebuild: bool = False) -> None:
         store = ChunkStore.open(self.path, disk=self._disk, pack_size_max=PACK_SIZE_MAX, rebuild=rebuild)
-        self.tree = Tree(store, wall_ns=self._clock.wall_ns, monotonic=self._clock.monotonic)
+        self._tree = Tree(store, wall_ns=self._clock.wall_ns, monotonic=self._clock.monotonic)
 
     # Promises
 
@@ -117,7 +131,6 @@ class Workload:
 
     def _keep(self, state: int) -> None:
         self._mark("kept", state)
-        self._kept = state
 
     def journal(self, *, durable: bool) -> None:
         """Journal what has changed; when `durable`, it is promised."""
@@ -151,7 +164,6 @@ class Workload:
             (1, self.rebuild),
         )
         (action,) = source.choices([action for _, action in actions], [weight for weight, _ in actions])
-        self.actions.append(action.__name__)
         action()
         if source.random() < 0.7:
             self.journal(durable=source.random() < 0.15)
@@ -308,7 +320,7 @@ class Workload:
 
     def kill(self, *, rebuild: bool = False) -> None:
         """End without a word and open the store again: only what was journalled is there."""
-        self.tree.store.close(commit=False)
+        self._close_tree()
         self._open.clear()
         self._frozen = None
         self._open_tree(rebuild=rebuild)

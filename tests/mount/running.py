@@ -34,6 +34,8 @@ class RunningMount:
         self.package = ROOT
         """Where the ckptfs that is run lies."""
         self.expected_in_log: list[str] = []
+        self.daemon = 0
+        """The process id of the daemon that `mount` started last."""
         self._pids: set[int] = set()
         self._directories = 0
 
@@ -62,7 +64,8 @@ class RunningMount:
     def mount(self, *options: object, settle: float = SETTLE_SECONDS) -> None:
         """Mount, and return when the mountpoint is usable."""
         self.ckptfs("mount", self.path, "--store", self.store, "--settle", settle, *options)
-        self._pids.add(self.pid())
+        self.daemon = self.pid()
+        self._pids.add(self.daemon)
 
     def pid(self) -> int:
         """Return the process id of the daemon."""

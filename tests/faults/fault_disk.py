@@ -1,0 +1,176 @@
+"""A disk that fails at a chosen operation, and what a workload is left with then.
+
+The process goes on: what it said is kept must be readable at once, and be there when the store is opened again.
+"""
+
+import errno
+import os
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+
+from ckptfs.errors import NoSpaceError, NotAStoreError
+from ckptfs.store import ChunkStore, Disk
+from ckptfs.tree import Tree
+from tests.faults.crashes import go_on, scratch
+from tests.faults.workload import State, Workload, state_of
+from tests.unit import tree_support as support
+
+STEPS = 30
+
+
+class Fault(Enum):
+    """What happens at the chosen operation."""
+
+    ERROR = "it fails with EIO, once"
+    FULL = "from then on nothing that needs room succeeds"
+    SHORT = "a write gets half of its bytes in, and then the disk is full"
+    DEAD = "from then on every operation fails with EIO"
+
+
+class FaultDisk(Disk):
+    """Counts operations and fails at the one numbered `at`, from 0, until `mend`."""
+
+    def __init__(self, fault: Fault | None = None, at: int = 0) -> None:
+        self.count = 0
+        self._fault = fault
+        self._at = at
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the chosen operation has been reached."""
+        return self.count > self._at
+
+    def mend(self) -> None:
+        """Work again; a full disk has room."""
+        self._fault = None
+
+    def _happens(self, path: Path | None, *, needs_room: bool = False, size: int = 0) -> int:
+        """Count an operation and fail if it is its turn; return how many bytes of it get through."""
+        number, self.count = self.count, self.count + 1
+        if self._fault is None or number < self._at:
+            return size
+        if self._fault is Fault.DEAD or (self._fault is Fault.ERROR and number == self._at):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        if self._fault is Fault.SHORT and number == self._at and size:
+            return size // 2
+        if self._fault in (Fault.FULL, Fault.SHORT) and needs_room:
+            raise NoSpaceError(f"the disk below the store is full: {path}")
+        return size
+
+    def open_read(self, path: Path) -> int:
+        self._happens(path)
+        return super().open_read(path)
+
+    def open_write(self, path: Path, *, create: bool = False, empty: bool = False) -> int:
+        self._happens(path, needs_room=create and not path.exists())
+        return super().open_write(path, create=create, empty=empty)
+
+    def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        self._happens(None)
+        return super().pread_into(fd, buffer, offset)
+
+    def pwrite(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int, path: Path) -> None:
+        data = b"".join(buffers)
+        done = self._happens(path, needs_room=True, size=len(data))
+        super().pwrite(fd, [data[:done]], offset, path)
+        if done < len(data):
+            raise NoSpaceError(f"the disk below the store is full: {path}")
+
+    def fdatasync(self, fd: int, path: Path) -> None:
+        self._happens(path)
+
+    def sync_directory(self, path: Path) -> None:
+        self._happens(path)
+
+    def truncate(self, fd: int, size: int, path: Path) -> None:
+        self._happens(path)
+        super().truncate(fd, size, path)
+
+    def punch(self, fd: int, offset: int, size: int, path: Path) -> int:
+        self._happens(path)
+        return super().punch(fd, offset, size, path)
+
+    def make_directory(self, path: Path) -> None:
+        self._happens(path, needs_room=True)
+        super().make_directory(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._happens(target)
+        super().rename(source, target)
+
+    def unlink(self, path: Path) -> None:
+        self._happens(path)
+        super().unlink(path)
+
+
+class _Promises:
+    """The marks of a workload, as they are made."""
+
+    def __init__(self) -> None:
+        self.first, self.last = -1, 0
+
+    def mark(self, kind: str, state: int) -> None:
+        """Take one mark."""
+        if kind == "kept":
+            self.first = state
+        else:
+            self.last = state
+
+
+def count_operations(seed: int, steps: int = STEPS) -> int:
+    """Return how many operations the workload of a seed takes when none fails."""
+    disk = FaultDisk()
+    with scratch() as name:
+        Workload(Path(name) / "store", seed, _Promises().mark, disk).run(steps)
+    return disk.count
+
+
+def judge_fault(seed: int, fault: Fault, at: int, steps: int = STEPS) -> str:
+    """Run a workload whose operation `at` fails; return what is wrong then, "" when nothing is."""
+    try:
+        with scratch() as name:
+            _judge_fault(seed, FaultDisk(fault, at), fault, Path(name) / "store", steps)
+    except Exception as error:  # whatever it is, it is what a person would meet after the fault
+        return f"--seed {seed} --fault {fault.name} --at {at}: {type(error).__name__}: {error}"
+    return ""
+
+
+def _judge_fault(seed: int, disk: FaultDisk, fault: Fault, path: Path, steps: int) -> None:
+    promises = _Promises()
+    workload = Workload(path, seed, promises.mark, disk)
+    try:
+        workload.run(steps)
+    except (NoSpaceError, OSError):
+        assert disk.has_failed
+    went_on = workload.is_open and fault in (Fault.FULL, Fault.SHORT)
+    if workload.is_open:
+        if fault is not Fault.DEAD:
+            _judge_snapshots(workload.tree, workload.states[max(promises.first, 0) : promises.last + 1])
+        disk.mend()
+        if went_on:
+            support.save(workload.tree, "when there was room again", b"saved" * 500)
+            workload.tree.commit()
+        support.crash(workload.tree)
+    try:
+        tree = support.open_tree(path)
+    except NotAStoreError:
+        assert promises.first < 0
+        ChunkStore.create(path).close()
+        tree = support.open_tree(path)
+    allowed = workload.states[max(promises.first, 0) : promises.last + 1]
+    if went_on:
+        assert support.read(tree, "when there was room again") == b"saved" * 500
+        _judge_snapshots(tree, allowed)
+    else:
+        assert state_of(tree) in allowed, f"it shows none of the states {promises.first} to {promises.last}"
+    support.check_tree(tree)
+    support.crash(go_on(tree, path))
+
+
+def _judge_snapshots(tree: Tree, allowed: list[State]) -> None:
+    """Hold that every snapshot shows what it showed when it was taken, and that none is missing."""
+    shown = {snapshot.name: support.dump(tree, snapshot.id) for snapshot in tree.snapshots.all()}
+    known = {name: seen for state in allowed for name, seen in state.snapshots.items()}
+    assert all(seen == known[name] for name, seen in shown.items())
+    assert all(name in shown for name in known if all(name in state.snapshots for state in allowed))
