@@ -6,11 +6,14 @@ a close promises is done while the kernel waits for `flush`, as far as it can be
 """
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
+from ckptfs.config import MIB
+from ckptfs.errors import NoSpaceError
 from ckptfs.mount import process
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
@@ -24,6 +27,11 @@ from ckptfs.tree.inode import Inode
 from ckptfs.tree.namespace import fail
 from ckptfs.tree.reader import Bytes
 from ckptfs.tree.stream import PIECE_SIZE
+
+log = logging.getLogger(__name__)
+
+ROOM_ONCE = 16 * MIB
+"""After so many bytes at the latest the disk below is asked again how much it takes."""
 
 
 @dataclass(slots=True)
@@ -61,6 +69,8 @@ class Handles:
         self._busy = busy
         self._handles: dict[int, Handle] = {}
         self._numbers = count(1)
+        self._room = 0
+        """Bytes that may still be accepted before somebody looks at the disk below again."""
 
     @property
     def buffered(self) -> int:
@@ -123,9 +133,26 @@ class Handles:
         handle = self._handles[number]
         if handle.file is None:
             fail(errno.EBADF)
+        if len(data) > self._room:
+            self._find_room(handle.file, len(data))
+        self._room -= len(data)
         self._files.write(handle.file, offset, data)
         if handle.content.buffered >= PIECE_SIZE:
             await self._jobs.accept(handle.file)
+
+    def _find_room(self, file: OpenFile, size: int) -> None:
+        """Look how much the disk below still takes; NoSpaceError, sticky, where `size` bytes are too many.
+
+        A write is refused rather than accepted and lost. That may be one from the kernel's cache, which nobody waits
+        for: so the error stays with the file, whose content is torn.
+        """
+        free = self._tree.store.room() - self._jobs.buffered - size
+        if free < 0:
+            file.raise_error()
+            file.error = NoSpaceError(f"the disk below the store is full: {self._tree.store.path}")
+            log.error("%s cannot be written: %s", self._tree.names.path(file.ino), file.error)
+            raise file.error
+        self._room = size + min(free // 2, ROOM_ONCE)
 
     async def flush(self, number: int) -> None:
         """Store what was written, and commit it if the process that opened the file has it open no more."""

@@ -369,7 +369,7 @@ class Operations(pyfuse3.Operations):
         status = pyfuse3.StatvfsData()
         status.f_bsize = status.f_frsize = BLOCK_SIZE
         status.f_blocks = space.total // BLOCK_SIZE
-        free = max(space.free - self._handles.buffered, 0) // BLOCK_SIZE
+        free = max(self._tree.store.room() - self._handles.buffered, 0) // BLOCK_SIZE
         status.f_bfree = status.f_bavail = free
         status.f_files = status.f_ffree = status.f_favail = FILES_MAX
         status.f_namemax = NAME_MAX

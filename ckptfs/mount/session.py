@@ -59,6 +59,8 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
     if kernels.IS_SLOW:
         log.warning("saving will be some hundred times slower than it could be, the kernel is %s", kernels.NAME)
     with ChunkStore.open(Path(options.store), read_only=options.read_only) as store:
+        if not options.read_only:
+            store.hold_reserve()
         try:
             trio.run(_Session(options, store, ready).run)
         except BaseExceptionGroup as group:

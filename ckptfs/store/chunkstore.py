@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from ckptfs.config import StoreConfig
-from ckptfs.errors import NotAStoreError, StoreReadOnlyError
+from ckptfs.errors import NoSpaceError, NotAStoreError, StoreReadOnlyError
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.fetch import Decoded, Fetcher
@@ -28,6 +28,7 @@ from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
 from ckptfs.store.records import EncodedChunk, RecordBytes, RecordType, Row
 from ckptfs.store.reencode import Reencoded, Reencoder, never
 from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpack_state
+from ckptfs.store.reserve import Reserve
 from ckptfs.store.tables import Changes, Environment, Frozen, Table, Tables
 
 PACKS_NAME = "packs"
@@ -82,6 +83,7 @@ class ChunkStore:
         self._freed = FreedPlaces(environment)
         self._fetcher = Fetcher(self._index, packs, config.seed)
         self._reencoder = Reencoder(self._index, self._fetcher, self._append_again)
+        self._reserve = Reserve(path, disk)
         self._again_bytes = 0
         self._resources = ExitStack()
         self._journal_lock = threading.Lock()
@@ -286,7 +288,10 @@ class ChunkStore:
     # Durability
 
     def append_journal(self, changes: Changes) -> None:
-        """Append rows as one metadata record; when this raises, nothing was appended and the caller gives them back."""
+        """Append rows as one metadata record; when this raises, nothing was appended and the caller gives them back.
+
+        On a full disk it takes the room that `hold_reserve` has kept back.
+        """
         if not changes.rows:
             return
         self._check_writable()
@@ -294,7 +299,7 @@ class ChunkStore:
             record = self._metadata(changes.rows)
             with self._append_lock:
                 before = self._mark
-                self._append_metadata(record)
+                self._with_reserve(lambda: self._append_metadata(record))
                 self._first_marks.setdefault(changes.generation, before)
 
     def _metadata(self, rows: Sequence[Row]) -> RecordBytes:
@@ -322,7 +327,8 @@ class ChunkStore:
                 if not self._index.is_frozen:
                     # The index that calls places free has to have the new ones, and the packs have to tell without it.
                     if rows := [build_row(place) for place in self._freed.superseded()]:
-                        self._append_metadata(self._metadata(rows))
+                        record = self._metadata(rows)
+                        self._with_reserve(lambda: self._append_metadata(record))
                         self._freed.free(rows)
                     self._freed.freeze()
                     self._index.freeze()
@@ -339,6 +345,7 @@ class ChunkStore:
             tables = [(table, memtable.items()) for table, memtable in frozen.memtables.items()]
             indexed = [(Table.CHUNKS, self._index.frozen_locations()), (Table.CHUNK_IDS, ids)]
             self._write_index(state, [*tables, *indexed, self._freed.frozen_rows()])
+            self._reserve.hold_again()
             self._index.release()
             self._freed.release()
             with self._append_lock:
@@ -348,7 +355,8 @@ class ChunkStore:
 
     def _write_index(self, state: State, tables: Sequence[tuple[Table, Iterable[tuple[bytes, bytes | None]]]]) -> None:
         """Write rows, and what is true of LMDB with them, in one transaction."""
-        self._environment.write([*tables, (Table.STORE, [(STATE_KEY, pack_state(state))])])
+        rows = [*tables, (Table.STORE, [(STATE_KEY, pack_state(state))])]
+        self._with_reserve(lambda: self._environment.write(rows))
 
     def commit(self, *, durable: bool = True, checkpoint: bool = False) -> None:
         """Journal the changed rows and, when `durable`, sync; `checkpoint` also brings LMDB up to all of it."""
@@ -391,6 +399,26 @@ class ChunkStore:
     def _check_writable(self) -> None:
         if self.read_only:
             raise StoreReadOnlyError(f"{self.path} is open for reading only")
+
+    # Room
+
+    def hold_reserve(self) -> bool:
+        """Keep some of the disk's room back for the journal and the index; False where there is none to keep."""
+        self._check_writable()
+        return self._reserve.hold()
+
+    def room(self) -> int:
+        """Return how many bytes of data the disk below still takes, what is to be kept back taken off."""
+        return max(self.space().free - self._reserve.missing, 0)
+
+    def _with_reserve(self, write: Callable[[], None]) -> None:
+        """Write what has to succeed on a full disk too: with the room kept back for it, if that is what it takes."""
+        try:
+            write()
+        except NoSpaceError:
+            if not self._reserve.give_up():
+                raise
+            write()
 
     # Accounting
 

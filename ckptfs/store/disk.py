@@ -135,6 +135,11 @@ class Disk:
         with _writing(path):
             os.ftruncate(fd, size)
 
+    def allocate(self, fd: int, size: int, path: Path) -> None:
+        """Reserve the room of the first `size` bytes of a file, which reads as zeros there."""
+        with _writing(path):
+            os.posix_fallocate(fd, 0, size)
+
     def punch(self, fd: int, offset: int, size: int, path: Path) -> int:
         """Give the whole pages of a range back to the disk, which then read as zeros; return their bytes.
 

@@ -9,6 +9,7 @@ durable or, after a crash in the middle, not there at all.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import lmdb
 from sortedcontainers import SortedDict
 
-from ckptfs.config import GIB
+from ckptfs.config import GIB, KIB
 from ckptfs.errors import DamagedError, NoSpaceError
 from ckptfs.store.disk import FILE_MODE, Disk
 from ckptfs.store.records import Row
@@ -37,6 +38,8 @@ _PACKED = b"\0"
 _SCAN_ROWS = 256
 _MAP_GROWTH = 2
 _DATABASES_MAX = 16
+_LOCK_SIZE = 8 * KIB
+"""LMDB's own size for 126 readers; it takes a larger file as it is."""
 
 
 class Table(IntEnum):
@@ -133,8 +136,7 @@ class Environment:
             if not read_only:
                 if not path.exists():
                     self._make()
-                # Made here, it is private whatever the umask.
-                disk.close(disk.open_write(self.lock_path, create=True))
+                self._make_lock()
             size = path.stat().st_size if path.exists() else 0
             self._env = lmdb.open(
                 str(path),
@@ -188,6 +190,18 @@ class Environment:
             environment.open_db(Table.STORE.name.lower().encode())  # the first commit, and LMDB syncs every one
         self._disk.rename(making, self.path)
 
+    def _make_lock(self) -> None:
+        """Make LMDB's lock file, private whatever the umask, with all its room.
+
+        It is mapped and written to: a page that a full disk could not give would be a SIGBUS.
+        """
+        fd = self._disk.open_write(self.lock_path, create=True)
+        try:
+            if self._disk.stored_size(self.lock_path) < _LOCK_SIZE:
+                self._disk.allocate(fd, _LOCK_SIZE, self.lock_path)
+        finally:
+            self._disk.close(fd)
+
     def reader(self, lock: threading.Lock) -> Reader:
         """Make a reader that is used under `lock`."""
         reader = Reader(self._env, self._databases, lock)
@@ -220,6 +234,8 @@ class Environment:
             raise NoSpaceError(f"the map of {self.path} is full; opening the store again enlarges it") from error
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {self.path}") from error
+        except lmdb.Error as error:
+            raise OSError(errno.EIO, f"the index cannot be written ({error})", str(self.path)) from error
         for reader in self._readers:
             with reader.lock:
                 reader.renew()

@@ -13,7 +13,7 @@ from ckptfs.errors import NoSpaceError, NotAStoreError
 from ckptfs.store import ChunkStore, Disk
 from ckptfs.tree import Tree
 from tests.faults.crashes import go_on, scratch
-from tests.faults.workload import State, Workload, state_of
+from tests.faults.workload import Promises, State, Workload, state_of
 from tests.unit import tree_support as support
 
 STEPS = 30
@@ -104,25 +104,11 @@ class FaultDisk(Disk):
         super().unlink(path)
 
 
-class _Promises:
-    """The marks of a workload, as they are made."""
-
-    def __init__(self) -> None:
-        self.first, self.last = -1, 0
-
-    def mark(self, kind: str, state: int) -> None:
-        """Take one mark."""
-        if kind == "kept":
-            self.first = state
-        else:
-            self.last = state
-
-
 def count_operations(seed: int, steps: int = STEPS) -> int:
     """Return how many operations the workload of a seed takes when none fails."""
     disk = FaultDisk()
     with scratch() as name:
-        Workload(Path(name) / "store", seed, _Promises().mark, disk).run(steps)
+        Workload(Path(name) / "store", seed, Promises().mark, disk).run(steps)
     return disk.count
 
 
@@ -137,38 +123,46 @@ def judge_fault(seed: int, fault: Fault, at: int, steps: int = STEPS) -> str:
 
 
 def _judge_fault(seed: int, disk: FaultDisk, fault: Fault, path: Path, steps: int) -> None:
-    promises = _Promises()
+    promises = Promises()
     workload = Workload(path, seed, promises.mark, disk)
     try:
         workload.run(steps)
     except (NoSpaceError, OSError):
         assert disk.has_failed
-    went_on = workload.is_open and fault in (Fault.FULL, Fault.SHORT)
+    if workload.is_open and fault is not Fault.DEAD:
+        judge_snapshots(workload.tree, workload.states[max(promises.first, 0) : promises.last + 1])
+    disk.mend()
+    judge_mended(workload, promises, goes_on=fault in (Fault.FULL, Fault.SHORT))
+
+
+def judge_mended(workload: Workload, promises: Promises, *, goes_on: bool) -> None:
+    """Hold what has to be true of a workload that an error has ended, when the disk below works again.
+
+    When it `goes_on`, it takes a save before it is killed; either way the store is opened again.
+    """
+    goes_on = goes_on and workload.is_open
+    if goes_on:
+        support.save(workload.tree, "when there was room again", b"saved" * 500)
+        workload.tree.commit()
     if workload.is_open:
-        if fault is not Fault.DEAD:
-            _judge_snapshots(workload.tree, workload.states[max(promises.first, 0) : promises.last + 1])
-        disk.mend()
-        if went_on:
-            support.save(workload.tree, "when there was room again", b"saved" * 500)
-            workload.tree.commit()
         support.crash(workload.tree)
     try:
-        tree = support.open_tree(path)
+        tree = support.open_tree(workload.path)
     except NotAStoreError:
         assert promises.first < 0
-        ChunkStore.create(path).close()
-        tree = support.open_tree(path)
+        ChunkStore.create(workload.path).close()
+        tree = support.open_tree(workload.path)
     allowed = workload.states[max(promises.first, 0) : promises.last + 1]
-    if went_on:
+    if goes_on:
         assert support.read(tree, "when there was room again") == b"saved" * 500
-        _judge_snapshots(tree, allowed)
+        judge_snapshots(tree, allowed)
     else:
         assert state_of(tree) in allowed, f"it shows none of the states {promises.first} to {promises.last}"
     support.check_tree(tree)
-    support.crash(go_on(tree, path))
+    support.crash(go_on(tree, workload.path))
 
 
-def _judge_snapshots(tree: Tree, allowed: list[State]) -> None:
+def judge_snapshots(tree: Tree, allowed: list[State]) -> None:
     """Hold that every snapshot shows what it showed when it was taken, and that none is missing."""
     shown = {snapshot.name: support.dump(tree, snapshot.id) for snapshot in tree.snapshots.all()}
     known = {name: seen for state in allowed for name, seen in state.snapshots.items()}

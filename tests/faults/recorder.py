@@ -3,7 +3,8 @@
 It keeps files in memory and passes every write, truncation, sync and rename through to a list, those of LMDB included,
 which no fake of `Disk` sees. From that list `powercut` makes the directory that a power cut at any moment may leave.
 `recording` runs it in a process of its own, which pickles the list when it is unmounted. What is written to the file
-`marks` in its root is no data: it tells, between the operations, what the workload had been promised by then.
+`marks` in its root is no data: it tells, between the operations, what the workload had been promised by then. What is
+written to `room` there is the number of bytes by which all files together may still grow.
 """
 
 import errno
@@ -22,6 +23,8 @@ import pyfuse3
 import trio
 
 MARKS = "marks"
+ROOM = "room"
+BLOCK_SIZE = 4096
 _ROOT = Path(__file__).parents[2]
 _PATIENCE_SECONDS = 20.0
 
@@ -76,7 +79,8 @@ class _Recorder(pyfuse3.Operations):
         self._files: dict[int, bytearray] = {}
         self._names: dict[int, dict[str, int]] = {pyfuse3.ROOT_INODE: {}}
         self._modes: dict[int, int] = {pyfuse3.ROOT_INODE: stat.S_IFDIR | 0o700}
-        self._marks: int | None = None
+        self._special: dict[int, str] = {}
+        self._room = 1 << 40
         self._next = pyfuse3.ROOT_INODE + 1
 
     def _attributes(self, ino):
@@ -102,8 +106,8 @@ class _Recorder(pyfuse3.Operations):
             self._names[ino] = {}
         else:
             self._files[ino] = bytearray()
-        if parent == pyfuse3.ROOT_INODE and os.fsdecode(name) == MARKS:
-            self._marks = ino
+        if parent == pyfuse3.ROOT_INODE and os.fsdecode(name) in (MARKS, ROOM):
+            self._special[ino] = os.fsdecode(name)
         else:
             self.trace.append(Names(parent, ((os.fsdecode(name), ino),), stat.S_ISDIR(mode)))
         return ino
@@ -131,6 +135,9 @@ class _Recorder(pyfuse3.Operations):
         ino = self._add(parent, name, stat.S_IFREG | mode & 0o777)
         return pyfuse3.FileInfo(fh=ino, keep_cache=True), self._attributes(ino)
 
+    async def mknod(self, parent, name, mode, rdev, ctx):
+        return self._attributes(self._add(parent, name, mode))  # the control socket of a mount
+
     async def open(self, ino, flags, ctx):
         if flags & os.O_TRUNC and self._files[ino]:
             self._files[ino].clear()
@@ -141,14 +148,26 @@ class _Recorder(pyfuse3.Operations):
         return bytes(self._files[fh][offset : offset + size])
 
     async def write(self, fh, offset, buffer):
-        if fh == self._marks:
-            self.trace.append(Mark(buffer))
+        if fh in self._special:
+            if self._special[fh] == MARKS:
+                self.trace.append(Mark(buffer))
+            else:
+                self._room = self._used() + int(buffer)
             return len(buffer)
         data = self._files[fh]
+        growth = max(offset + len(buffer) - len(data), 0)
+        if growth > max(self._free(), 0):
+            raise pyfuse3.FUSEError(errno.ENOSPC)
         data += bytes(max(offset - len(data), 0))
         data[offset : offset + len(buffer)] = buffer
         self.trace.append(Write(fh, offset, buffer))
         return len(buffer)
+
+    def _used(self):
+        return sum(map(len, self._files.values()))
+
+    def _free(self):
+        return self._room - self._used()
 
     async def fsync(self, fh, datasync):
         self.trace.append(Sync(fh))
@@ -178,8 +197,9 @@ class _Recorder(pyfuse3.Operations):
 
     async def statfs(self, ctx):
         status = pyfuse3.StatvfsData()
-        status.f_bsize = status.f_frsize = 4096
-        status.f_blocks = status.f_bfree = status.f_bavail = 1 << 30
+        status.f_bsize = status.f_frsize = BLOCK_SIZE
+        status.f_blocks = self._room // BLOCK_SIZE
+        status.f_bfree = status.f_bavail = max(self._free(), 0) // BLOCK_SIZE
         return status
 
     async def flush(self, fh):
@@ -204,7 +224,11 @@ def recording(directory: Path, operations: list[Operation]) -> Iterator[Path]:
         try:
             yield mountpoint
         finally:
-            subprocess.run(["fusermount3", "-u", str(mountpoint)], check=True)
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            # A mount process whose store lies here may still be ending.
+            while subprocess.run(["fusermount3", "-u", str(mountpoint)], capture_output=True, check=False).returncode:
+                assert time.monotonic() < deadline, "the recording filesystem stays in use"
+                time.sleep(0.01)
             process.wait(_PATIENCE_SECONDS)
         with trace.open("rb") as file:
             operations += pickle.load(file)

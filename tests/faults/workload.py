@@ -57,6 +57,20 @@ class ZeroingDisk(Disk):
         return end - start
 
 
+class Promises:
+    """The marks of a workload: the youngest state that it was promised, -1 for not even a store, and that began."""
+
+    def __init__(self) -> None:
+        self.first, self.last = -1, 0
+
+    def mark(self, kind: str, state: int) -> None:
+        """Take one mark."""
+        if kind == "kept":
+            self.first = state
+        else:
+            self.last = state
+
+
 class _Open(NamedTuple):
     """A file open for writing: its node in the model, and the bytes that its writer sees."""
 
@@ -68,13 +82,16 @@ class _Open(NamedTuple):
 class Workload:
     """One run on the store at `path`, which it makes. `states` grows; promises go to `mark` as numbers of states."""
 
-    def __init__(self, path: Path, seed: int, mark: Callable[[str, int], None], disk: Disk) -> None:
+    def __init__(
+        self, path: Path, seed: int, mark: Callable[[str, int], None], disk: Disk, *, reserve: bool = False
+    ) -> None:
         self.path = path
         self.states = [State(*(2 * [ModelTree().seen()]), {})]
         self._tree: Tree | None = None
         self._source = random.Random(seed)
         self._mark = mark
         self._disk = disk
+        self._reserve = reserve
         self._clock = Clock()
         self._model = ModelTree()
         self._taken: dict[str, tuple[Snapshot, ModelTree]] = {}
@@ -117,6 +134,8 @@ class Workload:
 
     def _open_tree(self, *, rebuild: bool = False) -> None:
         store = ChunkStore.open(self.path, disk=self._disk, pack_size_max=PACK_SIZE_MAX, rebuild=rebuild)
+        if self._reserve:
+            store.hold_reserve()
         self._tree = Tree(store, wall_ns=self._clock.wall_ns, monotonic=self._clock.monotonic)
 
     # Promises

@@ -1,0 +1,53 @@
+"""A disk that fills up at a chosen byte, LMDB's files included: the store lies on the recording filesystem."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ckptfs.errors import NoSpaceError
+from ckptfs.store import Disk
+from tests.faults import recorder
+from tests.faults.crashes import scratch
+from tests.faults.fault_disk import judge_mended, judge_snapshots
+from tests.faults.workload import Promises, Workload
+
+STEPS = 30
+PLENTY = 1 << 40
+
+
+def give_room(mountpoint: Path, size: int) -> None:
+    """Let the files of a recording filesystem grow by `size` bytes from now on."""
+    (mountpoint / recorder.ROOM).write_bytes(b"%d" % size)
+
+
+def growth(seed: int, steps: int = STEPS) -> int:
+    """Return how many bytes the store of a workload has when there is room for all."""
+    with scratch() as name, recorder.recording(Path(name), []) as path:
+        Workload(path / "store", seed, Promises().mark, Disk()).run(steps)
+        return sum(each.stat().st_size for each in (path / "store").rglob("*"))
+
+
+def judge_full(seed: int, rooms: Iterable[int], steps: int = STEPS) -> list[str]:
+    """Run a workload on disks of these sizes; return what is wrong when each is full, and when it has room again."""
+    return list(filter(None, _judge_each(seed, rooms, steps)))
+
+
+def _judge_each(seed: int, rooms: Iterable[int], steps: int) -> Iterator[str]:
+    with scratch() as name, recorder.recording(Path(name), []) as path:
+        for room in rooms:
+            try:
+                _judge(path, seed, room, steps)
+            except Exception as error:  # whatever it is, it is what a person would meet on a full disk
+                yield f"--seed {seed} --room {room}: {type(error).__name__}: {error}"
+
+
+def _judge(mountpoint: Path, seed: int, room: int, steps: int) -> None:
+    promises = Promises()
+    workload = Workload(mountpoint / str(room), seed, promises.mark, Disk(), reserve=True)
+    give_room(mountpoint, room)
+    try:
+        workload.run(steps)
+    except NoSpaceError:
+        if workload.is_open:
+            judge_snapshots(workload.tree, workload.states[max(promises.first, 0) : promises.last + 1])
+    give_room(mountpoint, PLENTY)
+    judge_mended(workload, promises, goes_on=True)

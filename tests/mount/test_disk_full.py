@@ -1,0 +1,80 @@
+"""A mounted ckptfs whose disk is full: it says so, keeps what it has, deletes, and saves again when there is room."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults import recorder
+from tests.faults.full import PLENTY, give_room
+from tests.mount.running import RunningMount
+
+MIB = 1024 * 1024
+ROOM = 48 * MIB
+FULL = "disk below the store is full|interrupted"
+
+
+@pytest.fixture
+def small(fuse: None, tmp_path: Path) -> Iterator[RunningMount]:
+    """Give a ckptfs whose store lies on a disk with little room."""
+    (tmp_path / "ckpt").mkdir()
+    with recorder.recording(tmp_path, []) as disk:
+        give_room(disk, ROOM)
+        mount = RunningMount(tmp_path / "ckpt", disk / "store")
+        mount.expected_in_log.append(FULL)
+        try:
+            mount.mount()
+            yield mount
+            mount.umount()
+            assert not mount.unexpected_in_log()
+        finally:
+            mount.clean_up()
+
+
+def fill(mount: RunningMount) -> int:
+    """Save into one file until the disk is full, and return the errno of the call that said so."""
+    try:
+        with open(mount.path / "filling", "wb", buffering=0) as file:
+            for _ in range(2 * ROOM // MIB):
+                file.write(os.urandom(MIB))
+                os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+def test_a_full_disk_is_told_and_costs_no_version(small: RunningMount) -> None:
+    data = os.urandom(4 * MIB)
+    (small.path / "model.pt").write_bytes(data)
+    small.snapshot("before")
+    assert fill(small) == errno.ENOSPC
+    assert (small.path / "model.pt").read_bytes() == data
+    assert small.at("before", "model.pt").read_bytes() == data
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        (small.path / "one more").write_bytes(os.urandom(8 * MIB))
+
+
+def test_versions_and_files_are_deleted_on_a_full_disk(small: RunningMount) -> None:
+    (small.path / "model.pt").write_bytes(b"small")
+    small.snapshot("before")
+    assert fill(small) == errno.ENOSPC
+    (small.path / "filling").unlink()
+    small.run("snapshot", "delete", "before")
+    small.snapshot("after")
+    assert os.listdir(small.at("after")) == ["model.pt"]
+    small.remount()
+    assert "before" not in small.versions() and "after" in small.versions()
+
+
+def test_saving_goes_on_without_a_remount_when_there_is_room(small: RunningMount, tmp_path: Path) -> None:
+    assert fill(small) == errno.ENOSPC
+    give_room(tmp_path / "recorded", PLENTY)
+    data = os.urandom(4 * MIB)
+    (small.path / "filling").write_bytes(data)
+    small.snapshot("again")
+    small.kill()
+    small.mount()
+    assert small.at("again", "filling").read_bytes() == data
+    assert (small.path / "filling").read_bytes() == data
