@@ -87,6 +87,10 @@ class FaultDisk(Disk):
         self._happens(path)
         super().truncate(fd, size, path)
 
+    def allocate(self, fd: int, size: int, path: Path) -> None:
+        self._happens(path, needs_room=True)
+        super().allocate(fd, size, path)
+
     def punch(self, fd: int, offset: int, size: int, path: Path) -> int:
         self._happens(path)
         return super().punch(fd, offset, size, path)

@@ -1,0 +1,144 @@
+"""`script/soak`: go on with new seeds over all classes of faults, and see one failure again.
+
+    script/soak --hours 8                      new seeds for eight hours
+    script/soak --seed 12 --cut 310.4          one power cut again; the directory is left in ./crash
+    script/soak --seed 5 --fault FULL --at 17  one failing operation again
+    script/soak --seed 7 --room 40960          one full disk again
+    script/soak --seed 20 --kills 100          kills of daemons and writers again (their moments are not the same)
+
+It ends with exit code 1 when anything was lost. What it prints for a loss is what shows it again.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from tests.faults.crashes import Cut, judge_seed, replay
+from tests.faults.daemons import KilledSaves
+from tests.faults.fault_disk import Fault, count_operations, judge_fault
+from tests.faults.full import growth, judge_full
+from tests.mount.running import RunningMount
+
+PROCESSES = 2
+KILLS_PER_SEED = 50
+FULL_PER_SEED = 60
+CRASH_DIRECTORY = Path("crash")
+
+
+class Soak:
+    """What was tried so far, by class of fault, and what was lost."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self.tried: Counter[str] = Counter()
+        self.losses = 0
+        self._pool = pool
+
+    def _note(self, kind: str, count: int, losses: Iterable[str]) -> None:
+        self.tried[kind] += count
+        for loss in losses:
+            self.losses += 1
+            print(f"LOST: {loss}", flush=True)
+
+    def power_cuts(self, seeds: range) -> None:
+        """Cut the power at every operation of these workloads."""
+        for judgement in self._pool.map(judge_seed, seeds):
+            self._note("power cuts", len(judgement.digests), judgement.losses)
+
+    def failing_operations(self, seed: int) -> None:
+        """Fail every operation of a workload in every way."""
+        count = count_operations(seed)
+        for fault in Fault:
+            losses = self._pool.map(partial(judge_fault, seed, fault), range(count), chunksize=8)
+            self._note("failing operations", count, filter(None, losses))
+
+    def full_disks(self, seed: int) -> None:
+        """Fill the disk up at places all over a workload."""
+        rooms = range(seed % 97, size := growth(seed), max(size // FULL_PER_SEED, 1))
+        for losses in self._pool.map(partial(judge_full, seed), (rooms[0::2], rooms[1::2])):
+            self._note("full disks", 0, losses)
+        self.tried["full disks"] += len(rooms)
+
+    def kills(self, seed: int, count: int) -> None:
+        """Kill daemons and writers of real saves."""
+        with tempfile.TemporaryDirectory(prefix="ckptfs-soak-") as name:
+            (Path(name) / "ckpt").mkdir()
+            mount = RunningMount(Path(name) / "ckpt", Path(name) / "ckpt.store")
+            mount.expected_in_log.append("interrupted")
+            try:
+                mount.mount()
+                saves = KilledSaves(mount, seed)
+                try:
+                    while count > 0:
+                        killed = saves.kill_one()
+                        self.tried["kills"] += killed
+                        count -= killed
+                finally:
+                    saves.close()
+                mount.umount()
+                assert not mount.unexpected_in_log(), mount.unexpected_in_log()
+            except AssertionError as error:
+                self._note("kills", 0, [f"--seed {seed} --kills {KILLS_PER_SEED}: {error}"])
+            finally:
+                mount.clean_up()
+
+    def run(self, seed: int, deadline: float) -> None:
+        """Go through all classes with new seeds until the time is over."""
+        while time.monotonic() < deadline:
+            self.power_cuts(range(seed, seed + PROCESSES))
+            self.failing_operations(seed)
+            self.full_disks(seed)
+            self.kills(seed, KILLS_PER_SEED)
+            seed += PROCESSES
+            tried = ", ".join(f"{count} {kind}" for kind, count in self.tried.items())
+            print(f"up to seed {seed}: {tried}; {self.losses} lost", flush=True)
+
+
+def _cut(text: str) -> Cut:
+    operation, _, attempt = text.partition(".")
+    return Cut(int(operation), int(attempt))
+
+
+def main() -> int:
+    """Run what the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--hours", type=float, default=1.0, help="how long to go on (default: 1)")
+    parser.add_argument("--seed", type=int, help="the first seed (default: from the clock)")
+    parser.add_argument(
+        "--cut", type=_cut, action="append", default=[], help="a power cut to see again; twice: and one more"
+    )
+    parser.add_argument("--fault", type=Fault.__getitem__, help="ERROR, FULL, SHORT or DEAD")
+    parser.add_argument("--at", type=int, default=0, help="the operation that fails")
+    parser.add_argument("--room", type=int, help="the size of a disk that fills up")
+    parser.add_argument("--kills", type=int, help="so many kills")
+    args = parser.parse_args()
+    seed = int(time.time()) if args.seed is None else args.seed
+    print(f"seed {seed}", flush=True)
+    losses: list[str] = []
+    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+        soak = Soak(pool)
+        if args.cut:
+            losses = [replay(seed, args.cut, CRASH_DIRECTORY)]
+        elif args.fault:
+            losses = [judge_fault(seed, args.fault, args.at)]
+        elif args.room is not None:
+            losses = judge_full(seed, [args.room])
+        elif args.kills:
+            soak.kills(seed, args.kills)
+        else:
+            soak.run(seed, time.monotonic() + args.hours * 3600)
+    for loss in filter(None, losses):
+        print(f"LOST: {loss}")
+    return int(bool(soak.losses or any(losses)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
