@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 
 from ckptfs.config import KIB
+from ckptfs.errors import DamagedError
 from ckptfs.store import ChunkStore, Table
 
 _META_COUNTERS = b"epoch_counters"
@@ -35,10 +36,13 @@ class OpenEpoch:
         self.last_activity = monotonic()
         self.first_commit: float | None = None
         saved = store.tables.get(Table.META, _META_COUNTERS)
-        counters = json.loads(saved) if saved else {}
-        self.written_bytes = int(counters.get("written_bytes", 0))
-        self.pending = bool(counters.get("pending", False))
-        self._stored_before = int(counters.get("stored_bytes", 0)) - store.appended_bytes
+        try:
+            counters = json.loads(saved) if saved else {}
+            self.written_bytes = int(counters.get("written_bytes", 0))
+            self.pending = bool(counters.get("pending", False))
+            self._stored_before = int(counters.get("stored_bytes", 0)) - store.appended_bytes
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DamagedError(f"the counters of the open epoch cannot be read: {error}") from error
         if self.pending:
             self.first_commit = self.last_activity
 

@@ -152,7 +152,7 @@ def load_manifest(tables: Tables, manifest: int, size: int) -> Extents:
     extents = Extents()
     if manifest:
         for key, value in tables.scan(Table.MANIFESTS, id_prefix(manifest), id_prefix(manifest + 1)):
-            if not value or len(value) % 12 or _PART_KEY.unpack(key)[1] != extents.size:
+            if not value or len(value) % 12 or int.from_bytes(key[8:], "big") != extents.size:
                 raise DamagedError(f"manifest {manifest} has a malformed part behind offset {extents.size}")
             extents.append_part(value)
     if extents.size != size:

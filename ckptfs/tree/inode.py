@@ -4,6 +4,8 @@ import stat
 import struct
 from dataclasses import dataclass
 
+from ckptfs.errors import DamagedError
+
 ROOT_INO = 1
 
 UNCOMMITTED = 1
@@ -72,7 +74,9 @@ class Inode:
 
     @classmethod
     def decode(cls, ino: int, value: bytes) -> "Inode":
-        """Return the inode `ino` of a row's value."""
+        """Return the inode `ino` of a row's value; DamagedError when it is none."""
+        if len(value) < INODE_STRUCT.size:
+            raise DamagedError(f"the row of inode {ino} has {len(value)} bytes, too few for one")
         mode, uid, gid, nlink, flags, _, rdev, size, allocated, atime, mtime, ctime, manifest, predecessor = (
             INODE_STRUCT.unpack_from(value)
         )

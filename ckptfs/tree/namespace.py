@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
+from ckptfs.errors import DamagedError
 from ckptfs.store import Table
 from ckptfs.tree.epoch import OpenEpoch
 from ckptfs.tree.inode import INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
@@ -49,7 +50,9 @@ def fail(code: int, subject: object = "") -> NoReturn:
 
 
 def decode_dirent(value: bytes) -> Dirent:
-    """Return the entry of a row's value."""
+    """Return the entry of a row's value; DamagedError when it is none."""
+    if len(value) != DIRENT_STRUCT.size:
+        raise DamagedError(f"the row of a directory entry has {len(value)} bytes, it must have {DIRENT_STRUCT.size}")
     ino, kind = DIRENT_STRUCT.unpack(value)
     return Dirent(ino, kind << 12)
 

@@ -5,10 +5,12 @@ The live tree is the reading at `LIVE`. Knows nothing of what the rows mean. Bel
 tables; durability is the store's business.
 """
 
+import os
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ckptfs.errors import DamagedError
 from ckptfs.store import Table, Tables
 
 LIVE = 0xFFFFFFFF
@@ -18,6 +20,7 @@ _EPOCH = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 _CHANGE = struct.Struct(">IB")
 _TOMBSTONE = b""
+_VERSIONED = (Table.INODES, Table.DIRENTS, Table.XATTRS)
 _PRESENT = b"\x01"
 
 _META_EPOCH = b"open_epoch"
@@ -63,7 +66,11 @@ class Rows:
 
     def _meta(self, key: bytes, default: int) -> int:
         value = self.tables.get(Table.META, key)
-        return default if value is None else int(_U64.unpack(value)[0])
+        if value is None:
+            return default
+        if len(value) != _U64.size:
+            raise DamagedError(f"the row {os.fsdecode(key)} has {len(value)} bytes, it must have {_U64.size}")
+        return int(_U64.unpack(value)[0])
 
     def new_id(self) -> int:
         """Return a number that no inode or manifest of this store ever had."""
@@ -135,6 +142,8 @@ class Rows:
         """Yield (epoch, change) of what the epochs after `after`, up to and with `last`, wrote."""
         stop = _EPOCH.pack(last + 1) if last < LIVE else b"\xff\xff\xff\xff\xff"
         for key, _ in self.tables.scan(Table.CHANGES, _EPOCH.pack(after + 1), stop):
+            if len(key) < _CHANGE.size or key[_EPOCH.size] not in _VERSIONED:
+                raise DamagedError(f"the row {key.hex()} of changes names no row with an epoch")
             epoch, table = _CHANGE.unpack_from(key)
             yield epoch, Change(Table(table), key[_CHANGE.size :])
 

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from ckptfs.errors import AmbiguousSnapshotError, SnapshotNameError, UnknownSnapshotError
+from ckptfs.errors import AmbiguousSnapshotError, DamagedError, SnapshotNameError, UnknownSnapshotError
 from ckptfs.store import Table
 from ckptfs.tree.epoch import OpenEpoch
 from ckptfs.tree.rows import LIVE, Rows
@@ -46,10 +46,15 @@ class Snapshot:
 
     @classmethod
     def decode(cls, epoch: int, value: bytes) -> "Snapshot":
-        """Return the snapshot of a row's value."""
-        fields = json.loads(value)
-        fields["paths"] = tuple(fields["paths"])
-        return cls(id=epoch, **fields)
+        """Return the snapshot of a row's value; DamagedError when it is none."""
+        try:
+            fields = json.loads(value)
+            fields["paths"] = tuple(fields["paths"])
+            snapshot = cls(id=epoch, **fields)
+            os.fsencode(snapshot.name + snapshot.created)  # a name and a time that can be shown
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise DamagedError(f"the row of snapshot {epoch} cannot be read: {error}") from error
+        return snapshot
 
     @property
     def created(self) -> str:

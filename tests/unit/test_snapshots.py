@@ -53,6 +53,18 @@ def test_names_by_time_differ(tree: Tree) -> None:
     ]
 
 
+def test_a_clock_that_jumps_back_changes_no_order(tree: Tree, clock: Clock) -> None:
+    save(tree, "last.pt", b"one")
+    first = tree.take_snapshot()
+    clock.wall -= 3600 * 1_000_000_000
+    save(tree, "last.pt", b"two")
+    second = tree.take_snapshot()
+    assert second.created_ns < first.created_ns
+    assert tree.snapshots.all() == [first, second]
+    assert tree.snapshots.latest() == tree.snapshots.resolve("latest") == second
+    assert (support.read(tree, "last.pt", first), support.read(tree, "last.pt", second)) == (b"one", b"two")
+
+
 def test_references(tree: Tree) -> None:
     taken = [tree.take_snapshot(name) for name in ("before", "bench", "10", "x~1") if not name.isdigit()]
     resolve = tree.snapshots.resolve

@@ -1,0 +1,14 @@
+"""A store that somebody has tampered with ends in a clean error, in bounded time and memory."""
+
+from concurrent.futures import ProcessPoolExecutor
+
+from tests.faults.hostile import judge_hostile
+
+SEEDS = range(300)
+
+
+def test_a_store_that_was_tampered_with_ends_in_a_clean_error(pool: ProcessPoolExecutor) -> None:
+    print(f"seeds {SEEDS}")
+    halves = pool.map(judge_hostile, (SEEDS[0::2], SEEDS[1::2]))
+    losses = [loss for half in halves for loss in half]
+    assert not losses, "\n".join(losses[:10])

@@ -1,0 +1,53 @@
+"""Many processes at one directory, and a store that is found elsewhere the next time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.mount.running import RunningMount, tree_of
+
+PROCESSES = 32
+ROUNDS = 12
+SIZE = 20_000
+
+HAMMER = f"""
+import os, sys
+directory, me = sys.argv[1:]
+os.chdir(directory)
+for n in range({ROUNDS}):
+    for target in (me + ".pt", "shared.pt"):
+        with open(f"{{me}}.tmp", "wb") as file:
+            file.write(bytes([int(me), n]) * {SIZE})
+        os.rename(f"{{me}}.tmp", target)
+    os.mkdir(f"{{me}}.d")
+    assert f"{{me}}.d" in os.listdir()
+    os.rmdir(f"{{me}}.d")
+    with open("shared.pt", "rb") as file:
+        data = file.read()
+    assert data == data[:2] * {SIZE}, "a torn file"
+"""
+
+
+def test_thirty_two_processes_at_one_directory_meet_no_torn_file(place: Path) -> None:
+    hammers = [
+        subprocess.Popen([sys.executable, "-S", "-c", HAMMER, str(place), str(number)]) for number in range(PROCESSES)
+    ]
+    assert [hammer.wait() for hammer in hammers] == [0] * PROCESSES
+    assert sorted(os.listdir(place)) == sorted([*(f"{number}.pt" for number in range(PROCESSES)), "shared.pt"])
+    for number in range(PROCESSES):
+        assert (place / f"{number}.pt").read_bytes() == bytes([number, ROUNDS - 1]) * SIZE
+
+
+def test_a_store_that_was_moved_is_mounted_where_it_is(mount: RunningMount, tmp_path: Path) -> None:
+    (mount.path / "last.pt").write_bytes(b"content")
+    mount.snapshot("before")
+    shown = tree_of(mount.path)
+    mount.umount()
+    moved = tmp_path / "another disk" / "store"
+    moved.parent.mkdir()
+    mount.store.rename(moved)
+    mount.store = moved
+    mount.mount()
+    assert tree_of(mount.path) == shown
+    assert mount.at("before", "last.pt").read_bytes() == b"content"
