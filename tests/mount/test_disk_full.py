@@ -56,6 +56,17 @@ def test_a_full_disk_is_told_and_costs_no_version(small: RunningMount) -> None:
         (small.path / "one more").write_bytes(os.urandom(8 * MIB))
 
 
+def test_data_is_refused_rather_than_accepted_and_lost(small: RunningMount) -> None:
+    with (
+        pytest.raises(OSError, match=os.strerror(errno.ENOSPC)),
+        open(small.path / "filling", "wb", buffering=0) as file,
+    ):
+        for _ in range(2 * ROOM // MIB):
+            file.write(os.urandom(MIB))
+    assert "cannot be written" in small.log()
+    assert "cannot be stored" not in small.log()
+
+
 def test_versions_and_files_are_deleted_on_a_full_disk(small: RunningMount) -> None:
     (small.path / "model.pt").write_bytes(b"small")
     small.snapshot("before")
