@@ -113,6 +113,8 @@ def start(command: Sequence[str], log_path: str) -> None:
 
 def set_up_logging(path: str, *, to_stderr: bool) -> None:
     """Send the log of this process to a file that rotates, if it can be written, and to standard error if wanted."""
+    # The log lies in the store: on a full disk a line of it is lost, and saying so in the log would not help.
+    logging.raiseExceptions = False
     handlers: list[logging.Handler] = [logging.StreamHandler()] if to_stderr else []
     with suppress(OSError):  # a store that is mounted read-only may be on a disk that is
         handlers.append(RotatingFileHandler(path, maxBytes=LOG_SIZE_MAX, backupCount=LOG_COUNT - 1))
