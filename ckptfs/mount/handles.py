@@ -19,7 +19,7 @@ from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node
 from ckptfs.mount.offload import Offload
-from ckptfs.mount.readahead import ReadAhead, ReadState
+from ckptfs.mount.readahead import Front, ReadAhead
 from ckptfs.tree import Tree
 from ckptfs.tree.content import FileContent
 from ckptfs.tree.files import OpenFile
@@ -43,7 +43,7 @@ class Handle:
     writing: bool
     appending: bool
     process: int
-    reading: ReadState = field(default_factory=ReadState)
+    fronts: list[Front] = field(default_factory=list)
 
 
 class Handles:
@@ -125,7 +125,7 @@ class Handles:
         """Return up to `size` bytes at `offset`; DamagedError."""
         self._busy()
         handle = self._handles[number]
-        return await self._readahead.read(handle.reading, handle.content, offset, size)
+        return await self._readahead.read(handle.fronts, handle.content, offset, size)
 
     async def write(self, number: int, offset: int, data: bytes) -> None:
         """Take bytes, and wait while too many are held; the sticky error of the file passes."""

@@ -30,12 +30,16 @@ TASKS = 2
 """Parts of one file that are decoded side by side: while one waits for the disk or the loop, the other goes on."""
 
 
-@dataclass(slots=True)
-class ReadState:
-    """How one handle is being read."""
+FRONTS_MAX = 4
+
+
+@dataclass(slots=True, eq=False)
+class Front:
+    """One place from which on a handle is read: threads that share a mapping have one each."""
 
     position: int = 0
-    sequential: int = 0
+    """Behind all requests so far."""
+    requests: int = 0
     ahead: int = 0
     """Up to where chunks have been decoded ahead, or are being."""
     under_way: set[int] = field(default_factory=set)
@@ -54,65 +58,78 @@ class ReadAhead:
         self._offload = offload
         self._tasks = 0
 
-    async def read(self, state: ReadState, content: FileContent, offset: int, size: int) -> Bytes:
-        """Return up to `size` bytes at `offset`; DamagedError. Reads that follow one another start decoding ahead."""
+    async def read(self, fronts: list[Front], content: FileContent, offset: int, size: int) -> Bytes:
+        """Return up to `size` bytes at `offset`; DamagedError. Reads that follow one another start decoding ahead.
+
+        `fronts` are those of the handle, changed here.
+        """
         plan = content.plan_read(offset, size)
-        self._note(state, content, offset, size)
+        front = _front(fronts, offset)
+        self._note(front, content, offset, size)
         while not plan.in_memory(self._reader):
-            if not state.tasks or offset + size <= min(state.under_way, default=offset + size + 1):
+            if not front.tasks or offset + size <= min(front.under_way, default=offset + size + 1):
                 return await self._offload.run(plan.run, self._reader)
-            await state.step.wait()
+            await front.step.wait()
         return plan.run(self._reader)
 
-    def _note(self, state: ReadState, content: FileContent, offset: int, size: int) -> None:
+    def _note(self, front: Front, content: FileContent, offset: int, size: int) -> None:
         """Note a read; when reads follow one another, begin to decode what comes next."""
-        if abs(offset - state.position) <= NEAR:
-            state.sequential += 1
-        else:
-            state.sequential = state.ahead = 0
-        before = state.position
-        state.position = max(before, offset + size) if state.sequential else offset + size
-        if state.sequential >= SEQUENTIAL_REQUESTS and content.settled and not state.tasks:
-            state.ahead = max(state.ahead, offset)
-            if state.ahead < min(state.position + self._window // 2, content.size):
-                for _ in range(TASKS):
-                    state.tasks += 1
-                    self._tasks += 1
-                    self._nursery.start_soon(self._run, state, content)
+        front.requests += 1
+        front.position = max(front.position, offset + size)
+        if front.requests < SEQUENTIAL_REQUESTS or front.tasks or not content.settled:
+            return
+        front.ahead = max(front.ahead, offset)
+        if front.ahead < min(front.position + self._window // 2, content.size):
+            for _ in range(TASKS):
+                front.tasks += 1
+                self._tasks += 1
+                self._nursery.start_soon(self._run, front, content)
 
     @property
     def _window(self) -> int:
         return min(WINDOW_MAX, CACHE_SIZE // 2 // max(self._tasks // TASKS, 1))
 
-    async def _run(self, state: ReadState, content: FileContent) -> None:
+    async def _run(self, front: Front, content: FileContent) -> None:
         try:
-            while content.settled and state.ahead < min(state.position + self._window, content.size):
-                await self._decode_next(state, content)
+            while content.settled and front.ahead < min(front.position + self._window, content.size):
+                await self._decode_next(front, content)
         except Exception:
             log.exception("a bug in reading ahead; reads go on without it")
         finally:
-            state.tasks -= 1
+            front.tasks -= 1
             self._tasks -= 1
-            self._wake(state)
+            self._wake(front)
 
-    async def _decode_next(self, state: ReadState, content: FileContent) -> None:
-        start = state.ahead
+    async def _decode_next(self, front: Front, content: FileContent) -> None:
+        start = front.ahead
         plan = content.plan_read(start, SLICE_SIZE)
-        state.ahead += plan.size
-        after = content.plan_read(state.ahead + (TASKS - 1) * SLICE_SIZE, SLICE_SIZE)
-        state.under_way.add(start)
+        front.ahead += plan.size
+        after = content.plan_read(front.ahead + (TASKS - 1) * SLICE_SIZE, SLICE_SIZE)
+        front.under_way.add(start)
         try:
             # What is wrong with a chunk is for the read that needs it to say.
             with suppress(CkptfsError, OSError):
                 await self._offload.run(self._reader.read_ahead, _numbers(plan), _numbers(after))
         finally:
-            state.under_way.remove(start)
-            self._wake(state)
+            front.under_way.remove(start)
+            self._wake(front)
 
     @staticmethod
-    def _wake(state: ReadState) -> None:
-        state.step.set()
-        state.step = trio.Event()
+    def _wake(front: Front) -> None:
+        front.step.set()
+        front.step = trio.Event()
+
+
+def _front(fronts: list[Front], offset: int) -> Front:
+    """Return the front that a read at `offset` belongs to, a new one if it is near none; the one used last is last."""
+    front = min(fronts, key=lambda each: abs(offset - each.position), default=None)
+    if front is not None and abs(offset - front.position) <= NEAR:
+        fronts.remove(front)
+    else:
+        front = Front(offset)
+    fronts.append(front)
+    del fronts[:-FRONTS_MAX]
+    return front
 
 
 def _numbers(plan: ReadPlan) -> list[int]:
