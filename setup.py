@@ -8,9 +8,12 @@ setup(
     ext_modules=[
         Extension(
             "ckptfs.store._kernels",
-            [f"{STORE}/{name}.c" for name in ("kernels", "hash_portable", "hash_avx2", "hash_avx512")],
+            [
+                f"{STORE}/{name}.c"
+                for name in ("kernels", "planes", "runs", "delta", "hash_portable", "hash_avx2", "hash_avx512")
+            ],
             # What they include: looked at when it is decided whether to compile, and packed into a source release.
-            depends=[f"{STORE}/{name}.h" for name in ("hash", "hash_body", "vendor/xxhash")],
+            depends=[f"{STORE}/{name}.h" for name in ("delta", "hash", "hash_body", "planes", "runs", "vendor/xxhash")],
             libraries=["m"],
             extra_compile_args=["-O3"],
             # Without a compiler the install still works, on the slow reference (`ckptfs stats` says so).

@@ -13,11 +13,19 @@ from functools import partial
 
 import numpy as np
 import xxhash
+import zstandard
 from measure import MIB, line
 
 from ckptfs.config import KIB, ChunkSizes
 from ckptfs.store import codec
-from ckptfs.store.kernels import Kernel, available_kernels
+from ckptfs.store.kernels import (
+    Kernel,
+    available_kernels,
+    decode_difference,
+    decode_runs,
+    encode_difference,
+    encode_runs,
+)
 from ckptfs.tree.stream import PIECE_SIZE
 
 GB = 1e9
@@ -138,9 +146,42 @@ def all_rows(kernels: Sequence[Kernel]) -> Rows:
         stored = [(*codec.encode(chunk), len(chunk)) for chunk in chunks]
         rows.add(f"decode {kind}", ENCODED_SIZE, codec.decode, *stored)
         size = sum(len(payload) for _, payload, _ in stored)
+        add_coders(rows, kind, data, chunks)
         mean = ENCODED_SIZE / len(stored) / KIB
         print(f"encoded {kind}: {size / ENCODED_SIZE:.3f} of its size, mean chunk {mean:.1f} KiB")
     return rows
+
+
+def add_coders(rows: Rows, kind: str, data: memoryview, chunks: Sequence[memoryview]) -> None:
+    """Add the rows of runs and differences; the base of each float is what a step of training may have made it of."""
+    width = 2 if kind == "bf16" else 4
+    starts = itertools.accumulate((len(chunk) for chunk in chunks), initial=0)
+    phases = [-start % width for start in starts]  # chunks are cut at any byte of an element
+    exponents = [bytes(chunk[phase + width - 1 :: width]) for chunk, phase in zip(chunks, phases, strict=False)]
+    coded = [(encode_runs(plane), len(plane)) for plane in exponents]
+    rows.add(f"encode runs, {kind} exponents", sum(map(len, exponents)), encode_runs, *((each,) for each in exponents))
+    rows.add(f"decode runs, {kind} exponents", sum(map(len, exponents)), decode_runs, *coded)
+    for compress, title in ((zstd_entropy(), "zstd"), (encode_runs, "runs")):
+        ratio = sum(len(compress(plane)) for plane in exponents) / sum(map(len, exponents))
+        print(f"exponents of {kind}, {title}: {ratio:.4f} of their size")
+    steps = np.random.default_rng(SEED + 1).standard_normal(len(data) // width, dtype=np.float32) * np.float32(2e-5)
+    bits = np.frombuffer(data, np.uint16).astype(np.uint32) << 16 if kind == "bf16" else np.frombuffer(data, np.uint32)
+    moved = (bits.view(np.float32) + steps).view(np.uint32)
+    base = memoryview((moved >> 16).astype(np.uint16) if kind == "bf16" else moved).cast("B")
+    bases = pieces_of(base, [len(chunk) for chunk in chunks])
+    pairs = [(chunk, each, width, phase) for chunk, each, phase in zip(chunks, bases, phases, strict=False)]
+    deltas = [(encode_difference(*pair), *pair[1:]) for pair in pairs]
+    rows.add(f"encode difference, {kind}", len(data), encode_difference, *pairs)
+    rows.add(f"decode difference, {kind}", len(data), decode_difference, *deltas)
+    print(f"difference of {kind}: {sum(len(each) for each, *_ in deltas) / len(data):.4f} of its size")
+
+
+def zstd_entropy() -> Callable[[bytes], bytes]:
+    """Return zstd set up to find next to no matches, so that only its entropy stage is left."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        1, hash_log=6, min_match=7, strategy=zstandard.STRATEGY_FAST, target_length=0
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters).compress
 
 
 def found_again(kernel: Kernel, kind: str, inserted: int) -> float:

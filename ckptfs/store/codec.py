@@ -1,25 +1,20 @@
 """Turn the bytes of one chunk into the payload of its record, and back.
 
-Owns the encodings, the choice between them and the layout of the planes payload (docs/format.md). Refuses to know
-packs, ids and files: what it gets is one chunk, and whether the decoded bytes are the right ones (their id) is the
-caller's question. Nothing here touches the disk. Any number of threads may call: the zstd contexts, which are not
-thread-safe, are one set per thread.
+Owns the encodings and the choice between them; what a payload looks like is with planes.py, delta.py and frames.py.
+Refuses to know packs, ids and files: what it gets is one chunk, and whether the decoded bytes are the right ones (their
+id) is the caller's question. Nothing here touches the disk. Any number of threads may call.
 """
 
-import struct
-import threading
 from enum import IntEnum
 
-import zstandard
-
 from ckptfs.errors import DamagedError
-from ckptfs.store.kernels import join_planes, plane_entropies, split_planes
+from ckptfs.store import frames
+from ckptfs.store.delta import decode_delta
+from ckptfs.store.kernels import plane_entropies
+from ckptfs.store.planes import RATIO_WORTH, WIDTHS, decode_planes, encode_planes
 
 SIZE_WORTH = 64
 """Below this size nothing is tried: the record around the payload is as large."""
-
-RATIO_WORTH = 0.97
-"""A payload, or a plane, larger than this part of its raw size is stored raw: reading it then costs nothing."""
 
 SAMPLE_WINDOWS = 4
 SAMPLE_WINDOW_SIZE = 2048
@@ -28,7 +23,6 @@ SAMPLE_WINDOW_SIZE = 2048
 SAME_SIZE = 16
 """A chunk whose first and last bytes, this many, are all the same is looked at for being so as a whole."""
 
-WIDTHS = (2, 4, 8)
 WIDTH_MARGIN = 0.01
 """How much smaller (as a part of the raw size) a greater width has to make the sample, and planes against zstd."""
 
@@ -40,42 +34,13 @@ class Encoding(IntEnum):
     ZSTD = 1
     PLANES = 2
     DELTA = 3
-    """Reserved: a difference against another chunk."""
+    """A difference against other chunks, the bases."""
     WAITING = 4
     """The bytes as they are, like RAW; nothing smaller was tried yet."""
 
 
-class PlaneKind(IntEnum):
-    """How one plane of a planes payload is stored; the numbers are on the disk."""
-
-    RAW = 0
-    ZSTD = 1
-
-
 Encoded = tuple[Encoding, bytes | memoryview]
 """An encoding and the payload in it."""
-
-WINDOW_LEAST = 1 << zstandard.WINDOWLOG_MIN
-
-PLANES_HEAD = struct.Struct("<B")
-PLANES_ENTRY = struct.Struct("<BI")
-
-
-class _Contexts(threading.local):
-    """The zstd contexts of one thread."""
-
-    def __init__(self) -> None:
-        # With 64 hash entries and matches of 7 bytes at least, the match finder finds next to nothing and costs next to
-        # nothing: an entropy coder for exponents, smaller and 2-3 times faster than level 1 there.
-        parameters = zstandard.ZstdCompressionParameters.from_level(
-            1, hash_log=6, min_match=7, strategy=zstandard.STRATEGY_FAST, target_length=0
-        )
-        self.entropy = zstandard.ZstdCompressor(compression_params=parameters)
-        self.matches = zstandard.ZstdCompressor(level=1)
-        self.decompressor = zstandard.ZstdDecompressor()
-
-
-_contexts = _Contexts()
 
 
 def encode(data: bytes | memoryview) -> Encoded:
@@ -87,13 +52,13 @@ def encode(data: bytes | memoryview) -> Encoded:
     sample = _sample(view)
     plane_ratios = _plane_ratios(sample)
     planes_ratio = sum(plane_ratios) / len(plane_ratios)
-    zstd_ratio = len(_contexts.matches.compress(sample)) / len(sample)
+    zstd_ratio = len(frames.compress_matches(sample)) / len(sample)
     if min(planes_ratio, zstd_ratio) > RATIO_WORTH:
         return Encoding.RAW, data
     if zstd_ratio <= planes_ratio + WIDTH_MARGIN:
-        encoding, payload = Encoding.ZSTD, _contexts.matches.compress(view)
+        encoding, payload = Encoding.ZSTD, frames.compress_matches(view)
     else:
-        encoding, payload = Encoding.PLANES, _encode_planes(view, sample, plane_ratios)
+        encoding, payload = Encoding.PLANES, encode_planes(view, sample, plane_ratios)
     if len(payload) > size * RATIO_WORTH:
         return Encoding.RAW, data
     return encoding, payload
@@ -112,21 +77,22 @@ def encode_later(data: bytes | memoryview) -> Encoded:
     return Encoding.WAITING, data
 
 
-def decode(encoding: int, payload: bytes | memoryview, raw_size: int) -> bytes:
-    """Return the `raw_size` bytes of a chunk; DamagedError when the payload is not one that `encode` could have made.
+def decode(encoding: int, payload: bytes | memoryview, raw_size: int, base: bytes | memoryview = b"") -> bytes:
+    """Return the `raw_size` bytes of a chunk; DamagedError when the payload is not one that could have been made.
 
-    Nothing larger than `raw_size` is ever allocated on the word of the payload.
+    `base` is all bytes of its bases, which only a delta has. Nothing larger than `raw_size` is ever allocated on the
+    word of the payload.
     """
     if encoding in (Encoding.RAW, Encoding.WAITING):
         if len(payload) != raw_size:
             raise DamagedError(f"raw payload of {len(payload)} bytes for a chunk of {raw_size}")
         return bytes(payload)
     if encoding == Encoding.ZSTD:
-        return _decompress(payload, raw_size)
+        return frames.decompress(payload, raw_size)
     if encoding == Encoding.PLANES:
-        return _decode_planes(memoryview(payload), raw_size)
+        return decode_planes(memoryview(payload), raw_size)
     if encoding == Encoding.DELTA:
-        raise DamagedError("the chunk is a delta, an encoding that this version of ckptfs does not know")
+        return decode_delta(memoryview(payload), base, raw_size)
     raise DamagedError(f"unknown encoding {encoding}")
 
 
@@ -151,72 +117,3 @@ def _plane_ratios(sample: bytes) -> list[float]:
         if sum(ratios) / width < sum(best) / len(best) - WIDTH_MARGIN:
             best = ratios
     return best
-
-
-def _encode_planes(view: memoryview, sample: bytes, plane_ratios: list[float]) -> bytes:
-    """Return the planes payload; the sample says for each plane which way of storing it is worth trying."""
-    width = len(plane_ratios)
-    count = len(view) // width
-    planes = memoryview(split_planes(view, width))
-    sample_count = len(sample) // width
-    sample_planes = memoryview(split_planes(sample, width))
-    table = [PLANES_HEAD.pack(width)]
-    bodies: list[bytes | memoryview] = []
-    for index, ratio in enumerate(plane_ratios):
-        plane = planes[index * count : (index + 1) * count]
-        kind, body = PlaneKind.RAW, plane
-        if ratio < RATIO_WORTH:
-            # Where matches do better on the sample than entropy coding ever can, the plane has a structure.
-            sample_plane = sample_planes[index * sample_count : (index + 1) * sample_count]
-            matched_size = len(_contexts.matches.compress(sample_plane))
-            compressor = _contexts.matches if matched_size < sample_count * ratio else _contexts.entropy
-            compressed = compressor.compress(plane)
-            if len(compressed) <= count * RATIO_WORTH:
-                kind, body = PlaneKind.ZSTD, memoryview(compressed)
-        table.append(PLANES_ENTRY.pack(kind, len(body)))
-        bodies.append(body)
-    return b"".join([*table, *bodies, planes[count * width :]])
-
-
-def _decode_planes(payload: memoryview, raw_size: int) -> bytes:
-    """Undo `_encode_planes`."""
-    if len(payload) < PLANES_HEAD.size or payload[0] not in WIDTHS:
-        raise DamagedError("planes payload without a width")
-    width = payload[0]
-    body_start = PLANES_HEAD.size + width * PLANES_ENTRY.size
-    if len(payload) < body_start:
-        raise DamagedError("planes payload that ends in its table")
-    entries = list(PLANES_ENTRY.iter_unpack(payload[PLANES_HEAD.size : body_start]))
-    count, tail_size = divmod(raw_size, width)
-    if len(payload) != body_start + sum(size for _, size in entries) + tail_size:
-        raise DamagedError(f"planes payload of {len(payload)} bytes, which is not what its table says")
-    planes: list[bytes | memoryview] = []
-    for kind, size in entries:
-        body = payload[body_start : body_start + size]
-        body_start += size
-        if kind == PlaneKind.ZSTD:
-            planes.append(_decompress(body, count))
-        elif kind == PlaneKind.RAW and size == count:
-            planes.append(body)
-        else:
-            raise DamagedError(f"plane of kind {kind} and {size} bytes for {count} elements")
-    planes.append(payload[body_start:])
-    return join_planes(b"".join(planes), width)
-
-
-def _decompress(frame: bytes | memoryview, raw_size: int) -> bytes:
-    """Return the content of one zstd frame, which has to be all of the buffer and say that it has `raw_size` bytes.
-
-    An empty content is damage as well: `encode` stores nothing empty as zstd.
-    """
-    try:
-        parameters = zstandard.get_frame_parameters(frame)
-        # zstd allocates both of them before it reads on; in a frame of `encode` the window is never the larger one.
-        if raw_size <= 0 or parameters.content_size != raw_size or parameters.window_size > max(raw_size, WINDOW_LEAST):
-            raise DamagedError(f"zstd frame that is not one of {raw_size} bytes")
-        raw = _contexts.decompressor.decompress(frame, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise DamagedError(f"zstd frame that cannot be read: {error}") from error
-    if len(raw) != raw_size:
-        raise DamagedError(f"zstd frame of {len(raw)} bytes where {raw_size} were stored")
-    return raw

@@ -1,11 +1,11 @@
-/* The loops over every byte: content-defined cut points and chunk ids, byte planes, plane entropies.
+/* The loops over every byte: content-defined cut points and chunk ids, plane entropies; and the doors to the coders.
  *
- * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py and
- * returns the same bytes; docs/format.md has the definitions in prose. It keeps no state, reads only the buffer it is
+ * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py or
+ * reference_coders.py and returns the same bytes; docs/format.md has the definitions in prose. It keeps no state, reads only the buffer it is
  * given, and runs without the GIL, so any number of threads may be inside at once.
  *
- * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is
- * in hash.h.
+ * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is in
+ * hash.h, byte planes are in planes.h, the entropy coder in runs.h, differences of floats in delta.h.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -13,7 +13,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "delta.h"
 #include "hash.h"
+#include "planes.h"
+#include "runs.h"
 
 #if HAVE_X86
 #include <immintrin.h>
@@ -356,38 +359,7 @@ done:
 
 /* ---- byte planes --------------------------------------------------------------------------------------------- */
 
-/* The width is a constant wherever these two are inlined, so that the compiler can make shuffles of the loops. */
-static inline __attribute__((always_inline)) void split(const uint8_t *restrict elements, uint8_t *restrict planes,
-                                                        size_t count, size_t width) {
-    for (size_t i = 0; i < count; i++)
-        for (size_t k = 0; k < width; k++)
-            planes[k * count + i] = elements[i * width + k];
-}
-
-static inline __attribute__((always_inline)) void join(const uint8_t *restrict planes, uint8_t *restrict elements,
-                                                       size_t count, size_t width) {
-    for (size_t i = 0; i < count; i++)
-        for (size_t k = 0; k < width; k++)
-            elements[i * width + k] = planes[k * count + i];
-}
-
-static void split_width(const uint8_t *from, uint8_t *to, size_t count, int width) {
-    switch (width) {
-    case 2: split(from, to, count, 2); break;
-    case 4: split(from, to, count, 4); break;
-    default: split(from, to, count, 8);
-    }
-}
-
-static void join_width(const uint8_t *from, uint8_t *to, size_t count, int width) {
-    switch (width) {
-    case 2: join(from, to, count, 2); break;
-    case 4: join(from, to, count, 4); break;
-    default: join(from, to, count, 8);
-    }
-}
-
-static PyObject *transpose(PyObject *args, void (*loop)(const uint8_t *, uint8_t *, size_t, int)) {
+static PyObject *transpose(PyObject *args, void (*move)(const uint8_t *, uint8_t *, size_t, size_t)) {
     Py_buffer data;
     int width;
     if (!PyArg_ParseTuple(args, "y*i", &data, &width))
@@ -405,7 +377,7 @@ static PyObject *transpose(PyObject *args, void (*loop)(const uint8_t *, uint8_t
     size_t size = (size_t)data.len, tail = size % (size_t)width;
     if (size) {
         Py_BEGIN_ALLOW_THREADS
-        loop(from, to, size / (size_t)width, width);
+        move(from, to, size / (size_t)width, (size_t)width);
         memcpy(to + size - tail, from + size - tail, tail);
         Py_END_ALLOW_THREADS
     }
@@ -414,9 +386,9 @@ done:
     return result;
 }
 
-static PyObject *split_planes(PyObject *Py_UNUSED(module), PyObject *args) { return transpose(args, split_width); }
+static PyObject *split_planes(PyObject *Py_UNUSED(module), PyObject *args) { return transpose(args, split_elements); }
 
-static PyObject *join_planes(PyObject *Py_UNUSED(module), PyObject *args) { return transpose(args, join_width); }
+static PyObject *join_planes(PyObject *Py_UNUSED(module), PyObject *args) { return transpose(args, join_elements); }
 
 /* ---- plane entropies ----------------------------------------------------------------------------------------- */
 
@@ -473,6 +445,129 @@ done:
     return list;
 }
 
+/* ---- runs and differences ------------------------------------------------------------------------------------ */
+
+static PyObject *damaged(void) {
+    PyErr_SetString(PyExc_ValueError, "the bytes are not what the encoder makes");
+    return NULL;
+}
+
+static PyObject *too_large(void) {
+    PyErr_SetString(PyExc_ValueError, "4 GiB are too much to be coded at once");
+    return NULL;
+}
+
+static PyObject *encode_runs(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer data;
+    if (!PyArg_ParseTuple(args, "y*", &data))
+        return NULL;
+    if ((uint64_t)data.len > UINT32_MAX) {
+        PyBuffer_Release(&data);
+        return too_large();
+    }
+    size_t size = (size_t)data.len, coded_size = 0;
+    PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)runs_room(size, 1));
+    uint8_t *scratch = PyMem_RawMalloc(runs_scratch_size(size));
+    if (!result || !scratch) {
+        Py_CLEAR(result);
+        PyErr_NoMemory();
+    } else {
+        uint8_t *out = (uint8_t *)PyBytes_AS_STRING(result);
+        Py_BEGIN_ALLOW_THREADS
+        if (size)
+            coded_size = encode_segments(data.buf, size, &size, 1, out, scratch);
+        Py_END_ALLOW_THREADS
+        _PyBytes_Resize(&result, (Py_ssize_t)coded_size);
+    }
+    PyMem_RawFree(scratch);
+    PyBuffer_Release(&data);
+    return result;
+}
+
+static PyObject *decode_runs_of(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer coded;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(args, "y*n", &coded, &size))
+        return NULL;
+    PyObject *result = NULL;
+    uint8_t *scratch = NULL;
+    if (size < 0 || (uint64_t)size > UINT32_MAX) {
+        damaged();
+        goto done;
+    }
+    result = PyBytes_FromStringAndSize(NULL, size);
+    scratch = PyMem_RawMalloc(runs_scratch_size((size_t)size));
+    if (!result || !scratch) {
+        Py_CLEAR(result);
+        PyErr_NoMemory();
+        goto done;
+    }
+    const uint8_t *in = coded.buf, *end = in + coded.len;
+    uint8_t *out = (uint8_t *)PyBytes_AS_STRING(result);
+    Py_BEGIN_ALLOW_THREADS
+    in = decode_runs(in, end, out, (size_t)size, scratch);
+    Py_END_ALLOW_THREADS
+    if (in != end) {
+        Py_CLEAR(result);
+        damaged();
+    }
+done:
+    PyMem_RawFree(scratch);
+    PyBuffer_Release(&coded);
+    return result;
+}
+
+/* Do `encode_difference` (of target and base), or with `decoding` `decode_difference` (of what was coded and base). */
+static PyObject *difference(PyObject *args, int decoding) {
+    Py_buffer data, base;
+    int width, phase;
+    if (!PyArg_ParseTuple(args, "y*y*ii", &data, &base, &width, &phase))
+        return NULL;
+    PyObject *result = NULL;
+    uint8_t *scratch = NULL;
+    if ((width != 1 && width != 2 && width != 4 && width != 8) || phase < 0 || phase >= width ||
+        (!decoding && data.len != base.len)) {
+        PyErr_SetString(PyExc_ValueError, "need a width of 1, 2, 4 or 8, a smaller phase, and a base of equal size");
+        goto done;
+    }
+    if ((uint64_t)base.len > UINT32_MAX) {
+        too_large();
+        goto done;
+    }
+    struct elements elements = {(size_t)base.len, (size_t)width, (size_t)phase};
+    result = PyBytes_FromStringAndSize(NULL, decoding ? base.len : (Py_ssize_t)difference_room(&elements));
+    scratch = PyMem_RawMalloc(difference_scratch_size(&elements));
+    if (!result || !scratch) {
+        Py_CLEAR(result);
+        PyErr_NoMemory();
+        goto done;
+    }
+    uint8_t *out = (uint8_t *)PyBytes_AS_STRING(result);
+    size_t size = 0;
+    int intact = 1;
+    Py_BEGIN_ALLOW_THREADS
+    if (decoding)
+        intact = decode_difference(&elements, data.buf, (size_t)data.len, base.buf, out, scratch);
+    else
+        size = encode_difference(&elements, data.buf, base.buf, out, scratch);
+    Py_END_ALLOW_THREADS
+    if (!intact) {
+        Py_CLEAR(result);
+        damaged();
+    } else if (!decoding) {
+        _PyBytes_Resize(&result, (Py_ssize_t)size);
+    }
+done:
+    PyMem_RawFree(scratch);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&base);
+    return result;
+}
+
+static PyObject *encode_difference_of(PyObject *Py_UNUSED(module), PyObject *args) { return difference(args, 0); }
+
+static PyObject *decode_difference_of(PyObject *Py_UNUSED(module), PyObject *args) { return difference(args, 1); }
+
 /* ---- the module ---------------------------------------------------------------------------------------------- */
 
 static PyObject *cut_kernels(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
@@ -496,6 +591,11 @@ static PyMethodDef methods[] = {
     {"cut_kernels", cut_kernels, METH_NOARGS, "Return the names of the kernels this machine can run, fastest first."},
     {"split_planes", split_planes, METH_VARARGS, "split_planes(data, width) -> bytes"},
     {"join_planes", join_planes, METH_VARARGS, "join_planes(data, width) -> bytes"},
+    {"encode_runs", encode_runs, METH_VARARGS, "encode_runs(data) -> bytes"},
+    {"decode_runs", decode_runs_of, METH_VARARGS, "decode_runs(coded, size) -> bytes"},
+    {"encode_difference", encode_difference_of, METH_VARARGS,
+     "encode_difference(target, base, width, phase) -> bytes"},
+    {"decode_difference", decode_difference_of, METH_VARARGS, "decode_difference(coded, base, width, phase) -> bytes"},
     {"plane_entropies", plane_entropies, METH_VARARGS, "plane_entropies(data, width) -> list of bits per byte"},
     {NULL, NULL, 0, NULL},
 };

@@ -1,6 +1,7 @@
 """Choose the kernel that this machine runs, once, and hand its functions out.
 
-Owns the choice and the contract of the functions; what they compute is defined by reference.py and done by kernels.c.
+Owns the choice and the contract of the functions; what they compute is defined by reference.py and
+reference_coders.py, and done by kernels.c.
 The environment variable CKPTFS_KERNEL (avx512, avx2, portable, python) forces a choice. Pure functions without state:
 any number of threads may be inside, and the C ones hold the GIL only to build their result.
 """
@@ -12,7 +13,7 @@ from functools import partial
 from importlib import import_module
 
 from ckptfs.errors import UsageError
-from ckptfs.store import reference
+from ckptfs.store import reference, reference_coders
 from ckptfs.store.reference import Buffer
 
 VARIABLE = "CKPTFS_KERNEL"
@@ -20,7 +21,7 @@ VARIABLE = "CKPTFS_KERNEL"
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One implementation of the functions of reference.py, all bit-identical; `title` is what `ckptfs stats` shows."""
+    """One implementation of the functions of the reference, all bit-identical; `title` is what `ckptfs stats` shows."""
 
     title: str
     cut: Callable[[Buffer, int, int, int, bool], list[int]]
@@ -29,6 +30,10 @@ class Kernel:
     split_planes: Callable[[Buffer, int], bytes]
     join_planes: Callable[[Buffer, int], bytes]
     plane_entropies: Callable[[Buffer, int], list[float]]
+    encode_runs: Callable[[Buffer], bytes]
+    decode_runs: Callable[[Buffer, int], bytes]
+    encode_difference: Callable[[Buffer, Buffer, int, int], bytes]
+    decode_difference: Callable[[Buffer, Buffer, int, int], bytes]
     is_slow: bool = False
 
 
@@ -50,6 +55,10 @@ def available_kernels() -> dict[str, Kernel]:
                 native.split_planes,
                 native.join_planes,
                 native.plane_entropies,
+                native.encode_runs,
+                native.decode_runs,
+                native.encode_difference,
+                native.decode_difference,
             )
     kernels["python"] = Kernel(
         f"python (slow: {why_slow})",
@@ -59,6 +68,10 @@ def available_kernels() -> dict[str, Kernel]:
         reference.split_planes,
         reference.join_planes,
         reference.plane_entropies,
+        reference_coders.encode_runs,
+        reference_coders.decode_runs,
+        reference_coders.encode_difference,
+        reference_coders.decode_difference,
         is_slow=True,
     )
     return kernels
@@ -134,3 +147,32 @@ def join_planes(data: Buffer, width: int) -> bytes:
 def plane_entropies(data: Buffer, width: int) -> list[float]:
     """Estimate, for every plane of `data` (width 1 to 8), the order-0 entropy in bits per byte; it may exceed 8."""
     return _KERNEL.plane_entropies(data, width)
+
+
+def encode_runs(data: Buffer) -> bytes:
+    """Return bytes entropy-coded: never more than 8 bytes larger, 1 part in 100 smaller or more where that can be.
+
+    Order 0, by rANS, but a byte that is rare among zeros costs about what its place tells: docs/format.md, "Runs".
+    """
+    return _KERNEL.encode_runs(data)
+
+
+def decode_runs(coded: Buffer, size: int) -> bytes:
+    """Undo `encode_runs` for `size` bytes; ValueError when `coded` is not a coding of so many."""
+    return _KERNEL.decode_runs(coded, size)
+
+
+def encode_difference(target: Buffer, base: Buffer, width: int, phase: int) -> bytes:
+    """Return what `target` differs in from `base`, which is of the same size, entropy-coded.
+
+    Both are taken as floats (or integers) of `width` bytes, 1, 2, 4 or 8, from `phase` (below `width`) on. How far a
+    float moves depends above all on its exponent, which the base tells both sides: floats of one exponent are coded
+    together, and smaller than the order-0 entropy of all steps. Where the two have nothing in common the result may
+    be larger than `target`.
+    """
+    return _KERNEL.encode_difference(target, base, width, phase)
+
+
+def decode_difference(coded: Buffer, base: Buffer, width: int, phase: int) -> bytes:
+    """Undo `encode_difference`: return the target; ValueError when `coded` is not a difference from such a base."""
+    return _KERNEL.decode_difference(coded, base, width, phase)

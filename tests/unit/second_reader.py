@@ -26,7 +26,10 @@ class Record(NamedTuple):
     type: int
     number: int
     encoding: int
-    raw: bytes
+    raw_size: int
+    id: bytes
+    bases: tuple[int, ...]
+    payload: bytes
 
 
 class SecondReader:
@@ -39,6 +42,7 @@ class SecondReader:
         self.seed = int(description["seed"], 16)
         self.tables: dict[int, dict[bytes, bytes]] = {table: {} for table in (*range(1, 9), FREED)}
         self.chunks: dict[int, bytes] = {}
+        stored: dict[int, Record] = {}
         self.encodings: set[int] = set()
         files = sorted((path / "packs").iterdir())
         self.freed = self._freed_places([file.read_bytes() for file in files])
@@ -53,13 +57,32 @@ class SecondReader:
                 elif record.type == 2:
                     assert 1 <= record.number <= next_number
                     next_number = max(next_number, record.number + 1)
-                    self.chunks[record.number] = record.raw
+                    if record.encoding != 3:
+                        self._raw(record, b"")
+                    stored[record.number] = record
                     self.encodings.add(record.encoding)
                 else:
                     assert (record.type, record.number) == (3, sequence)
                     sequence += 1
-                    self._apply(record.raw)
-        assert set(self.chunks) == set(range(1, next_number))
+                    self._apply(self._raw(record, b""))
+        assert set(stored) == set(range(1, next_number))
+        self._decode_chunks(stored)
+
+    def _decode_chunks(self, stored: dict[int, Record]) -> None:
+        """Decode every chunk once its bases are: as many rounds as the longest chain of deltas has links."""
+        for _ in range(1 + 8):
+            for number, record in stored.items():
+                if number not in self.chunks and all(base in self.chunks for base in record.bases):
+                    self.chunks[number] = self._raw(record, b"".join(self.chunks[base] for base in record.bases))
+        assert set(self.chunks) == set(stored)
+
+    def _raw(self, record: Record, base: bytes) -> bytes:
+        """Return what a record holds; `base` is all bytes of its bases."""
+        assert bool(record.bases) == (record.encoding == 3)
+        raw = decode(record.encoding, record.payload, record.raw_size, base)
+        assert len(raw) == record.raw_size
+        assert xxhash.xxh3_128_digest(raw, self.seed) == record.id
+        return raw
 
     def _freed_places(self, packs: list[bytes]) -> dict[tuple[int, int], tuple[int, int]]:
         """Return (pack, offset) -> (end, highest chunk number), from the metadata at whatever place it is found."""
@@ -73,7 +96,7 @@ class SecondReader:
                 if int.from_bytes(head[44:], "little") == xxhash.xxh3_64_intdigest(head[:44]) & 0xFFFFFFFF:
                     (record,) = self._records(pack[at : at + 48 + int.from_bytes(head[12:16], "little")], 0)
                     sequence += 1
-                    for table, key, value in rows(record.raw):
+                    for table, key, value in rows(self._raw(record, b"")):
                         if table == FREED:
                             number, offset = struct.unpack(">IQ", key)
                             size, last = struct.unpack("<QQ", value)
@@ -85,7 +108,7 @@ class SecondReader:
         while at < len(pack):
             if freed := number_of_pack and self.freed.get((number_of_pack, at)):
                 at, number = freed
-                yield Record(0, number, 0, b"")
+                yield Record(0, number, 0, 0, b"", (), b"")
                 continue
             head = pack[at : at + 48]
             magic, kind, encoding, bases, raw_size, stored_size, number, raw_id, payload_check, header_check = (
@@ -95,10 +118,8 @@ class SecondReader:
             assert header_check == xxhash.xxh3_64_intdigest(head[:44]) & 0xFFFFFFFF
             end = at + 48 + 8 * bases + stored_size
             assert payload_check == xxhash.xxh3_64_intdigest(pack[at + 48 : end]) & 0xFFFFFFFF
-            raw = decode(encoding, pack[at + 48 + 8 * bases : end], raw_size)
-            assert len(raw) == raw_size
-            assert xxhash.xxh3_128_digest(raw, self.seed) == raw_id
-            yield Record(kind, number, encoding, raw)
+            numbers = struct.unpack_from(f"<{bases}Q", pack, at + 48)
+            yield Record(kind, number, encoding, raw_size, raw_id, numbers, pack[at + 48 + 8 * bases : end])
             at = end + -end % 8
             assert not any(pack[end:at])
 
@@ -164,12 +185,14 @@ def rows(raw: bytes) -> Iterator[tuple[int, bytes, bytes | None]]:
         yield table, key, None if flags & 1 else raw[at - value_size : at]
 
 
-def decode(encoding: int, payload: bytes, raw_size: int) -> bytes:
-    """Return the bytes of a payload."""
+def decode(encoding: int, payload: bytes, raw_size: int, base: bytes) -> bytes:
+    """Return the bytes of a payload; `base` is all bytes of its bases."""
     if encoding in (0, 4):
         return payload
     if encoding == 1:
         return zstandard.decompress(payload)
+    if encoding == 3:
+        return apply_delta(payload, raw_size, base)
     assert encoding == 2
     width = payload[0]
     table = [struct.unpack_from("<BI", payload, 1 + 5 * plane) for plane in range(width)]
@@ -177,7 +200,111 @@ def decode(encoding: int, payload: bytes, raw_size: int) -> bytes:
     planes = []
     for kind, size in table:
         body = payload[at : at + size]
-        planes.append(zstandard.decompress(body) if kind == 1 else body)
         at += size
+        if kind == 2:
+            body, rest = take_runs(body, raw_size // width)
+            assert not rest
+        planes.append(zstandard.decompress(body) if kind == 1 else body)
     assert {len(plane) for plane in planes} == {raw_size // width}
     return bytes(byte for element in zip(*planes, strict=True) for byte in element) + payload[at:]
+
+
+def varint(coded: bytes) -> tuple[int, bytes]:
+    """Return a varint and what follows it."""
+    size = next(at for at, byte in enumerate(coded) if byte < 128) + 1
+    return sum((byte & 127) << 7 * at for at, byte in enumerate(coded[:size])), coded[size:]
+
+
+def take_runs(coded: bytes, size: int) -> tuple[bytes, bytes]:
+    """Return `size` bytes from their runs, and what follows these."""
+    out = b""
+    while len(out) < size:
+        length, coded = varint(coded)
+        run, coded = take_run(coded, length)
+        assert len(run) == length > 0
+        out += run
+    assert len(out) == size
+    return out, coded
+
+
+def take_run(coded: bytes, length: int) -> tuple[bytes, bytes]:
+    """Return the bytes of one run, from its kind on, and what follows it."""
+    kind, coded = coded[0], coded[1:]
+    if kind == 0:
+        return coded[:length], coded[length:]
+    if kind == 1:
+        return coded[:1] * length, coded[1:]
+    return take_rans(coded, length) if kind == 2 else take_sparse(coded, length)
+
+
+def take_rans(coded: bytes, length: int) -> tuple[bytes, bytes]:
+    value, last, coded = coded[0], coded[1], coded[2:]
+    slots: list[tuple[int, int, int]] = []
+    while value <= last:
+        frequency, coded = varint(coded)
+        slots += [(value, frequency, at) for at in range(frequency)]
+        if frequency == 0:
+            value, coded = value + coded[0], coded[1:]
+        value += 1
+    assert len(slots) == 4096
+    lanes = 8 if length >= 1024 else 1
+    states = list(struct.unpack_from(f"<{lanes}I", coded))
+    at = 4 * lanes
+    out = bytearray()
+    for index in range(length):
+        state = states[index % lanes]
+        value, frequency, offset = slots[state % 4096]
+        state = frequency * (state // 4096) + offset
+        if state < 1 << 15:
+            state = state << 16 | int.from_bytes(coded[at : at + 2], "little")
+            at += 2
+        states[index % lanes] = state
+        out.append(value)
+    assert set(states) == {1 << 15}
+    return bytes(out), coded[at:]
+
+
+def take_sparse(coded: bytes, length: int) -> tuple[bytes, bytes]:
+    count, coded = varint(coded)
+    assert coded[0] < 3
+    classes, coded = take_run(coded, count)
+    assert coded[0] < 3
+    values, coded = take_run(coded, count)
+    bit_count = sum(max(size - 1, 0) for size in classes)
+    bits_size = (bit_count + 7) // 8
+    bits = int.from_bytes(coded[:bits_size], "little")
+    out = b""
+    for size, value in zip(classes, values, strict=True):
+        if size:
+            out += bytes((1 << size - 1) + bits % (1 << size - 1))
+            bits >>= size - 1
+        out += bytes([value])
+    assert bits == 0
+    return out.ljust(length, b"\0"), coded[bits_size:]
+
+
+def apply_delta(payload: bytes, raw_size: int, base: bytes) -> bytes:
+    """Return a chunk from a delta payload and all bytes of its bases."""
+    width, phase, skip = struct.unpack_from("<BBI", payload)
+    assert phase < width
+    assert len(base) >= skip + raw_size
+    base, coded = base[skip : skip + raw_size], payload[6:]
+    count = max(raw_size - phase, 0) // width
+    begin = min(phase, raw_size)
+    end = begin + count * width
+    top = 1 << 8 * width - 1
+    planes = []
+    for _ in range(width if count else 0):
+        plane, coded = take_runs(coded, count)
+        planes.append(plane)
+    elements = [int.from_bytes(base[at : at + width], "little") for at in range(begin, end, width)]
+    keys = [element if width == 1 else element % top >> 8 * width - 9 for element in elements]
+    middle = [b""] * count
+    for place, index in enumerate(sorted(range(count), key=keys.__getitem__)):
+        folded = int.from_bytes(bytes(plane[place] for plane in planes), "little")
+        step = -(folded + 1) // 2 if folded % 2 else folded // 2
+        element = elements[index]
+        moved = ((2 * top - 1 - element if element >= top else element + top) + step) % (2 * top)
+        middle[index] = (moved - top if moved >= top else 2 * top - 1 - moved).to_bytes(width, "little")
+    around = bytes((byte + step) % 256 for byte, step in zip(base[:begin] + base[end:], coded, strict=True))
+    return around[:begin] + b"".join(middle) + around[begin:]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ckptfs.store import ChunkStore, Table, codec, freed, index, records, replay
+from ckptfs.store import ChunkStore, Table, codec, delta, freed, index, planes, records, reference_coders, replay
 from ckptfs.store.description import NAME as DESCRIPTION_NAME
 from ckptfs.tree import Tree
 from ckptfs.tree import extents as extents_module
@@ -62,7 +62,8 @@ def fields(*formats: str) -> list[tuple[int, int]]:
         ("Pack header payload", [records.PACK_PAYLOAD]),
         ("Metadata payload", [records.METADATA_PREFIX]),
         ("Metadata row", [records.ROW]),
-        ("Planes", [codec.PLANES_HEAD]),
+        ("Planes", [planes.PLANES_HEAD]),
+        ("Delta", [delta.DELTA_HEAD]),
         ("Inode", [INODE_STRUCT]),
         ("Directory entry", [DIRENT_STRUCT]),
         ("Location", [index.LOCATION]),
@@ -77,7 +78,9 @@ def test_the_documented_bytes_are_those_of_the_code(heading: str, structs: list[
     assert last_offset + last_size == sum(each.size for each in structs)
 
 
-@pytest.mark.parametrize(("heading", "first"), [("Metadata row", "8"), ("Inode", "88"), ("Planes", "1 + 5k")])
+@pytest.mark.parametrize(
+    ("heading", "first"), [("Metadata row", "8"), ("Inode", "88"), ("Planes", "1 + 5k"), ("Delta", "6")]
+)
 def test_what_has_no_fixed_size_begins_behind_what_has(heading: str, first: str) -> None:
     assert next(offset for offset, size, *_ in rows(heading) if not (offset.isdigit() and size.isdigit())) == first
 
@@ -94,6 +97,16 @@ def test_the_documented_record_types_and_encodings_are_those_of_the_code() -> No
     assert re.findall(r"\d+", meanings["type"]) == [str(kind.value) for kind in records.RecordType]
     assert [(name, int(number)) for name, number, _ in rows("Chunk payloads")] == [
         (encoding.name.lower(), encoding.value) for encoding in codec.Encoding
+    ]
+
+
+def test_the_documented_runs_and_planes_are_those_of_the_code() -> None:
+    assert [(name.lower(), int(number)) for name, number, _ in rows("Runs")] == [
+        (run.name.lower(), run.value) for run in reference_coders.Run
+    ]
+    kind = next(meaning for *_, name, meaning in rows("Planes") if name == "kind")
+    assert re.findall(r"(\d+) (\w+)", kind.split(":")[1]) == [
+        (str(each.value), each.name.lower()) for each in planes.PlaneKind
     ]
 
 

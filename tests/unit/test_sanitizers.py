@@ -17,7 +17,7 @@ COMPARISON = """
 import ctypes, random, sys
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
-from ckptfs.store import reference
+from ckptfs.store import reference, reference_coders
 
 loader = ExtensionFileLoader("_kernels", sys.argv[1])
 kernels = module_from_spec(ModuleSpec("_kernels", loader, origin=sys.argv[1]))
@@ -52,6 +52,39 @@ for size in [*range(140), *(generator.randrange(140, 5000) for _ in range(60))]:
         for width in range(1, 9):
             entropies = zip(kernels.plane_entropies(exact, width), reference.plane_entropies(data, width))
             assert all(abs(mine - theirs) < 1e-9 for mine, theirs in entropies)
+def exactly(data):
+    return (ctypes.c_ubyte * len(data)).from_buffer_copy(data)
+
+def outcome(decode, *arguments):
+    try:
+        return decode(*arguments)
+    except ValueError:
+        return None
+
+for size in [*range(24), *(generator.randrange(24, 2000) for _ in range(30))]:
+    zeros = generator.choice((0.0, 0.5, 0.9, 0.99))
+    data = bytes(0 if generator.random() < zeros else generator.choice(b"abcdefgz") for _ in range(size))
+    base = generator.randbytes(size)
+    width = generator.choice((1, 2, 4, 8))
+    phase = generator.randrange(width)
+    codings = (
+        (kernels.encode_runs(exactly(data)), "decode_runs", (size,)),
+        (kernels.encode_difference(exactly(data), exactly(base), width, phase), "decode_difference",
+         (exactly(base), width, phase)),
+    )
+    assert codings[0][0] == reference_coders.encode_runs(data)
+    assert codings[1][0] == reference_coders.encode_difference(data, base, width, phase)
+    for coded, decoder, rest in codings:
+        assert getattr(kernels, decoder)(exactly(coded), *rest) == data
+        for _ in range(8):
+            hostile = bytearray(coded)
+            for _ in range(generator.randrange(3)):
+                if hostile:
+                    hostile[generator.randrange(len(hostile))] = generator.randrange(256)
+            del hostile[len(hostile) - generator.randrange(3) :]
+            mine = outcome(getattr(kernels, decoder), exactly(hostile), *rest)
+            assert mine == outcome(getattr(reference_coders, decoder), hostile, *rest), (decoder, hostile, rest)
+            compared += 1
 for bad in (("neon", b"", 16, 8, 16, True), ("portable", b"", 15, 8, 16, True), ("portable", b"", 16, 7, 16, True)):
     try:
         kernels.cut(*bad)

@@ -1,0 +1,12 @@
+/* Byte planes: byte k of every element, one plane behind the other. Defined by reference.py, see planes.c. */
+#ifndef CKPTFS_PLANES_H
+#define CKPTFS_PLANES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Move `count` elements of `width` bytes (1, 2, 4 or 8) into their planes, and out of them again. */
+void split_elements(const uint8_t *elements, uint8_t *planes, size_t count, size_t width);
+void join_elements(const uint8_t *planes, uint8_t *elements, size_t count, size_t width);
+
+#endif

@@ -1,0 +1,225 @@
+"""The C coders code as the reference does, decode what they coded, and take nothing else for it."""
+
+import math
+import random
+import struct
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ckptfs.config import KIB
+from ckptfs.store import kernels, reference_coders
+
+SEED = 20240607
+KERNELS = kernels.available_kernels()
+NATIVE = next(iter(KERNELS.values()))
+
+
+def skewed(seed: int, size: int, zeros: float, values: int) -> bytes:
+    """Make bytes that are 0 with a chance of `zeros`, else one of the first `values`, the small ones more often."""
+    generator = np.random.default_rng(seed)
+    others = np.minimum(generator.geometric(4 / (values + 3), size), values) % 256
+    return np.where(generator.random(size) < zeros, 0, others).astype(np.uint8).tobytes()
+
+
+planes = st.one_of(
+    st.binary(max_size=300),
+    st.builds(lambda value, size: bytes([value]) * size, st.integers(0, 255), st.integers(0, 3000)),
+    st.builds(
+        skewed,
+        st.integers(0, 1000),
+        st.integers(0, 5000),
+        st.sampled_from([0.0, 0.3, 0.8, 0.87, 0.88, 0.95, 0.999]),
+        st.sampled_from([1, 2, 5, 40, 255]),
+    ),
+    st.builds(lambda left, right: left + right, st.binary(max_size=50), st.just(bytes(70_000) + b"x" + bytes(50))),
+)
+
+
+@settings(deadline=None)
+@given(data=planes)
+@example(data=bytes(1023) + b"a" * 9000)
+@example(data=bytes(range(256)) * 40)
+@example(data=b"ab" * 511)
+@example(data=b"ab" * 512 + b"a")
+def test_runs_are_those_of_the_reference_and_decode_again(data: bytes) -> None:
+    coded = NATIVE.encode_runs(data)
+    assert coded == reference_coders.encode_runs(data)
+    assert NATIVE.decode_runs(coded, len(data)) == data
+    assert reference_coders.decode_runs(coded, len(data)) == data
+    assert len(coded) <= len(data) + 8
+
+
+@st.composite
+def element_pairs(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """Draw two byte strings of one size, often floats that have moved a little."""
+    size = draw(st.integers(0, 9000))
+    generator = np.random.default_rng(draw(st.integers(0, 1000)))
+    base = (generator.standard_normal(size // 4 + 1, dtype=np.float32) * np.float32(0.02)).view(np.uint32)
+    kind = draw(st.sampled_from(["noise", "steps", "few", "same", "negated"]))
+    if kind == "noise":
+        return generator.bytes(size), base.tobytes()[:size]
+    moved = {
+        "steps": base + generator.integers(0, 1000, len(base), np.uint32),
+        "few": np.where(generator.random(len(base)) < 0.01, base ^ 3, base),
+        "same": base,
+        "negated": base ^ (1 << 31),
+    }[kind]
+    return moved.astype(np.uint32).tobytes()[:size], base.tobytes()[:size]
+
+
+@settings(deadline=None, max_examples=60)
+@given(pair=element_pairs(), width=st.sampled_from([1, 2, 4, 8]), phase=st.integers(0, 7))
+def test_differences_are_those_of_the_reference_and_decode_again(
+    pair: tuple[bytes, bytes], width: int, phase: int
+) -> None:
+    target, base = pair
+    coded = NATIVE.encode_difference(target, base, width, phase % width)
+    assert coded == reference_coders.encode_difference(target, base, width, phase % width)
+    assert NATIVE.decode_difference(coded, base, width, phase % width) == target
+    assert reference_coders.decode_difference(coded, base, width, phase % width) == target
+
+
+def outcome(decode: Callable[[], bytes]) -> bytes | None:
+    """Return what was decoded, or None where it was called damaged."""
+    try:
+        return decode()
+    except ValueError:
+        return None
+
+
+CODED = [
+    (NATIVE.encode_runs(data), len(data))
+    for data in (skewed(1, 3000, 0.2, 40), skewed(2, 900, 0.2, 5), skewed(3, 5000, 0.97, 3), b"abcdef")
+]
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    source=st.sampled_from(CODED),
+    changes=st.lists(st.tuples(st.integers(0, 80), st.integers(0, 255)), max_size=3),
+    cut_off=st.integers(0, 5),
+    size_change=st.integers(-2, 2),
+)
+def test_kernels_and_reference_agree_on_changed_runs(
+    source: tuple[bytes, int], changes: list[tuple[int, int]], cut_off: int, size_change: int
+) -> None:
+    coded, size = source
+    changed = bytearray(coded[: len(coded) - cut_off])
+    for position, value in changes:
+        changed[position % len(changed)] = value
+    native = outcome(lambda: NATIVE.decode_runs(changed, size + size_change))
+    assert native == outcome(lambda: reference_coders.decode_runs(changed, size + size_change))
+    assert native is None or len(native) == size + size_change
+
+
+@settings(deadline=None, max_examples=300)
+@given(coded=st.binary(max_size=80), size=st.integers(-1, 2000))
+def test_kernels_and_reference_agree_on_arbitrary_runs(coded: bytes, size: int) -> None:
+    native = outcome(lambda: NATIVE.decode_runs(coded, size))
+    assert native == outcome(lambda: reference_coders.decode_runs(coded, size))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    width=st.sampled_from([1, 2, 4, 8]),
+    changes=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), max_size=3),
+    cut_off=st.integers(-1, 4),
+)
+def test_kernels_and_reference_agree_on_changed_differences(
+    width: int, changes: list[tuple[int, int]], cut_off: int
+) -> None:
+    base = np.random.default_rng(SEED).standard_normal(300, dtype=np.float32).tobytes() + b"xyz"
+    target = bytes(byte ^ 1 if at % 40 == 3 else byte for at, byte in enumerate(base))
+    coded = NATIVE.encode_difference(target, base, width, width // 2)
+    changed = bytearray((coded + b"x")[: len(coded) - cut_off])
+    for position, value in changes:
+        changed[position % len(changed)] = value
+    native = outcome(lambda: NATIVE.decode_difference(changed, base, width, width // 2))
+    assert native == outcome(lambda: reference_coders.decode_difference(changed, base, width, width // 2))
+    assert native is None or len(native) == len(base)
+
+
+# Two runs: "aab" as rANS does not pay, so raw; then zeros with one 7 in them, as a sparse run.
+GOLDEN_RUNS = bytes.fromhex("03 00 616162  40 03 01 01 06 01 07 05")
+# 16 bytes of which 12 are "a" and 4 are "b", with frequencies of 3/4 and 1/4.
+GOLDEN_RANS_HEAD = bytes.fromhex("10 02 61 62 8018 8008")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_golden_runs(name: str) -> None:
+    """The layout of docs/format.md; that these bytes decode is what keeps old stores readable."""
+    kernel = KERNELS[name]
+    zeros = bytearray(64)
+    zeros[0b100101] = 7
+    assert kernel.decode_runs(GOLDEN_RUNS, 67) == b"aab" + zeros
+    assert kernel.encode_runs(bytes(zeros)) == GOLDEN_RUNS[5:]
+    state = 1 << 15
+    for value in reversed(b"aaabaaabaaabaaab"):
+        frequency, start = (3072, 0) if value == ord("a") else (1024, 3072)
+        state = (state // frequency << 12) + start + state % frequency
+    assert state < 1 << 31
+    assert kernel.decode_runs(GOLDEN_RANS_HEAD + struct.pack("<I", state), 16) == b"aaab" * 4
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_golden_differences(name: str) -> None:
+    """Of 1.0, -2.0 and 3.0 the second moves one step away from zero; their exponents leave them in this order."""
+    kernel = KERNELS[name]
+    base = b"\x05" + struct.pack("<3f", 1.0, -2.0, 3.0) + b"\x09"
+    target = b"\x07" + struct.pack("<fIf", 1.0, 0xC0000001, 3.0) + b"\x08"
+    coded = bytes.fromhex("03 00 000100  03 01 00  03 01 00  03 01 00  02 ff")
+    assert kernel.encode_difference(target, base, 4, 1) == coded
+    assert kernel.decode_difference(coded, base, 4, 1) == target
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    ("width", "phase", "size"), [(3, 0, 8), (0, 0, 8), (16, 0, 8), (4, 4, 8), (4, -1, 8), (4, 0, 7)]
+)
+def test_what_cannot_be_subtracted_is_refused(name: str, width: int, phase: int, size: int) -> None:
+    with pytest.raises(ValueError, match="width"):
+        KERNELS[name].encode_difference(bytes(8), bytes(size), width, phase)
+    if size == 8:
+        with pytest.raises(ValueError, match="width"):
+            KERNELS[name].decode_difference(bytes(8), bytes(size), width, phase)
+
+
+def entropy(data: bytes) -> float:
+    """Return the order-0 entropy in bytes."""
+    return -sum(count * math.log2(count / len(data)) for count in Counter(data).values()) / 8
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 0.8, 0.9, 0.97, 0.999])
+@pytest.mark.parametrize("values", [1, 5, 40])
+def test_planes_cost_little_more_than_their_entropy(zeros: float, values: int) -> None:
+    print(f"seed {SEED}")
+    data = skewed(SEED, 64 * KIB, zeros, values)
+    size = len(NATIVE.encode_runs(data))
+    print(f"{size} for {entropy(data):.0f}")
+    assert size <= 1.05 * entropy(data) + 100
+
+
+def test_steps_of_floats_cost_less_than_their_entropy() -> None:
+    """bf16 weights that move by about one unit of the smallest: how far one moves in steps depends on its exponent."""
+    print(f"seed {SEED}")
+    generator = np.random.default_rng(SEED)
+    old = generator.standard_normal(40 * KIB, dtype=np.float32) * np.float32(0.02)
+    new = old + generator.standard_normal(40 * KIB, dtype=np.float32) * np.float32(2e-5)
+    old_bits, new_bits = ((each.view(np.uint32) >> 16).astype(np.uint16) for each in (old, new))
+    coded = NATIVE.encode_difference(new_bits.tobytes(), old_bits.tobytes(), 2, 0)
+    negative = old_bits >= 1 << 15
+    steps = np.where(negative, old_bits - new_bits, new_bits - old_bits).astype(np.int16)
+    folded = ((steps << 1) ^ (steps >> 15)).astype(np.uint16)
+    whole = entropy((folded & 0xFF).astype(np.uint8).tobytes()) + entropy((folded >> 8).astype(np.uint8).tobytes())
+    print(f"{len(coded)} bytes; as planes of steps {whole:.0f}")
+    assert len(coded) < 0.9 * whole
+
+
+def test_a_difference_of_nothing_costs_next_to_nothing() -> None:
+    data = random.Random(SEED).randbytes(80 * KIB)
+    assert len(NATIVE.encode_difference(data, data, 4, 0)) <= 4 * 5
