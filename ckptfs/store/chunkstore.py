@@ -3,8 +3,9 @@
 ChunkStore owns the order of durability: chunks and then the rows that speak of them are appended to the packs; a
 kill of the process loses nothing appended; `sync` makes it durable; a checkpoint then brings LMDB up to it, and
 opening replays what came after the last checkpoint. It does not know files, names or snapshots.
-`ingest`, `read`, `reencode`, `punch`, `sync`, `stats` may be called from any thread; `append_journal` and
-`checkpoint` from any one thread at a time each; `tables`, `commit` and `close` belong to the owner's thread.
+`ingest`, `read`, `reencode`, `reencode_deltas`, `punch`, `sync`, `stats` may be called from any thread;
+`append_journal` and `checkpoint` from any one thread at a time each; `tables`, `commit` and `close` belong to the
+owner's thread.
 """
 
 import threading
@@ -26,7 +27,7 @@ from ckptfs.store.index import NO_CHUNK, Chunk, ChunkIndex, Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
 from ckptfs.store.records import EncodedChunk, RecordBytes, RecordType, Row
-from ckptfs.store.reencode import Reencoded, Reencoder, never
+from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, never
 from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpack_state
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.tables import Changes, Environment, Frozen, Table, Tables
@@ -236,12 +237,15 @@ class ChunkStore:
                 chunk.encoding,
                 chunk.payload,
                 check=chunk.check,
+                bases=records.pack_bases(chunk.bases),
             )
             for number, chunk in zip(numbers, chunks, strict=True)
         ]
         positions = self._packs.append(batch)
         registered = [
-            Chunk(number, chunk.id, Location(*position, len(chunk.payload), chunk.raw_size, 0, chunk.encoding))
+            Chunk(
+                number, chunk.id, Location(*position, len(chunk.payload), chunk.raw_size, chunk.encoding, chunk.bases)
+            )
             for number, chunk, position in zip(numbers, chunks, positions, strict=True)
         ]
         self._freed.supersede(self._index.register(registered))
@@ -268,6 +272,16 @@ class ChunkStore:
         """
         self._check_writable()
         return self._reencoder.run(limit_bytes, stop)
+
+    def reencode_deltas(self, candidates: Iterable[DeltaCandidate], stop: Callable[[], bool] = never) -> Deltas:
+        """Store chunks as deltas against others where that is smaller; ends early, within a chunk's time, at `stop()`.
+
+        Left as they are: deltas, chunks that one of their bases rests on, and those whose chain of deltas would become
+        longer than DELTA_CHAIN_MAX. A waiting chunk gets its plain encoding where that is smaller. As durable as
+        `reencode`: the old record stays until a checkpoint. The bases have to stay for as long as the deltas do.
+        """
+        self._check_writable()
+        return self._reencoder.run_deltas(candidates, stop)
 
     def punch(self, stop: Callable[[], bool] = never) -> int:
         """Give what is free since a checkpoint back to the disk below; return its bytes, 0 where the disk cannot.

@@ -7,8 +7,15 @@ Pure; any number of threads may call.
 import struct
 from typing import NamedTuple
 
+from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store.kernels import decode_difference, encode_difference
+
+DELTA_CHAIN_MAX = 8
+"""So many deltas, one resting on the other, are decoded at most to read a chunk."""
+
+BASES_SIZE_MAX = 4 * MIB
+"""All bytes of a delta's bases together: what a reader takes into memory for one of them."""
 
 DELTA_HEAD = struct.Struct("<BBI")
 

@@ -1,9 +1,9 @@
 """Chunks by number, read from the packs and verified.
 
-Fetcher follows a chunk to where it is, also when it is stored anew meanwhile and its old place is punched. Whatever it
-returns has the length and the id that were stored. Chunks that are stored raw and close together, as a save leaves
-them, are read by one call that puts their bytes one behind the other, and are not copied again. It caches nothing.
-Any thread may call.
+Fetcher follows a chunk to where it is, also when it is stored anew meanwhile and its old place is punched, and a delta
+down to what it rests on. Whatever it returns has the length and the id that were stored. Chunks that are stored raw and
+close together, as a save leaves them, are read by one call that puts their bytes one behind the other, and are not
+copied again. It caches nothing beyond a call. Any thread may call.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ from ckptfs.config import KIB, MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import codec, kernels, records
 from ckptfs.store.codec import Encoding
+from ckptfs.store.delta import BASES_SIZE_MAX, DELTA_CHAIN_MAX
 from ckptfs.store.index import ChunkIndex, Location
 from ckptfs.store.packs import Packs
 from ckptfs.store.records import HEADER_SIZE, Record
@@ -24,6 +25,28 @@ SPAN_SIZE_MAX = 4 * MIB
 """Records that lie close together are read in one call of up to this many bytes."""
 SPAN_GAP_MAX = 64 * KIB
 """Bytes between two records that are read and thrown away rather than making two calls."""
+
+MEMO_SIZE_MAX = 8 * MIB
+"""Bases that a call keeps, because the next delta may need them as well."""
+
+
+class _Memo:
+    """The bases that one call has decoded lately."""
+
+    def __init__(self) -> None:
+        self._raw: dict[int, bytes] = {}
+        self._size = 0
+
+    def get(self, number: int) -> bytes | None:
+        """Return the bytes of a base, or None when it has to be read."""
+        return self._raw.get(number)
+
+    def put(self, number: int, raw: bytes) -> None:
+        """Keep the bytes of a base; the oldest ones go."""
+        self._size += len(raw) - len(self._raw.pop(number, b""))
+        self._raw[number] = raw
+        while self._size > MEMO_SIZE_MAX:
+            self._size -= len(self._raw.pop(next(iter(self._raw))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +100,9 @@ class Fetcher:
     def read_many(self, numbers: Sequence[int]) -> list[Decoded]:
         """Return the bytes of several chunks, with few reads where they lie one behind the other; as `read`."""
         found: dict[int, Decoded] = {}
+        memo = _Memo()
         for span in self._spans(numbers):
-            found |= self._read_raw(span) if span[0].is_raw else self._read_encoded(span)
+            found |= self._read_raw(span) if span[0].is_raw else self._read_encoded(span, memo)
         return [found[number] if number in found else _whole(self.read(number)) for number in numbers]
 
     def expect(self, numbers: Sequence[int]) -> None:
@@ -129,7 +153,7 @@ class Fetcher:
             start += length
         return found
 
-    def _read_encoded(self, span: Sequence[_Located]) -> dict[int, Decoded]:
+    def _read_encoded(self, span: Sequence[_Located], memo: _Memo) -> dict[int, Decoded]:
         """Return those chunks of a span that are what was written."""
         origin = span[0].location.offset
         data = memoryview(bytearray(span[-1].end - origin))
@@ -142,35 +166,37 @@ class Fetcher:
                     location.position,
                     data[start : start + location.read_size],
                     location.stored_size,
-                    location.base_count,
+                    len(location.bases),
                 )
-                found[number] = _whole(self._verified(number, location, record))
+                found[number] = _whole(self._verified(number, location, record, memo, DELTA_CHAIN_MAX))
             except DamagedError:
                 continue  # reading it alone says what is wrong, unless the chunk has only moved
         return found
 
     def read_with_id(self, number: int) -> tuple[bytes, bytes]:
         """Return the bytes of a chunk and its id."""
+        return self._read(number, _Memo(), DELTA_CHAIN_MAX)
+
+    def _read(self, number: int, memo: _Memo, chain_left: int) -> tuple[bytes, bytes]:
+        """Read a chunk that may be, or rest on, a chain of so many deltas."""
         location = self._index.locate(number)
         while location is not None:
             try:
-                return self._read_at(number, location)
+                record = self._packs.read_record(location.position, location.stored_size, len(location.bases))
+                return self._verified(number, location, record, memo, chain_left), record.header.id
             except DamagedError:
                 # It may have been stored anew since the look-up, and the old place punched: look again.
                 before, location = location, self._index.locate(number)
-                if location == before:
+                if location is None or location.position == before.position:
                     raise
         raise DamagedError(f"chunk {number} is not in the index")
 
-    def _read_at(self, number: int, location: Location) -> tuple[bytes, bytes]:
-        record = self._packs.read_record(location.position, location.stored_size, location.base_count)
-        return self._verified(number, location, record), record.header.id
-
-    def _verified(self, number: int, location: Location, record: Record) -> bytes:
+    def _verified(self, number: int, location: Location, record: Record, memo: _Memo, chain_left: int) -> bytes:
         """Return the bytes of a chunk's record if they are what was written."""
         header = record.header
         try:
-            raw = codec.decode(header.encoding, record.payload, header.raw_size)
+            base = self._read_bases(record.bases, memo, chain_left) if record.bases else b""
+            raw = codec.decode(header.encoding, record.payload, header.raw_size, base)
         except DamagedError as error:
             raise DamagedError(f"{self._packs.place(location.position)}: chunk {number}: {error}") from error
         if (
@@ -180,6 +206,22 @@ class Fetcher:
         ):
             raise DamagedError(f"{self._packs.place(location.position)}: chunk {number} is not what was written")
         return raw
+
+    def _read_bases(self, numbers: Sequence[int], memo: _Memo, chain_left: int) -> bytes:
+        """Return the bytes of a delta's bases, one behind the other."""
+        if not chain_left:
+            raise DamagedError(f"more than {DELTA_CHAIN_MAX} deltas rest on one another")
+        sizes = [location.raw_size for number in numbers if (location := self._index.locate(number)) is not None]
+        if sum(sizes) > BASES_SIZE_MAX:
+            raise DamagedError(f"a delta whose bases have {sum(sizes)} bytes")
+        parts = []
+        for number in numbers:
+            raw = memo.get(number)
+            if raw is None:
+                raw = self._read(number, memo, chain_left - 1)[0]
+                memo.put(number, raw)
+            parts.append(raw)
+        return b"".join(parts)
 
 
 def _whole(raw: bytes) -> Decoded:

@@ -7,12 +7,13 @@ records of the packs, so nothing here is journalled: what a crash takes from mem
 
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
-from ckptfs.store.records import HEADER_SIZE, Place, Position, record_size
+from ckptfs.store.records import HEADER_SIZE, Place, Position, pack_bases, record_size
 from ckptfs.store.tables import Environment, Table, sorted_rows
 
 NO_CHUNK = 0
@@ -23,19 +24,27 @@ FIRST_NUMBER = 1
 _WALK_ROWS = 1024
 _PART_ROWS = 2048
 
-LOCATION = struct.Struct("<IQIIHBx")
+LOCATION = struct.Struct("<IQIIHBB")
 NUMBER = struct.Struct(">Q")
 
 
+HEIGHT_MAX = 255
+
+
 class Location(NamedTuple):
-    """Where a chunk is stored and how; sizes in bytes. Its bases are named in the record itself."""
+    """Where a chunk is stored and how; sizes in bytes.
+
+    `bases` are the chunks that a delta needs to be read, `height` is how long the chain of deltas is that rest on this
+    chunk: at least, since it does not become lower when a delta is stored anew as something else.
+    """
 
     pack: int
     offset: int
     stored_size: int
     raw_size: int
-    base_count: int
     encoding: int
+    bases: tuple[int, ...] = ()
+    height: int = 0
 
     @property
     def position(self) -> Position:
@@ -45,11 +54,28 @@ class Location(NamedTuple):
     @property
     def read_size(self) -> int:
         """The bytes of the record, without the padding behind it."""
-        return HEADER_SIZE + 8 * self.base_count + self.stored_size
+        return HEADER_SIZE + 8 * len(self.bases) + self.stored_size
 
     def place(self, number: int) -> Place:
         """The place that the record of this chunk takes."""
-        return Place(self.pack, self.offset, record_size(self.stored_size, self.base_count), number)
+        return Place(self.pack, self.offset, record_size(self.stored_size, len(self.bases)), number)
+
+
+def build_location(location: Location) -> bytes:
+    """Return the value of a row of the table `chunks`."""
+    pack, offset, stored_size, raw_size, encoding, bases, height = location
+    fixed = LOCATION.pack(pack, offset, stored_size, raw_size, len(bases), encoding, height)
+    return fixed + pack_bases(bases) if bases else fixed
+
+
+def parse_location(packed: bytes) -> Location:
+    """Undo `build_location`; DamagedError when it is no such row."""
+    try:
+        pack, offset, stored_size, raw_size, base_count, encoding, height = LOCATION.unpack_from(packed)
+        bases = struct.unpack(f"<{base_count}Q", packed[LOCATION.size :])
+    except struct.error as error:
+        raise DamagedError("the location of a chunk has another size than it must have; rebuild the index") from error
+    return Location(pack, offset, stored_size, raw_size, encoding, bases, height)
 
 
 class Chunk(NamedTuple):
@@ -112,6 +138,7 @@ class ChunkIndex:
         self._active = _Rows({}, {})
         self._frozen: _Rows | None = None
         self._summary = self._frozen_summary = Summary()
+        self._awaited_heights: dict[int, int] = {}
         with self._lock:
             cursor = self._reader.cursor(Table.CHUNKS)
             self._next_number = NUMBER.unpack(cursor.key())[0] + 1 if cursor.last() else FIRST_NUMBER
@@ -151,7 +178,19 @@ class ChunkIndex:
             packed = self._frozen.locations.get(key)
         if packed is None:
             packed = self._reader.get(Table.CHUNKS, key)
-        return None if packed is None else Location._make(LOCATION.unpack(packed))
+        return None if packed is None else parse_location(packed)
+
+    def bases(self, number: int) -> tuple[int, ...]:
+        """Return the chunks that have to be kept for this one to be read, without what they need in turn."""
+        location = self.locate(number)
+        return () if location is None else location.bases
+
+    def descend(self, numbers: Iterable[int]) -> Iterator[set[int]]:
+        """Yield these chunks, then all their bases, then all of theirs, as long as there are any."""
+        level = set(numbers)
+        while level:
+            yield level
+            level = {base for number in level for base in self.bases(number)}
 
     def register(self, chunks: Sequence[Chunk]) -> list[Place]:
         """Add chunks whose records are appended; return the places that no location speaks of any more.
@@ -159,7 +198,7 @@ class ChunkIndex:
         One known already gets the new location, if that is the later one in the packs.
         """
         replaced = []
-        rows = [(chunk, NUMBER.pack(chunk.number), LOCATION.pack(*chunk.location)) for chunk in chunks]
+        rows = [(chunk, NUMBER.pack(chunk.number), build_location(chunk.location)) for chunk in chunks]
         totals = _Tally()
         with self._lock:
             for (number, chunk_id, location), key, packed in rows:
@@ -174,8 +213,26 @@ class ChunkIndex:
                     continue
                 self._active.locations[key] = packed
                 totals.move(before, location)
+                self._raise_bases(location, 0)
+                if height := before.height if before is not None else self._awaited_heights.pop(number, 0):
+                    self._raise_height(number, height)
             self._count(totals)
         return replaced
+
+    def _raise_bases(self, location: Location, height: int) -> None:
+        for base in location.bases:
+            self._raise_height(base, height + 1)
+
+    def _raise_height(self, number: int, height: int) -> None:
+        """Note that a chain of so many deltas rests on a chunk, and a longer one on what the chunk rests on."""
+        key = NUMBER.pack(number)
+        location = self._locate(key)
+        if location is None:
+            # The replay meets a delta before its base where that was stored anew.
+            self._awaited_heights[number] = max(height, self._awaited_heights.get(number, 0))
+        elif location.height < height <= HEIGHT_MAX:
+            self._active.locations[key] = build_location(location._replace(height=height))
+            self._raise_bases(location, height)
 
     def _count(self, tally: "_Tally") -> None:
         """Bring the totals up to locations that were set."""
@@ -192,7 +249,7 @@ class ChunkIndex:
             before = self._locate(key)
             if before is not None and before.encoding == Encoding.WAITING:
                 after = before._replace(encoding=Encoding.RAW)
-                self._active.locations[key] = LOCATION.pack(*after)
+                self._active.locations[key] = build_location(after)
                 tally = _Tally()
                 tally.move(before, after)
                 self._count(tally)
@@ -212,7 +269,7 @@ class ChunkIndex:
                 if len(found) == count_max:
                     break
                 (start,) = NUMBER.unpack(cursor.key())
-                if Location._make(LOCATION.unpack(cursor.value())).encoding == Encoding.WAITING:
+                if parse_location(cursor.value()).encoding == Encoding.WAITING:
                     found.append(start)
                 more = cursor.next()
         return found, start + 1

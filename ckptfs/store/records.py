@@ -109,6 +109,7 @@ class EncodedChunk(NamedTuple):
     encoding: int
     payload: bytes | memoryview
     check: int
+    bases: tuple[int, ...] = ()
 
 
 class Row(NamedTuple):

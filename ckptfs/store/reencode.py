@@ -1,21 +1,23 @@
-"""Raw first, encode later: the chunks that were put raw because encoding them would have held a save back.
+"""Raw first, encode later: chunks that were put raw because encoding them would have held a save back, and deltas.
 
-Reencoder takes waiting chunks in the order of the packs, encodes them, and has those that become smaller appended
-anew under the number they have. It knows the index and the codec, and reaches packs only through what it is given.
-It works in the caller's thread, in slices; put, read and checkpoints go on meanwhile. A crash loses work, no bytes:
-the old record stays until a checkpoint has made the new one durable (`freed.py`).
+Reencoder takes waiting chunks in the order of the packs, or those that it is told to store as deltas, encodes them, and
+has what becomes smaller appended anew under the number it has. It knows the index and the codec, and reaches packs only
+through what it is given. It works in the caller's thread, in slices; put, read and checkpoints go on meanwhile. A crash
+loses work, no bytes: the old record stays until a checkpoint has made the new one durable (`freed.py`).
 """
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
 from ckptfs.store import codec, records
 from ckptfs.store.codec import Encoding
+from ckptfs.store.delta import BASES_SIZE_MAX, DELTA_CHAIN_MAX, Alignment, encode_delta
 from ckptfs.store.fetch import Fetcher
-from ckptfs.store.index import ChunkIndex
+from ckptfs.store.index import ChunkIndex, Location
+from ckptfs.store.planes import RATIO_WORTH
 from ckptfs.store.records import EncodedChunk
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,22 @@ class Reencoded(NamedTuple):
     chunks: int
     raw_bytes: int
     saved_bytes: int
+
+
+class DeltaCandidate(NamedTuple):
+    """A chunk that may be smaller as a delta against others, and how it lies over them."""
+
+    number: int
+    bases: tuple[int, ...]
+    alignment: Alignment
+
+
+class Deltas(NamedTuple):
+    """What a call did: `chunks` have become deltas; what was stored anew had `before_bytes` and has `after_bytes`."""
+
+    chunks: int
+    before_bytes: int
+    after_bytes: int
 
 
 def never() -> bool:
@@ -96,3 +114,55 @@ class Reencoder:
             self._index.keep_raw(number)
             return len(raw), None
         return len(raw), EncodedChunk(chunk_id, len(raw), encoding, payload, records.payload_check(payload))
+
+    def run_deltas(self, candidates: Iterable[DeltaCandidate], stop: Callable[[], bool]) -> Deltas:
+        """Store those candidates as deltas that get smaller by it, until `stop`, asked before each one, says so."""
+        with self._lock:
+            done = Deltas(0, 0, 0)
+            for candidate in candidates:
+                if stop():
+                    break
+                location = self._index.locate(candidate.number)
+                if location is None or not self._may_become_delta(candidate, location):
+                    continue
+                try:
+                    smaller = self._encode_delta(candidate, location)
+                except DamagedError as error:
+                    logger.warning("a chunk cannot be stored as a delta, it stays as it is: %s", error)
+                    continue
+                if smaller is None:
+                    continue
+                # One by one: whether the next candidate may rest on this one is asked of the index.
+                self._append([smaller], [candidate.number])
+                done = Deltas(
+                    done.chunks + (smaller.encoding == Encoding.DELTA),
+                    done.before_bytes + location.stored_size,
+                    done.after_bytes + 8 * len(smaller.bases) + len(smaller.payload),
+                )
+            return done
+
+    def _may_become_delta(self, candidate: DeltaCandidate, location: Location) -> bool:
+        """Tell whether a chunk may rest on these bases: without a cycle, and in a chain that is not too long."""
+        if location.encoding == Encoding.DELTA or not candidate.bases:
+            return False
+        for depth, chunks in enumerate(self._index.descend(candidate.bases), 1):
+            if candidate.number in chunks or location.height + depth > DELTA_CHAIN_MAX:
+                return False
+        sizes = [base.raw_size for number in candidate.bases if (base := self._index.locate(number)) is not None]
+        covered = candidate.alignment.skip + location.raw_size <= sum(sizes) <= BASES_SIZE_MAX
+        return covered and len(sizes) == len(candidate.bases)
+
+    def _encode_delta(self, candidate: DeltaCandidate, location: Location) -> EncodedChunk | None:
+        """Return the better record of a chunk, a delta or, where it waits and is smaller so, its plain encoding."""
+        raw, chunk_id = self._fetcher.read_with_id(candidate.number)
+        base = b"".join(decoded.view() for decoded in self._fetcher.read_many(candidate.bases))
+        encoding, payload = codec.encode(raw) if location.encoding == Encoding.WAITING else (Encoding.RAW, raw)
+        plain_size = min(len(payload), location.stored_size)
+        delta = encode_delta(raw, base, candidate.alignment)
+        if len(delta) + 8 * len(candidate.bases) <= RATIO_WORTH * plain_size:
+            check = records.payload_check(delta, records.pack_bases(candidate.bases))
+            return EncodedChunk(chunk_id, len(raw), Encoding.DELTA, delta, check, candidate.bases)
+        if encoding != Encoding.RAW:
+            return EncodedChunk(chunk_id, len(raw), encoding, payload, records.payload_check(payload))
+        self._index.keep_raw(candidate.number)
+        return None

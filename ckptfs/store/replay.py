@@ -173,7 +173,7 @@ class Replay:
             if not FIRST_NUMBER <= header.number <= mark.number:
                 return Gap(found.position, f"chunk {header.number} where {mark.number} comes next")
             location = Location(
-                *found.position, header.stored_size, header.raw_size, header.base_count, header.encoding
+                *found.position, header.stored_size, header.raw_size, header.encoding, found.record.bases
             )
             self._waiting.append(Chunk(header.number, header.id, location))
             if header.number == mark.number:

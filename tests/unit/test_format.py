@@ -79,7 +79,8 @@ def test_the_documented_bytes_are_those_of_the_code(heading: str, structs: list[
 
 
 @pytest.mark.parametrize(
-    ("heading", "first"), [("Metadata row", "8"), ("Inode", "88"), ("Planes", "1 + 5k"), ("Delta", "6")]
+    ("heading", "first"),
+    [("Metadata row", "8"), ("Inode", "88"), ("Planes", "1 + 5k"), ("Delta", "6"), ("Location", "24")],
 )
 def test_what_has_no_fixed_size_begins_behind_what_has(heading: str, first: str) -> None:
     assert next(offset for offset, size, *_ in rows(heading) if not (offset.isdigit() and size.isdigit())) == first
