@@ -1,17 +1,20 @@
 """Bytes: chunks, packs, the chunk index and the rows of the tree. ChunkStore is the door."""
 
+from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.chunkstore import ChunkStore, StoreStats
 from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.fetch import Decoded
 from ckptfs.store.index import NO_CHUNK
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded
-from ckptfs.store.tables import Changes, Frozen, Table, Tables
+from ckptfs.store.sweep import Swept
+from ckptfs.store.tables import Changes, Frozen, Table, Tables, View
 
 __all__ = [
     "DELTA_CHAIN_MAX",
     "NO_CHUNK",
     "Alignment",
+    "Bitmap",
     "Changes",
     "ChunkStore",
     "Decoded",
@@ -22,6 +25,8 @@ __all__ = [
     "Reencoded",
     "Space",
     "StoreStats",
+    "Swept",
     "Table",
     "Tables",
+    "View",
 ]

@@ -4,8 +4,8 @@ ChunkStore owns the order of durability: chunks and then the rows that speak of 
 kill of the process loses nothing appended; `sync` makes it durable; a checkpoint then brings LMDB up to it, and
 opening replays what came after the last checkpoint. It does not know files, names or snapshots.
 `ingest`, `read`, `reencode`, `reencode_deltas`, `punch`, `sync`, `stats` may be called from any thread;
-`append_journal` and `checkpoint` from any one thread at a time each; `tables`, `commit` and `close` belong to the
-owner's thread.
+`append_journal`, `checkpoint` and those of a sweep from any one thread at a time each; `tables`, `commit` and `close`
+belong to the owner's thread.
 """
 
 import threading
@@ -20,16 +20,18 @@ from typing import NamedTuple, Self
 from ckptfs.config import StoreConfig
 from ckptfs.errors import NoSpaceError, NotAStoreError, StoreReadOnlyError
 from ckptfs.store import codec, description, kernels, records
+from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.fetch import Decoded, Fetcher
 from ckptfs.store.freed import FreedPlaces, build_row, merge, pieces
-from ckptfs.store.index import NO_CHUNK, Chunk, ChunkIndex, Location
+from ckptfs.store.index import NO_CHUNK, Chunk, ChunkIndex, Known, Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
 from ckptfs.store.records import EncodedChunk, RecordBytes, RecordType, Row
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, never
 from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpack_state
 from ckptfs.store.reserve import Reserve
+from ckptfs.store.sweep import Sweeper, Swept
 from ckptfs.store.tables import Changes, Environment, Frozen, Table, Tables
 
 PACKS_NAME = "packs"
@@ -85,6 +87,7 @@ class ChunkStore:
         self._fetcher = Fetcher(self._index, packs, config.seed)
         self._reencoder = Reencoder(self._index, self._fetcher, self._append_again)
         self._reserve = Reserve(path, disk)
+        self._sweeper = Sweeper(self._index, self._release)
         self._again_bytes = 0
         self._resources = ExitStack()
         self._journal_lock = threading.Lock()
@@ -220,10 +223,16 @@ class ChunkStore:
         return numbers
 
     def _append_again(self, chunks: Sequence[EncodedChunk], numbers: Sequence[int]) -> None:
-        """Append better records of chunks that are stored already."""
+        """Append better records of chunks that are stored already, where these and their bases still are."""
         with self._append_lock:
             before = self._packs.appended_bytes
-            self._append_chunks(chunks, numbers)
+            there = [
+                (chunk, number)
+                for chunk, number in zip(chunks, numbers, strict=True)
+                if all(self._index.locate(each) is not None for each in (number, *chunk.bases))
+            ]
+            if there:
+                self._append_chunks(*zip(*there, strict=True))
             self._again_bytes += self._packs.appended_bytes - before
 
     def _append_chunks(self, chunks: Sequence[EncodedChunk], numbers: Sequence[int]) -> None:
@@ -278,10 +287,58 @@ class ChunkStore:
 
         Left as they are: deltas, chunks that one of their bases rests on, and those whose chain of deltas would become
         longer than DELTA_CHAIN_MAX. A waiting chunk gets its plain encoding where that is smaller. As durable as
-        `reencode`: the old record stays until a checkpoint. The bases have to stay for as long as the deltas do.
+        `reencode`: the old record stays until a checkpoint. A sweep keeps the bases for as long as it keeps the deltas.
         """
         self._check_writable()
         return self._reencoder.run_deltas(candidates, stop)
+
+    def begin_sweep(self) -> Bitmap:
+        """Begin to look for chunks that nothing needs, and return the empty set of those needed.
+
+        To be marked in it is every chunk that somebody knew before this call; what `ingest` returns when it was called
+        after this one is kept anyway, and so is what a delta made after it rests on. `end_sweep` is called in any case.
+        """
+        with self._append_lock:
+            self._index.watch(on=True)
+            return Bitmap(self._mark.number)
+
+    def need_bases(self, needed: Bitmap) -> None:
+        """Add to the chunks that are needed those that they rest on."""
+        self._sweeper.need_bases(needed)
+
+    def sweep(self, needed: Bitmap, stop: Callable[[], bool] = never) -> Swept:
+        """Release the chunks that are not needed; the rows that spoke of them have to be journalled before.
+
+        What is released is journalled on return; a checkpoint frees the places, for `punch`. Ends early, within
+        milliseconds, when `stop()` is true.
+        """
+        self._check_writable()
+        return self._sweeper.run(needed, stop)
+
+    def preview_sweep(self, needed: Bitmap) -> tuple[Swept, int]:
+        """Return what `sweep` would release, and the bytes that `punch` would then give back to the disk below."""
+        swept, places = self._sweeper.preview(needed)
+        return swept, self._freed.freeable(places)
+
+    def end_sweep(self) -> None:
+        """End what `begin_sweep` began."""
+        self._index.watch(on=False)
+
+    def _release(self, chunks: Sequence[Known]) -> list[Chunk]:
+        """Journal that chunks are none any more, and take them out; but those that are watched."""
+        with self._journal_lock, self._append_lock:
+            # First out of the index: an `ingest` that misses one appends it anew, behind this record.
+            released = self._index.take_out(chunks)
+            if released:
+                rows = [row for chunk in released for row in Known(chunk.id, chunk.number).release_rows]
+                try:
+                    record = self._metadata(rows)
+                    self._with_reserve(lambda: self._append_metadata(record))
+                except BaseException:
+                    self._index.register(released)
+                    raise
+                self._freed.supersede(chunk.location.place(chunk.number) for chunk in released)
+            return released
 
     def punch(self, stop: Callable[[], bool] = never) -> int:
         """Give what is free since a checkpoint back to the disk below; return its bytes, 0 where the disk cannot.
@@ -455,7 +512,7 @@ class ChunkStore:
         """Return how much the store holds and takes."""
         totals = self._index.totals
         stored_bytes = self._packs.stored_size() + self._environment.stored_size()
-        return StoreStats(self._mark.number - 1, totals.raw_bytes, stored_bytes, kernels.NAME, *totals[1:])
+        return StoreStats(self._index.count, totals.raw_bytes, stored_bytes, kernels.NAME, *totals[1:])
 
     def space(self) -> Space:
         """Return the size and the free bytes of the disk below."""

@@ -48,6 +48,13 @@ def _writing(path: str | Path) -> Iterator[None]:
         raise
 
 
+def whole_pages(offset: int, size: int) -> range:
+    """Return the part of a range of a file that is whole pages, which is what can be given back."""
+    start = offset + -offset % mmap.PAGESIZE
+    end = offset + size
+    return range(start, max(end - end % mmap.PAGESIZE, start))
+
+
 class Space(NamedTuple):
     """The size of a disk and what may still be written to it, in bytes."""
 
@@ -145,16 +152,14 @@ class Disk:
 
         Raises OSError with EOPNOTSUPP where the disk cannot.
         """
-        start = offset + -offset % mmap.PAGESIZE
-        end = offset + size
-        end -= end % mmap.PAGESIZE
-        if start >= end:
+        pages = whole_pages(offset, size)
+        if not pages:
             return 0
         with _writing(path):
-            if _fallocate(fd, _PUNCH_MODE, start, end - start):
+            if _fallocate(fd, _PUNCH_MODE, pages.start, len(pages)):
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code), str(path))
-        return end - start
+        return len(pages)
 
     def make_directory(self, path: Path) -> None:
         """Make a directory, 0700 whatever the umask; one that exists already is left as it is."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
+from ckptfs.store.disk import whole_pages
 from ckptfs.store.records import Journal, Place, Position, Row
 from ckptfs.store.tables import Environment, Table
 
@@ -138,6 +139,19 @@ class FreedPlaces:
         """Tell whether a row of LMDB is one that a checkpoint under way or to come deletes."""
         rows = self._active if key in self._active else self._frozen
         return key in rows and rows[key] is None
+
+    def freeable(self, more: Iterable[Place]) -> int:
+        """Return the bytes that punching would give back if `more` places were free too."""
+        rows: dict[bytes, bytes | None] = {}
+        with self._lock:
+            cursor = self._reader.cursor(Table.FREED)
+            cursor.first()
+            rows.update(iter(cursor))
+            rows.update(self._frozen)
+            rows.update(self._active)
+            freed = [parse_row(key, value) for key, value in rows.items() if value is not None]
+            places = merge([*freed, *self._superseded.values(), *more])
+        return sum(len(whole_pages(place.offset, place.size)) for place in places)
 
     def punched(self, places: Sequence[Place]) -> None:
         """Forget places that `take` has returned; LMDB does at the next checkpoint."""

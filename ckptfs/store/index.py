@@ -7,13 +7,14 @@ records of the packs, so nothing here is journalled: what a crash takes from mem
 
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
-from ckptfs.store.records import HEADER_SIZE, Place, Position, pack_bases, record_size
+from ckptfs.store.records import HEADER_SIZE, Place, Position, Row, pack_bases, record_size
 from ckptfs.store.tables import Environment, Table, sorted_rows
 
 NO_CHUNK = 0
@@ -23,11 +24,16 @@ FIRST_NUMBER = 1
 
 _WALK_ROWS = 1024
 _PART_ROWS = 2048
+_RELEASED = -1
+"""In memory, the number of an id whose row in LMDB does not count any more."""
+_NOWHERE = b""
+"""In memory, the location of a chunk whose row in LMDB does not count any more."""
 
 LOCATION = struct.Struct("<IQIIHBB")
 NUMBER = struct.Struct(">Q")
-
-
+_BASE_COUNT = slice(20, 22)
+"""Where a location has it."""
+_NO_BASES = bytes(2)
 HEIGHT_MAX = 255
 
 
@@ -86,6 +92,18 @@ class Chunk(NamedTuple):
     location: Location
 
 
+class Known(NamedTuple):
+    """A chunk as the dedup knows it."""
+
+    id: bytes
+    number: int
+
+    @property
+    def release_rows(self) -> tuple[Row, Row]:
+        """The rows of the journal by which the chunk is no chunk any more."""
+        return Row(Table.CHUNKS, NUMBER.pack(self.number), None), Row(Table.CHUNK_IDS, self.id, None)
+
+
 class Totals(NamedTuple):
     """What all chunks of the index amount to, decoded, and those of them that wait for an encoding."""
 
@@ -102,7 +120,7 @@ class Summary(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Rows in memory: chunk id -> number, packed number -> packed location."""
+    """Rows in memory: chunk id -> number (or _RELEASED), packed number -> packed location (or _NOWHERE)."""
 
     numbers: dict[bytes, int]
     locations: dict[bytes, bytes]
@@ -112,6 +130,7 @@ class _Rows(NamedTuple):
 class _Tally:
     """What the totals have to be raised by."""
 
+    chunks: int = 0
     raw_bytes: int = 0
     waiting_chunks: int = 0
     waiting_bytes: int = 0
@@ -119,6 +138,7 @@ class _Tally:
     def move(self, before: Location | None, after: Location) -> None:
         """Note that a chunk has another location, or its first one."""
         if before is None:
+            self.chunks += 1
             self.raw_bytes += after.raw_size
         elif before.encoding == Encoding.WAITING:
             self.waiting_chunks -= 1
@@ -126,6 +146,14 @@ class _Tally:
         if after.encoding == Encoding.WAITING:
             self.waiting_chunks += 1
             self.waiting_bytes += after.raw_size
+
+    def drop(self, before: Location) -> None:
+        """Note that a chunk is none any more."""
+        self.chunks -= 1
+        self.raw_bytes -= before.raw_size
+        if before.encoding == Encoding.WAITING:
+            self.waiting_chunks -= 1
+            self.waiting_bytes -= before.raw_size
 
 
 class ChunkIndex:
@@ -139,6 +167,9 @@ class ChunkIndex:
         self._frozen: _Rows | None = None
         self._summary = self._frozen_summary = Summary()
         self._awaited_heights: dict[int, int] = {}
+        self._watched: set[int] | None = None
+        self.count = environment.count(Table.CHUNKS)
+        """How many chunks there are."""
         with self._lock:
             cursor = self._reader.cursor(Table.CHUNKS)
             self._next_number = NUMBER.unpack(cursor.key())[0] + 1 if cursor.last() else FIRST_NUMBER
@@ -165,6 +196,10 @@ class ChunkIndex:
                 rows = self._reader.find_packed(wanted)
                 known = {chunk_id: NUMBER.unpack(packed)[0] for chunk_id, packed in rows.items()}.get
                 numbers = [number or known(chunk_id, NO_CHUNK) for chunk_id, number in zip(ids, numbers, strict=True)]
+            if _RELEASED in numbers:
+                numbers = [NO_CHUNK if number == _RELEASED else number for number in numbers]
+            if self._watched is not None:
+                self._watch(numbers)
             return numbers
 
     def locate(self, number: int) -> Location | None:
@@ -178,7 +213,7 @@ class ChunkIndex:
             packed = self._frozen.locations.get(key)
         if packed is None:
             packed = self._reader.get(Table.CHUNKS, key)
-        return None if packed is None else parse_location(packed)
+        return parse_location(packed) if packed else None
 
     def bases(self, number: int) -> tuple[int, ...]:
         """Return the chunks that have to be kept for this one to be read, without what they need in turn."""
@@ -204,8 +239,10 @@ class ChunkIndex:
             for (number, chunk_id, location), key, packed in rows:
                 # A number above all others needs no look-up, and that is how chunks are put.
                 before = self._locate(key) if number < self._next_number else None
-                if before is None:
+                # An id in memory may be that of a chunk released before this one: a replay over its own rows.
+                if before is None or chunk_id in self._active.numbers:
                     self._active.numbers[chunk_id] = number
+                if before is None:
                     self._next_number = max(self._next_number, number + 1)
                 elif location.position > before.position:
                     replaced.append(before.place(number))
@@ -213,6 +250,8 @@ class ChunkIndex:
                     continue
                 self._active.locations[key] = packed
                 totals.move(before, location)
+                if self._watched is not None:
+                    self._watch(location.bases)
                 self._raise_bases(location, 0)
                 if height := before.height if before is not None else self._awaited_heights.pop(number, 0):
                     self._raise_height(number, height)
@@ -235,10 +274,100 @@ class ChunkIndex:
             self._raise_bases(location, height)
 
     def _count(self, tally: "_Tally") -> None:
-        """Bring the totals up to locations that were set."""
+        """Bring the totals up to locations that were set or taken away."""
         added = (tally.raw_bytes, tally.waiting_chunks, tally.waiting_bytes)
         totals = Totals._make(map(int.__add__, self._summary.totals, added))
         self._summary = self._summary._replace(totals=totals)
+        self.count += tally.chunks
+
+    # Chunks that nothing needs
+
+    def watch(self, *, on: bool) -> None:
+        """Note from here on which chunks `lookup` tells of, or a delta is made against; or end that.
+
+        `take_out` leaves these alone, and what they rest on.
+        """
+        with self._lock:
+            self._watched = set() if on else None
+
+    def _watch(self, numbers: Iterable[int]) -> None:
+        """Note that chunks are not to be taken out, nor what they rest on, as far as that is not noted yet."""
+        assert self._watched is not None
+        pending = [*numbers]
+        while pending:
+            number = pending.pop()
+            if number != NO_CHUNK and number not in self._watched:
+                self._watched.add(number)
+                location = self._locate(NUMBER.pack(number))
+                if location is not None:
+                    pending += location.bases
+
+    def walk_known(self, start: bytes, wanted: Callable[[int], bool]) -> tuple[list[Known], bytes | None]:
+        """Look through the chunks by id: at first those in memory, then some rows of LMDB from the id `start` on.
+
+        Return those whose number is wanted, and where to go on, None at the end.
+        """
+        with self._lock:
+            if not start:
+                rows = [*self._active.numbers.items(), *(self._frozen.numbers.items() if self._frozen else ())]
+                return [Known(*row) for row in rows if row[1] != _RELEASED and wanted(row[1])], b"\0"
+            stored = self._reader.packed_from(start)
+            rows = [(chunk_id, NUMBER.unpack(packed)[0]) for chunk_id, packed in islice(stored, _WALK_ROWS)]
+            following = next(stored, None)
+        return [Known(*row) for row in rows if wanted(row[1])], None if following is None else following[0]
+
+    def walk_encoded_against(self, start: int) -> tuple[list[int], int | None]:
+        """Look for chunks that have bases: at first those in memory, then some rows of LMDB from `start` on.
+
+        Return their numbers, and where to go on, None at the end.
+        """
+        with self._lock:
+            if start < FIRST_NUMBER:
+                keys = [*self._active.locations, *(self._frozen.locations if self._frozen else ())]
+                located = ((key, self._locate(key)) for key in keys)
+                return [NUMBER.unpack(key)[0] for key, at in located if at is not None and at.bases], FIRST_NUMBER
+            found: list[int] = []
+            cursor = self._reader.cursor(Table.CHUNKS)
+            more = cursor.set_range(NUMBER.pack(start))
+            for _ in range(_WALK_ROWS):
+                if not more:
+                    return found, None
+                (start,) = NUMBER.unpack(cursor.key())
+                if cursor.value()[_BASE_COUNT] != _NO_BASES:
+                    found.append(start)
+                more = cursor.next()
+        return found, start + 1
+
+    def take_out(self, chunks: Iterable[Known]) -> list[Chunk]:
+        """Take chunks out, but those that are gone already and those watched; return those that were there."""
+        released = []
+        with self._lock:
+            for chunk_id, number in chunks:
+                location = self._locate(NUMBER.pack(number))
+                if location is not None and not (self._watched and number in self._watched):
+                    self._drop(Known(chunk_id, number).release_rows)
+                    released.append(Chunk(number, chunk_id, location))
+        return released
+
+    def drop(self, rows: Iterable[Row]) -> list[Place]:
+        """Take over release rows of the journal in a replay; return the places that no location speaks of any more."""
+        with self._lock:
+            return self._drop(rows)
+
+    def _drop(self, rows: Iterable[Row]) -> list[Place]:
+        places = []
+        totals = _Tally()
+        for table, key, _ in rows:
+            if table == Table.CHUNK_IDS:
+                self._active.numbers[key] = _RELEASED
+                continue
+            before = self._locate(key)
+            self._active.locations[key] = _NOWHERE
+            if before is not None:
+                totals.drop(before)
+                places.append(before.place(NUMBER.unpack(key)[0]))
+        self._count(totals)
+        return places
 
     # Chunks that wait for an encoding
 
@@ -309,7 +438,7 @@ class ChunkIndex:
         """What is true of LMDB once the checkpoint under way is done."""
         return self._frozen_summary
 
-    def frozen_ids(self) -> list[Sequence[tuple[bytes, bytes]]]:
+    def frozen_ids(self) -> list[Sequence[tuple[bytes, bytes | None]]]:
         """Return the rows of `chunk_ids` of the checkpoint under way, sorted, in parts that each take little space.
 
         A transaction writes the pages that it touches anew, and LMDB keeps the old ones for the next but one. Ids are
@@ -317,14 +446,19 @@ class ChunkIndex:
         """
         if self._frozen is None:
             raise RuntimeError("no checkpoint of the chunk index is under way")
-        rows = sorted_rows({chunk_id: NUMBER.pack(number) for chunk_id, number in self._frozen.numbers.items()})
+        rows = sorted_rows(
+            {
+                chunk_id: None if number == _RELEASED else NUMBER.pack(number)
+                for chunk_id, number in self._frozen.numbers.items()
+            }
+        )
         return [rows[start : start + _PART_ROWS] for start in range(0, len(rows) or 1, _PART_ROWS)]
 
-    def frozen_locations(self) -> Sequence[tuple[bytes, bytes]]:
+    def frozen_locations(self) -> Sequence[tuple[bytes, bytes | None]]:
         """Return the rows of `chunks` of the checkpoint under way, sorted."""
         if self._frozen is None:
             raise RuntimeError("no checkpoint of the chunk index is under way")
-        return sorted_rows(self._frozen.locations)
+        return sorted_rows({key: packed or None for key, packed in self._frozen.locations.items()})
 
     def release(self) -> None:
         """End a checkpoint that succeeded: its rows are read from LMDB from here on."""

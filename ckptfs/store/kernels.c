@@ -1,8 +1,10 @@
-/* The loops over every byte: content-defined cut points and chunk ids, plane entropies; and the doors to the coders.
+/* The loops over every byte: content-defined cut points and chunk ids, plane entropies, marks; and the doors to the
+ * coders.
  *
  * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py or
- * reference_coders.py and returns the same bytes; docs/format.md has the definitions in prose. It keeps no state, reads only the buffer it is
- * given, and runs without the GIL, so any number of threads may be inside at once.
+ * reference_coders.py and returns the same bytes; docs/format.md has the definitions in prose. It keeps no state, reads
+ * only the buffers it is given (`mark` writes to one), and runs without the GIL, so any number of threads may be inside
+ * at once.
  *
  * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is in
  * hash.h, byte planes are in planes.h, the entropy coder in runs.h, differences of floats in delta.h.
@@ -568,6 +570,28 @@ static PyObject *encode_difference_of(PyObject *Py_UNUSED(module), PyObject *arg
 
 static PyObject *decode_difference_of(PyObject *Py_UNUSED(module), PyObject *args) { return difference(args, 1); }
 
+/* ---- marks --------------------------------------------------------------------------------------------------- */
+
+static PyObject *mark(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer bits, numbers;
+    if (!PyArg_ParseTuple(args, "w*y*", &bits, &numbers))
+        return NULL;
+    uint8_t *to = bits.buf;
+    const uint8_t *from = numbers.buf;
+    uint64_t limit = (uint64_t)bits.len * 8;
+    size_t count = (size_t)numbers.len / 8;
+    Py_BEGIN_ALLOW_THREADS
+    for (size_t i = 0; i < count; i++) {
+        uint64_t number = load_little_endian(from + 8 * i);
+        if (number < limit)
+            to[number >> 3] |= (uint8_t)(1u << (number & 7));
+    }
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&bits);
+    PyBuffer_Release(&numbers);
+    Py_RETURN_NONE;
+}
+
 /* ---- the module ---------------------------------------------------------------------------------------------- */
 
 static PyObject *cut_kernels(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
@@ -596,6 +620,7 @@ static PyMethodDef methods[] = {
     {"encode_difference", encode_difference_of, METH_VARARGS,
      "encode_difference(target, base, width, phase) -> bytes"},
     {"decode_difference", decode_difference_of, METH_VARARGS, "decode_difference(coded, base, width, phase) -> bytes"},
+    {"mark", mark, METH_VARARGS, "mark(bits, numbers) -> None"},
     {"plane_entropies", plane_entropies, METH_VARARGS, "plane_entropies(data, width) -> list of bits per byte"},
     {NULL, NULL, 0, NULL},
 };

@@ -30,6 +30,7 @@ class Kernel:
     split_planes: Callable[[Buffer, int], bytes]
     join_planes: Callable[[Buffer, int], bytes]
     plane_entropies: Callable[[Buffer, int], list[float]]
+    mark: Callable[[bytearray, Buffer], None]
     encode_runs: Callable[[Buffer], bytes]
     decode_runs: Callable[[Buffer, int], bytes]
     encode_difference: Callable[[Buffer, Buffer, int, int], bytes]
@@ -55,6 +56,7 @@ def available_kernels() -> dict[str, Kernel]:
                 native.split_planes,
                 native.join_planes,
                 native.plane_entropies,
+                native.mark,
                 native.encode_runs,
                 native.decode_runs,
                 native.encode_difference,
@@ -68,6 +70,7 @@ def available_kernels() -> dict[str, Kernel]:
         reference.split_planes,
         reference.join_planes,
         reference.plane_entropies,
+        reference.mark,
         reference_coders.encode_runs,
         reference_coders.decode_runs,
         reference_coders.encode_difference,
@@ -176,3 +179,11 @@ def encode_difference(target: Buffer, base: Buffer, width: int, phase: int) -> b
 def decode_difference(coded: Buffer, base: Buffer, width: int, phase: int) -> bytes:
     """Undo `encode_difference`: return the target; ValueError when `coded` is not a difference from such a base."""
     return _KERNEL.decode_difference(coded, base, width, phase)
+
+
+def mark(bits: bytearray, numbers: Buffer) -> None:
+    """Set bit `n % 8` of byte `n // 8` of `bits` for each of `numbers`, packed as little-endian u64.
+
+    A number behind the end of `bits` (a hole of a manifest, say) is left out. Nobody else may change `bits` meanwhile.
+    """
+    _KERNEL.mark(bits, numbers)

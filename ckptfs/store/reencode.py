@@ -106,6 +106,8 @@ class Reencoder:
         try:
             raw, chunk_id = self._fetcher.read_with_id(number)
         except DamagedError as error:
+            if self._index.locate(number) is None:
+                return 0, None  # released meanwhile
             logger.warning("a chunk cannot be encoded, it stays as it is: %s", error)
             self._index.keep_raw(number)
             return location.raw_size, None

@@ -90,6 +90,15 @@ def join_planes(data: Buffer, width: int) -> bytes:
     return bytes(joined)
 
 
+def mark(bits: bytearray, numbers: Buffer) -> None:
+    """Set the bit of each number; see `kernels.mark`."""
+    packed = bytes(numbers)
+    for at in range(0, len(packed) - 7, 8):
+        number = int.from_bytes(packed[at : at + 8], "little")
+        if number < 8 * len(bits):
+            bits[number >> 3] |= 1 << (number & 7)
+
+
 def plane_entropies(data: Buffer, width: int) -> list[float]:
     """Estimate the order-0 entropy of every plane in bits per byte; see `kernels.plane_entropies`.
 

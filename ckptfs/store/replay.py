@@ -22,7 +22,7 @@ from ckptfs.store import records
 from ckptfs.store.freed import FreedPlaces, journal_places
 from ckptfs.store.index import FIRST_NUMBER, Chunk, ChunkIndex, Location, Summary, Totals
 from ckptfs.store.packs import Found, Gap, Packs, Skipped
-from ckptfs.store.records import Journal, Place, Position, RecordType
+from ckptfs.store.records import Journal, Place, Position, RecordType, Row
 from ckptfs.store.tables import TREE_TABLES, Table, Tables
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ _STATE_SIZE_1 = 56
 """The size in a store of version 1, in which no chunk waits."""
 
 FIRST_SEQUENCE = 1
+
+_INDEX_TABLES = (Table.CHUNKS, Table.CHUNK_IDS)
+"""Their rows are made from the chunk records; the journal only says of which there is none any more."""
 
 
 class Mark(NamedTuple):
@@ -71,6 +74,11 @@ def unpack_state(packed: bytes) -> State:
     pack, _, offset, sequence, number, raw_bytes, kept_pack, _, kept_offset, *waiting, tried = STATE.unpack(packed)
     summary = Summary(Totals(raw_bytes, *waiting), max(tried, FIRST_NUMBER))
     return State(Mark(Position(pack, offset), sequence, number), Position(kept_pack, kept_offset), summary)
+
+
+def _is_known(row: Row) -> bool:
+    """Tell whether a row is one that the journal can have."""
+    return row.table in TREE_TABLES or row.table == Table.FREED or (row.table in _INDEX_TABLES and row.value is None)
 
 
 class _Freed(NamedTuple):
@@ -186,6 +194,7 @@ class Replay:
                 return Gap(found.position, f"journal step {header.number} where {mark.sequence} comes next")
             self._register_waiting()
             self._tables.apply(row for row in journal.rows if row.table in TREE_TABLES)
+            self._freed.supersede(self._index.drop(row for row in journal.rows if row.table in _INDEX_TABLES))
             self._freed.free([row for row in journal.rows if row.table == Table.FREED])
             mark = mark._replace(sequence=mark.sequence + 1)
         else:
@@ -200,8 +209,7 @@ class Replay:
         except DamagedError as error:
             logger.info("%s: %s", self._packs.place(found.position), error)
             return None
-        known = (*TREE_TABLES, Table.FREED)
-        return journal if all(row.table in known for row in journal.rows) else None
+        return journal if all(_is_known(row) for row in journal.rows) else None
 
     def _is_evidence(self, found: Found, damage: Gap, index_lost: bool) -> bool:
         """Tell whether a record behind damage says that the damaged place had been durable."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -116,6 +116,15 @@ class Reader:
         cursor = self.cursor(Table.CHUNK_IDS)
         return {key: cursor.value()[PACKED_KEY_SIZE:] for key in keys if _seek_packed(cursor, key)}
 
+    def packed_from(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the packed rows from the key `start` on, ascending; good until the lock is let go."""
+        cursor = self.cursor(Table.CHUNK_IDS)
+        more = cursor.set_range_dup(_PACKED, start)
+        while more:
+            row = cursor.value()
+            yield row[:PACKED_KEY_SIZE], row[PACKED_KEY_SIZE:]
+            more = cursor.next_dup()
+
     def renew(self) -> None:
         """Let go of the transaction: the next use sees what is committed by then."""
         self._cursors.clear()
@@ -132,6 +141,7 @@ class Environment:
         self.lock_path = path.with_name(path.name + "-lock")
         self._disk = disk
         self._readers: list[Reader] = []
+        self._snapshots = 0
         try:
             if not read_only:
                 if not path.exists():
@@ -209,8 +219,13 @@ class Environment:
         return reader
 
     def make_room(self) -> None:
-        """Enlarge the map when half of it is used; called while nothing writes and no reader's lock is held."""
+        """Enlarge the map when half of it is used; called while nothing writes and no reader's lock is held.
+
+        Not while there is a snapshot, which could not begin again: half of the map is room enough until it ends.
+        """
         info = self._env.info()
+        if self._snapshots:
+            return
         if info["last_pgno"] * self._env.stat()["psize"] * _MAP_GROWTH < info["map_size"]:
             return
         # Resizing moves the map, so no transaction may be open: readers begin again at their next use.
@@ -244,6 +259,23 @@ class Environment:
         """Return the committed value of a key, or None."""
         with self._env.begin() as transaction:
             return transaction.get(key, db=self._databases[table])
+
+    def count(self, table: Table) -> int:
+        """Return how many rows a table has."""
+        with self._env.begin() as transaction:
+            return int(transaction.stat(self._databases[table])["entries"])
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Reader]:
+        """Give a reader of what is committed now, of its holder's alone. LMDB keeps all of that until it ends."""
+        reader = Reader(self._env, self._databases, threading.Lock())
+        reader.cursor(Table.STORE)
+        self._snapshots += 1
+        try:
+            yield reader
+        finally:
+            self._snapshots -= 1
+            reader.renew()
 
     def stored_size(self) -> int:
         """Return the bytes that the index takes on the disk below."""
@@ -338,24 +370,21 @@ class Tables:
         Rows may be put and deleted, and checkpoints may happen, between two steps; the scan shows the rows in memory
         as they were when it began.
         """
+        yield from _merged(self._scan_stored(table, start, stop), self._in_memory(table, start, stop))
+
+    def _in_memory(self, table: Table, start: bytes, stop: bytes) -> Memtable:
+        """Return a copy of the rows in memory with start <= key < stop."""
         overlay: Memtable = {}
         if self._frozen is not None:
             overlay.update(_range(self._below[table], start, stop))
         overlay.update(_range(self._active[table], start, stop))
-        keys = sorted(overlay)
-        index = 0
-        for key, value in self._scan_stored(table, start, stop):
-            while index < len(keys) and keys[index] < key:
-                above = overlay[keys[index]]
-                if above is not None:
-                    yield keys[index], above
-                index += 1
-            if key not in overlay:
-                yield key, value
-        for key in keys[index:]:
-            above = overlay[key]
-            if above is not None:
-                yield key, above
+        return overlay
+
+    @contextmanager
+    def view(self, tables: Iterable[Table]) -> Iterator[View]:
+        """Give all rows of some tables as they are now, to be read in any one thread; end it soon."""
+        with self._environment.snapshot() as reader:
+            yield View(reader, {table: self._in_memory(table, b"", END) for table in tables})
 
     def _scan_stored(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield rows of LMDB, read in batches so that no cursor is held between two steps."""
@@ -447,6 +476,38 @@ class Tables:
         self._below = {}
 
 
+class View:
+    """The rows of some tables as they were at one moment, whatever happens to them meanwhile; for one thread."""
+
+    def __init__(self, reader: Reader, overlays: Mapping[Table, Memtable]) -> None:
+        self._reader = reader
+        self._overlays = overlays
+
+    def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all rows of a table, ascending."""
+        cursor = self._reader.cursor(table)
+        cursor.first()
+        return _merged(iter(cursor), self._overlays[table])
+
+
+def _merged(stored: Iterator[tuple[bytes, bytes]], overlay: Memtable) -> Iterator[tuple[bytes, bytes]]:
+    """Yield stored rows, ascending, and over them those in memory."""
+    keys = sorted(overlay)
+    index = 0
+    for key, value in stored:
+        while index < len(keys) and keys[index] < key:
+            above = overlay[keys[index]]
+            if above is not None:
+                yield keys[index], above
+            index += 1
+        if key not in overlay:
+            yield key, value
+    for key in keys[index:]:
+        above = overlay[key]
+        if above is not None:
+            yield key, above
+
+
 def _memtables() -> dict[Table, Memtable]:
     return {table: SortedDict() for table in TREE_TABLES}
 
@@ -456,6 +517,6 @@ def _range(memtable: Memtable, start: bytes, stop: bytes) -> list[tuple[bytes, b
     return [(key, memtable[key]) for key in keys]
 
 
-def sorted_rows(rows: Mapping[bytes, bytes]) -> Sequence[tuple[bytes, bytes]]:
+def sorted_rows(rows: Mapping[bytes, bytes | None]) -> Sequence[tuple[bytes, bytes | None]]:
     """Return the rows of a plain dict in the order that `Environment.write` wants."""
     return sorted(rows.items())

@@ -1,0 +1,70 @@
+"""The sweep: chunks that nothing needs are taken out of the index, in the journal first, and their places freed.
+
+Whoever knows what is needed marks it in a bitmap; Sweeper adds what that is encoded against and walks the index for
+the rest. It knows no files. `ingest` goes on meanwhile, and what it hands out is never taken: a chunk stored since
+`begin` has a number behind the bitmap's limit, and one that was found by its id since then is *watched*; both are
+told apart under the lock under which it was found. A crash leaves a chunk whole or released, and the next sweep takes
+up the rest. Works in the caller's thread; one sweep at a time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from ckptfs.store.bitmap import Bitmap
+from ckptfs.store.index import Chunk, ChunkIndex, Known
+from ckptfs.store.records import Place
+
+
+class Swept(NamedTuple):
+    """What a call did: `chunks` of `raw_bytes` together are, or would be, released."""
+
+    chunks: int = 0
+    raw_bytes: int = 0
+
+
+class Sweeper:
+    """The sweeps of one store; `release` journals and takes out those of some chunks that nobody watches."""
+
+    def __init__(self, index: ChunkIndex, release: Callable[[Sequence[Known]], list[Chunk]]) -> None:
+        self._index = index
+        self._release = release
+
+    def need_bases(self, needed: Bitmap) -> None:
+        """Add to what is needed what it rests on, and that in turn."""
+        start: int | None = 0
+        while start is not None:
+            numbers, start = self._index.walk_encoded_against(start)
+            pending = [number for number in numbers if number in needed]
+            while pending:
+                for base in self._index.bases(pending.pop()):
+                    if base < needed.limit and base not in needed:
+                        needed.add(base)
+                        pending.append(base)
+
+    def run(self, needed: Bitmap, stop: Callable[[], bool]) -> Swept:
+        """Release what is not needed; ends early, within milliseconds, when `stop()` is true."""
+        done = Swept()
+        for known in self._walk(needed):
+            if stop():
+                break
+            released = self._release(known)
+            raw_bytes = sum(chunk.location.raw_size for chunk in released)
+            done = Swept(done.chunks + len(released), done.raw_bytes + raw_bytes)
+        return done
+
+    def preview(self, needed: Bitmap) -> tuple[Swept, list[Place]]:
+        """Return what `run` would do, and the places that it would free."""
+        located = {}
+        for known in self._walk(needed):
+            for _, number in known:
+                if (location := self._index.locate(number)) is not None:
+                    located[number] = location
+        swept = Swept(len(located), sum(location.raw_size for location in located.values()))
+        return swept, [location.place(number) for number, location in located.items()]
+
+    def _walk(self, needed: Bitmap) -> Iterator[list[Known]]:
+        """Yield the chunks that are not needed, some at a time."""
+        start: bytes | None = b""
+        while start is not None:
+            known, start = self._index.walk_known(start, lambda number: number < needed.limit and number not in needed)
+            yield known
