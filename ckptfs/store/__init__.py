@@ -6,7 +6,7 @@ from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.fetch import Decoded
 from ckptfs.store.index import NO_CHUNK
-from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded
+from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, never
 from ckptfs.store.sweep import Swept
 from ckptfs.store.tables import Changes, Frozen, Table, Tables, View
 
@@ -29,4 +29,5 @@ __all__ = [
     "Table",
     "Tables",
     "View",
+    "never",
 ]

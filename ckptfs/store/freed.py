@@ -144,9 +144,10 @@ class FreedPlaces:
         """Return the bytes that punching would give back if `more` places were free too."""
         rows: dict[bytes, bytes | None] = {}
         with self._lock:
-            cursor = self._reader.cursor(Table.FREED)
-            cursor.first()
-            rows.update(iter(cursor))
+            if self._reader.has(Table.FREED):
+                cursor = self._reader.cursor(Table.FREED)
+                cursor.first()
+                rows.update(iter(cursor))
             rows.update(self._frozen)
             rows.update(self._active)
             freed = [parse_row(key, value) for key, value in rows.items() if value is not None]

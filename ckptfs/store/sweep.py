@@ -14,6 +14,9 @@ from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.index import Chunk, ChunkIndex, Known
 from ckptfs.store.records import Place
 
+_BATCH_CHUNKS = 1024
+"""So many chunks are released by one metadata record."""
+
 
 class Swept(NamedTuple):
     """What a call did: `chunks` of `raw_bytes` together are, or would be, released."""
@@ -67,4 +70,5 @@ class Sweeper:
         start: bytes | None = b""
         while start is not None:
             known, start = self._index.walk_known(start, lambda number: number < needed.limit and number not in needed)
-            yield known
+            for at in range(0, len(known), _BATCH_CHUNKS):
+                yield known[at : at + _BATCH_CHUNKS]

@@ -97,6 +97,10 @@ class Reader:
         self._transaction: lmdb.Transaction[bytes] | None = None
         self._cursors: dict[Table, lmdb.Cursor[bytes]] = {}
 
+    def has(self, table: Table) -> bool:
+        """Tell whether there is such a table: not in a store of an older version that is open for reading only."""
+        return table in self._databases
+
     def cursor(self, table: Table) -> lmdb.Cursor[bytes]:
         """Return the cursor of a table; it is good until the next `renew`."""
         cursor = self._cursors.get(table)
@@ -158,11 +162,11 @@ class Environment:
                 max_dbs=_DATABASES_MAX,
                 meminit=False,
             )
-            # Of a store of version 1, open for reading only, the last table is missing, and nobody reads it.
+            # Of a store of version 1, open for reading only, the last table is missing.
             self._databases = {
                 table: self._open_table(table, create=not read_only)
                 for table in Table
-                if not (read_only and table == Table.FREED)
+                if table != Table.FREED or not read_only or self._has_freed()
             }
             if not read_only:
                 self._pack_rows()
@@ -211,6 +215,10 @@ class Environment:
                 self._disk.allocate(fd, _LOCK_SIZE, self.lock_path)
         finally:
             self._disk.close(fd)
+
+    def _has_freed(self) -> bool:
+        with self._env.begin() as transaction:
+            return transaction.get(Table.FREED.name.lower().encode()) is not None
 
     def reader(self, lock: threading.Lock) -> Reader:
         """Make a reader that is used under `lock`."""

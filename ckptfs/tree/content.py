@@ -100,6 +100,11 @@ class FileContent:
         return len(self._stream) + self._overlay.size + recut_size
 
     @property
+    def job(self) -> Job | None:
+        """The job that is out."""
+        return self._job
+
+    @property
     def settled(self) -> bool:
         """Whether every byte is in a chunk or a hole; then `extents` and `size` are the whole truth."""
         return self._job is None and not self._overlay and not len(self._stream)

@@ -59,6 +59,11 @@ class Extents:
         offset = self._ends[index - 1] if index else 0
         return Extent(offset, self._numbers[index], self._ends[index] - offset)
 
+    @property
+    def packed_numbers(self) -> bytes:
+        """The chunk numbers as little-endian u64; 0 for a hole."""
+        return _little_endian(self._numbers).tobytes()
+
     def append(self, number: int, length: int) -> None:
         """Add the first `length` bytes of a chunk (0: a hole, which joins a hole before it)."""
         if number == 0 and self._numbers and self._numbers[-1] == 0:
@@ -158,6 +163,11 @@ def load_manifest(tables: Tables, manifest: int, size: int) -> Extents:
     if extents.size != size:
         raise DamagedError(f"manifest {manifest} covers {extents.size} of {size} bytes")
     return extents
+
+
+def part_numbers(value: bytes) -> memoryview:
+    """Return the chunk numbers of a manifest part as little-endian u64; a hole has a number that no chunk has."""
+    return memoryview(value)[: len(value) // 12 * 8]
 
 
 def _little_endian(values: "array[int]") -> "array[int]":

@@ -10,6 +10,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from weakref import WeakSet
 
 from ckptfs.config import KIB
 from ckptfs.store import ChunkStore
@@ -77,6 +78,7 @@ class Files:
         self._monotonic = monotonic
         self._pool = BufferPool()
         self._open: dict[int, OpenFile] = {}
+        self._contents: WeakSet[FileContent] = WeakSet()
         namespace.on_unlinked = self._note_unlinked
 
     def __iter__(self) -> Iterator[OpenFile]:
@@ -89,7 +91,14 @@ class Files:
     def load(self, inode: Inode) -> FileContent:
         """Return the content of a committed version; DamagedError where its manifest is."""
         extents = load_manifest(self._store.tables, inode.manifest, inode.size)
-        return FileContent(self._store, self._reader, self._pool, extents)
+        content = FileContent(self._store, self._reader, self._pool, extents)
+        self._contents.add(content)
+        return content
+
+    @property
+    def contents(self) -> list[FileContent]:
+        """All contents that somebody has loaded and not let go of, whatever became of their files."""
+        return list(self._contents)
 
     def open(self, inode: Inode, *, writing: bool, appending: bool = False) -> OpenFile:
         """Open a file of the live tree once more."""

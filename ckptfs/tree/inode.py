@@ -14,6 +14,12 @@ INTERRUPTED = 2
 """Flag of a live-only row: the writer was killed, or failed, before it closed the file."""
 
 INODE_STRUCT = struct.Struct("<IIIIIIQQQqqqQQ")
+_MANIFEST = struct.Struct("<72xQ")
+
+
+def manifest_of(value: bytes) -> int:
+    """Return the manifest that the value of an inode's row names, 0 for none."""
+    return int(_MANIFEST.unpack_from(value)[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,11 @@ class Rows:
             raise DamagedError(f"the row {os.fsdecode(key)} has {len(value)} bytes, it must have {_U64.size}")
         return int(_U64.unpack(value)[0])
 
+    @property
+    def next_id(self) -> int:
+        """The number that `new_id` gives next; all others are smaller."""
+        return self._next_id
+
     def new_id(self) -> int:
         """Return a number that no inode or manifest of this store ever had."""
         number = self._next_id

@@ -16,7 +16,7 @@ import zstandard
 LIVE = 0xFFFFFFFF
 ROOT = 1
 HOLE = 1 << 63
-INODES, DIRENTS, XATTRS, MANIFESTS, CHANGES, SNAPSHOTS, NAMES, META = range(1, 9)
+INODES, DIRENTS, XATTRS, MANIFESTS, CHANGES, SNAPSHOTS, NAMES, META, CHUNKS, CHUNK_IDS = range(1, 11)
 FREED = 12
 
 
@@ -33,7 +33,7 @@ class Record(NamedTuple):
 
 
 class SecondReader:
-    """A store in memory: `tables` by number, `chunks` by number."""
+    """A store in memory: `tables` by number, `chunks` and the records `stored` for them by number."""
 
     def __init__(self, path: Path) -> None:
         description = json.loads((path / "store.json").read_text())
@@ -42,7 +42,8 @@ class SecondReader:
         self.seed = int(description["seed"], 16)
         self.tables: dict[int, dict[bytes, bytes]] = {table: {} for table in (*range(1, 9), FREED)}
         self.chunks: dict[int, bytes] = {}
-        stored: dict[int, Record] = {}
+        self.stored: dict[int, Record] = {}
+        self.released: set[int] = set()
         self.encodings: set[int] = set()
         files = sorted((path / "packs").iterdir())
         self.freed = self._freed_places([file.read_bytes() for file in files])
@@ -59,22 +60,23 @@ class SecondReader:
                     next_number = max(next_number, record.number + 1)
                     if record.encoding != 3:
                         self._raw(record, b"")
-                    stored[record.number] = record
+                    self.stored[record.number] = record
                     self.encodings.add(record.encoding)
                 else:
                     assert (record.type, record.number) == (3, sequence)
                     sequence += 1
                     self._apply(self._raw(record, b""))
-        assert set(stored) == set(range(1, next_number))
-        self._decode_chunks(stored)
+        assert self.released.isdisjoint(self.stored)
+        assert self.released | set(self.stored) == set(range(1, next_number))
+        self._decode_chunks()
 
-    def _decode_chunks(self, stored: dict[int, Record]) -> None:
+    def _decode_chunks(self) -> None:
         """Decode every chunk once its bases are: as many rounds as the longest chain of deltas has links."""
         for _ in range(1 + 8):
-            for number, record in stored.items():
+            for number, record in self.stored.items():
                 if number not in self.chunks and all(base in self.chunks for base in record.bases):
                     self.chunks[number] = self._raw(record, b"".join(self.chunks[base] for base in record.bases))
-        assert set(self.chunks) == set(stored)
+        assert set(self.chunks) == set(self.stored)
 
     def _raw(self, record: Record, base: bytes) -> bytes:
         """Return what a record holds; `base` is all bytes of its bases."""
@@ -125,7 +127,14 @@ class SecondReader:
 
     def _apply(self, raw: bytes) -> None:
         for table, key, value in rows(raw):
-            if value is None:
+            if table in (CHUNKS, CHUNK_IDS):
+                assert value is None
+                if table == CHUNKS:
+                    number = int.from_bytes(key, "big")
+                    assert number not in self.released
+                    self.released.add(number)
+                    self.stored.pop(number, None)
+            elif value is None:
                 self.tables[table].pop(key, None)
             else:
                 self.tables[table][key] = value

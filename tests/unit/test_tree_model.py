@@ -14,9 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ckptfs.errors import OpenFilesError, UsageError
 from ckptfs.store import Frozen
+from ckptfs.tree.extents import load_manifest
 from ckptfs.tree.files import OpenFile
+from ckptfs.tree.gc import Collection, collect
 from ckptfs.tree.inode import Inode
 from ckptfs.tree.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE
+from ckptfs.tree.rows import LIVE
 from ckptfs.tree.snapshots import Snapshot
 from tests.unit import tree_support as support
 from tests.unit.tree_model import ModelTree, Node
@@ -61,6 +64,7 @@ class TreeModel(RuleBasedStateMachine):
         self.handles: list[ModelHandle] = []
         self.taken: list[Taken] = []
         self.frozen: Frozen | None = None
+        self.collection: Collection | None = None
         # Not from nothing: most of what can go wrong needs committed files, a hard link and a snapshot to begin with.
         self.make_directory(0, "a", 0o755)
         self.save(1, "b", b"first", False)
@@ -80,6 +84,9 @@ class TreeModel(RuleBasedStateMachine):
                 self.reopen()
                 self.same_as_model()
                 self.delete_all_snapshots()
+                collect(self.tree)
+                self.same_as_model()
+                self.only_what_is_needed()
             finally:
                 self.tree.store.close(commit=False)
                 shutil.rmtree(self.base)
@@ -89,6 +96,15 @@ class TreeModel(RuleBasedStateMachine):
         while self.taken:
             self.delete_snapshot(len(self.taken) // 2)
             self.same_as_model()
+
+    def only_what_is_needed(self) -> None:
+        """Assert that nothing is left but what the live tree shows."""
+        needed = set()
+        for epoch in (self.tree.rows.open_epoch, LIVE):
+            for inode in filter(lambda each: each.is_file, support.raw_inodes(self.tree, epoch).values()):
+                extents = load_manifest(self.tree.rows.tables, inode.manifest, inode.size)
+                needed |= {extent.number for extent in extents.between(0, inode.size)}
+        assert self.tree.store.stats().chunks == len(needed - {0})
 
     # Choosing
 
@@ -408,14 +424,42 @@ class TreeModel(RuleBasedStateMachine):
         self.tree = support.open_tree(self.base / "store", self.clock)
         self.handles, self.buffers, self.frozen = [], {}, None
 
+    @precondition(lambda self: self.collection is None)
+    @rule()
+    def begin_collection(self) -> None:
+        self.collection = Collection(self.tree)
+        self.collection.look()
+
+    @precondition(lambda self: self.collection is not None)
+    @rule(punch=st.booleans())
+    def end_collection(self, punch: bool) -> None:
+        collection, self.collection = self.collection, None
+        assert collection is not None
+        with collection:
+            collection.mark()
+            while collection.delete_manifests(2):
+                pass
+            self.journal()
+            collection.sweep()
+        if punch and self.frozen is None:
+            self.tree.store.commit(checkpoint=True)
+            self.tree.store.punch()
+
+    def _abandon_collection(self) -> None:
+        if self.collection is not None:
+            with self.collection:
+                self.collection = None
+
     @rule()
     def crash(self) -> None:
+        self._abandon_collection()
         support.crash(self.tree)
         self._start_again()
         self.model, self.taken = copy.deepcopy(self.journalled)
 
     @rule()
     def reopen(self) -> None:
+        self._abandon_collection()
         self.tree.close()
         self._start_again()
         self.note_journalled()

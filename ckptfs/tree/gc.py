@@ -1,0 +1,117 @@
+"""Garbage collection: which manifests and chunks nothing needs any more.
+
+Needed is what some row of an inode names, of whatever epoch, and what an open file has. Collection sees both at one
+moment, `look`, and marks in a thread while saves and loads go on:
+
+- A chunk that a job got from the store before the collection began is in its file's content by `look`, which waits
+  for those jobs; one that it gets later, the store keeps (`ChunkStore.begin_sweep`).
+- A manifest written after `look` has such chunks, or those of contents and manifests that were there at `look`.
+
+So what is not marked can never be needed again. Manifests go first, then, when that is journalled, chunks. A crash
+anywhere leaves something for the next collection. Belongs to the thread that owns the tree but where it says so.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from ckptfs.store import Bitmap, Swept, Table, never
+from ckptfs.tree.extents import part_numbers
+from ckptfs.tree.inode import manifest_of
+from ckptfs.tree.tree import Tree
+
+_STOP_ROWS = 256
+"""Rows between two looks at whether to stop."""
+PARTS_PER_STEP = 500
+"""Parts of manifests that are deleted before the loop goes on to something else."""
+
+
+class Collected(NamedTuple):
+    """What a collection freed, or would: chunks, their bytes when decoded, and the bytes that the disk gets back."""
+
+    chunks: int
+    raw_bytes: int
+    freed_bytes: int
+
+
+class Collection:
+    """One collection; a context manager, whose steps are taken in the order in which they stand here."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._store = tree.store
+        self._needed = self._store.begin_sweep()
+        self._resources = ExitStack()
+        self._resources.callback(self._store.end_sweep)
+        self._out = [(content, content.job) for content in tree.files.contents if content.job is not None]
+        self._dead_parts: list[bytes] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
+    @property
+    def can_look(self) -> bool:
+        """Whether the jobs that were out when the collection began have given their chunks to their files."""
+        return all(content.job is not job for content, job in self._out)
+
+    def look(self) -> None:
+        """Take in what there is at this moment."""
+        assert self.can_look
+        for content in self._tree.files.contents:
+            self._needed.add_packed(content.extents.packed_numbers)
+        self._manifests = Bitmap(self._tree.rows.next_id)
+        self._view = self._resources.enter_context(self._tree.rows.tables.view((Table.INODES, Table.MANIFESTS)))
+
+    def mark(self, stop: Callable[[], bool] = never) -> bool:
+        """Mark what is needed, in any thread; False when it ended early because `stop()` was true."""
+        for count, (_, value) in enumerate(self._view.scan(Table.INODES)):
+            if value:
+                self._manifests.add(manifest_of(value))
+            if count % _STOP_ROWS == 0 and stop():
+                return False
+        for count, (key, value) in enumerate(self._view.scan(Table.MANIFESTS)):
+            if int.from_bytes(key[:8], "big") in self._manifests:
+                self._needed.add_packed(part_numbers(value))
+            else:
+                self._dead_parts.append(key)
+            if count % _STOP_ROWS == 0 and stop():
+                return False
+        self._store.need_bases(self._needed)
+        return True
+
+    def preview(self) -> Collected:
+        """Return what the rest of the collection would free, in any thread."""
+        swept, freed_bytes = self._store.preview_sweep(self._needed)
+        return Collected(*swept, freed_bytes)
+
+    def delete_manifests(self, count_max: int) -> bool:
+        """Delete some parts of manifests that nothing needs; returns whether there are more."""
+        for key in self._dead_parts[-count_max:]:
+            self._tree.rows.tables.delete(Table.MANIFESTS, key)
+        del self._dead_parts[-count_max:]
+        return bool(self._dead_parts)
+
+    def sweep(self, stop: Callable[[], bool] = never) -> Swept:
+        """Release the chunks that nothing needs, in any thread, once everything before is journalled."""
+        return self._store.sweep(self._needed, stop)
+
+
+def collect(tree: Tree, *, dry_run: bool = False) -> Collected:
+    """Collect now, from beginning to end; for callers without a loop. A `dry_run` changes nothing."""
+    with Collection(tree) as collection:
+        collection.look()
+        collection.mark()
+        if dry_run:
+            return collection.preview()
+        while collection.delete_manifests(PARTS_PER_STEP):
+            pass
+        tree.store.commit(durable=False)
+        swept = collection.sweep()
+    tree.store.commit(checkpoint=True)
+    return Collected(*swept, tree.store.punch())
