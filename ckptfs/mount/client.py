@@ -12,6 +12,7 @@ from ckptfs.errors import DaemonError
 from ckptfs.mount.protocol import (
     ENDED,
     LINE_SIZE_MAX,
+    Collected,
     Request,
     Rollback,
     SnapshotDetails,
@@ -49,6 +50,10 @@ class Client:
     def snapshot_delete(self, refs: list[str]) -> list[SnapshotRow]:
         """Delete snapshots, all or none; return what they were."""
         return cast(list[SnapshotRow], self._call("snapshot_delete", refs=refs))
+
+    def gc(self, *, dry_run: bool) -> Collected:
+        """Free what nothing needs any more, or say what that would free."""
+        return cast(Collected, self._call("gc", dry_run=dry_run))
 
     def stats(self) -> Stats:
         """Return the figures of the store."""

@@ -71,6 +71,10 @@ class Jobs:
         self._step.set()
         self._step = trio.Event()
 
+    async def step(self) -> None:
+        """Return when the next job has ended."""
+        await self._step.wait()
+
     async def idle(self, file: OpenFile) -> None:
         """Return when no job of the file is out."""
         while file in self._running:

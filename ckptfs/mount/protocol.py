@@ -65,6 +65,14 @@ class Rollback(TypedDict):
     removed_partial: list[str]
 
 
+class Collected(TypedDict):
+    """What a garbage collection freed, or would: chunks, their size decoded, and what the disk below gets back."""
+
+    chunks: int
+    raw_bytes: int
+    freed_bytes: int
+
+
 class StoreStats(TypedDict):
     """What is known of a store, mounted or not; sizes in bytes."""
 
@@ -105,6 +113,9 @@ class Commands(Protocol):
 
     def snapshot_delete(self, refs: list[str]) -> list[SnapshotRow]:
         """Delete snapshots, all or none; return what they were."""
+
+    def gc(self, *, dry_run: bool) -> Collected:
+        """Free what nothing needs any more, or say what that would free."""
 
     def stats(self) -> Stats:
         """Return the figures of the store."""

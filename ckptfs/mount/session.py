@@ -21,6 +21,7 @@ import trio
 from ckptfs.config import MIB
 from ckptfs.errors import FuseError
 from ckptfs.mount import control, notify, protocol
+from ckptfs.mount.collector import Collector
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.handles import Handles
 from ckptfs.mount.idle import Idle
@@ -101,8 +102,11 @@ class _Session:
             offload = Offload()
             self._jobs = Jobs(self._tree, work, offload)
             self._committer = Committer(self._store, offload)
-            self._versions = MountedVersions(self._tree, self._nodes, self._jobs, self._committer, self._options.settle)
-            idle = Idle(self._store, self._committer, offload)
+            collector = Collector(self._tree, self._jobs, self._committer, offload)
+            self._versions = MountedVersions(
+                self._tree, self._nodes, self._jobs, self._committer, collector, self._options.settle
+            )
+            idle = Idle(self._tree, collector, self._committer, offload)
             readahead = ReadAhead(self._tree.reader, work, offload)
             handles = Handles(
                 self._tree, self._jobs, self._committer, offload, readahead, self._versions.touched, idle.busy

@@ -14,6 +14,7 @@ import pyfuse3
 import trio
 
 from ckptfs.errors import CkptfsError, UsageError
+from ckptfs.mount.collector import Collector
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node, Nodes
@@ -31,11 +32,14 @@ RETRY_SECONDS = 5.0
 class MountedVersions:
     """The versions of one mounted tree."""
 
-    def __init__(self, tree: Tree, nodes: Nodes, jobs: Jobs, committer: Committer, settle: float) -> None:
+    def __init__(
+        self, tree: Tree, nodes: Nodes, jobs: Jobs, committer: Committer, collector: Collector, settle: float
+    ) -> None:
         self._tree = tree
         self._nodes = nodes
         self._jobs = jobs
         self._committer = committer
+        self._collector = collector
         self._settle = settle
         self._commands = Commands(tree)
         self._due_sooner = trio.Event()
@@ -103,6 +107,8 @@ class MountedVersions:
 
     async def carry_out(self, request: Request) -> Any:
         """Carry out a command of the control socket; what it changed is durable when this returns."""
+        if request.command == "gc":
+            return await self._gc(request)
         command = getattr(self._commands, request.command, None)
         if command is None or request.command not in COMMANDS:
             raise UsageError(f"the mount process knows no command {request.command!r}; is it of another version?")
@@ -121,6 +127,13 @@ class MountedVersions:
         elif request.command == "stats":
             result["buffered_bytes"] = self._jobs.buffered
         return result
+
+    async def _gc(self, request: Request) -> Any:
+        match request.arguments:
+            case {"dry_run": bool(dry_run)}:
+                collected = await (self._collector.preview() if dry_run else self._collector.collect())
+                return collected._asdict()
+        raise UsageError("gc: it is not said whether this is a dry run")
 
     async def _forget_content(self, rollback: RollbackResult | None, saved: int) -> None:
         """Make the kernel ask again for everything that a rollback changed."""

@@ -7,6 +7,7 @@ relative to the root of the tree, "" being the root itself.
 from typing import Any
 
 from ckptfs.store import Table
+from ckptfs.tree.gc import collect
 from ckptfs.tree.inode import Inode
 from ckptfs.tree.rollback import RollbackResult
 from ckptfs.tree.snapshots import Snapshot
@@ -69,6 +70,10 @@ class Commands:
         for snapshot in doomed.values():
             self._tree.snapshots.delete(snapshot)
         return [describe(snapshot) for snapshot in doomed.values()]
+
+    def gc(self, *, dry_run: bool) -> Answer:
+        """Free what nothing needs any more, or say what that would free."""
+        return collect(self._tree, dry_run=dry_run)._asdict()
 
     def stats(self) -> Answer:
         """Return sizes and counts of the whole tree and its store."""

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from ckptfs.errors import StoreReadOnlyError
 from ckptfs.store import Bitmap, Swept, Table, never
 from ckptfs.tree.extents import part_numbers
 from ckptfs.tree.inode import manifest_of
@@ -38,12 +39,16 @@ class Collected(NamedTuple):
 class Collection:
     """One collection; a context manager, whose steps are taken in the order in which they stand here."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, *, dry_run: bool = False) -> None:
+        """Begin; a `dry_run` is not going to change anything. StoreReadOnlyError where another one could not."""
         self._tree = tree
         self._store = tree.store
+        if self._store.read_only and not dry_run:
+            raise StoreReadOnlyError(f"{self._store.path} is open for reading only")
         self._needed = self._store.begin_sweep()
         self._resources = ExitStack()
         self._resources.callback(self._store.end_sweep)
+        self._is_complete = False
         self._out = [(content, content.job) for content in tree.files.contents if content.job is not None]
         self._dead_parts: list[bytes] = []
 
@@ -54,6 +59,7 @@ class Collection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._resources.close()
+        self._tree.rows.has_garbage = self._tree.rows.has_garbage or not self._is_complete
 
     @property
     def can_look(self) -> bool:
@@ -63,6 +69,7 @@ class Collection:
     def look(self) -> None:
         """Take in what there is at this moment."""
         assert self.can_look
+        self._tree.rows.has_garbage = False
         for content in self._tree.files.contents:
             self._needed.add_packed(content.extents.packed_numbers)
         self._manifests = Bitmap(self._tree.rows.next_id)
@@ -99,12 +106,14 @@ class Collection:
 
     def sweep(self, stop: Callable[[], bool] = never) -> Swept:
         """Release the chunks that nothing needs, in any thread, once everything before is journalled."""
-        return self._store.sweep(self._needed, stop)
+        swept = self._store.sweep(self._needed, stop)
+        self._is_complete = not stop()
+        return swept
 
 
 def collect(tree: Tree, *, dry_run: bool = False) -> Collected:
     """Collect now, from beginning to end; for callers without a loop. A `dry_run` changes nothing."""
-    with Collection(tree) as collection:
+    with Collection(tree, dry_run=dry_run) as collection:
         collection.look()
         collection.mark()
         if dry_run:

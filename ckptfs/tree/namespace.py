@@ -370,6 +370,7 @@ class Namespace:
             self.rows.remove(Table.XATTRS, key)
         self._uncommitted_names.pop(inode.ino, None)
         self._places.pop(inode.ino, None)
+        self.rows.has_garbage = True
         self.on_unlinked(replace(inode, nlink=0))
 
     def touch(self, directory: int, *, nlink: int = 0) -> None:

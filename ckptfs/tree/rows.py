@@ -63,6 +63,8 @@ class Rows:
         self.tables = tables
         self.open_epoch = self._meta(_META_EPOCH, 1)
         self._next_id = self._meta(_META_ID, 2)
+        self.has_garbage = True
+        """Whether content may have lost its last row since a collection last looked, in an earlier process even."""
 
     def _meta(self, key: bytes, default: int) -> int:
         value = self.tables.get(Table.META, key)

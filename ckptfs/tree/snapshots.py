@@ -189,4 +189,5 @@ class Snapshots:
                 rows.erase(table, prefix, seen_next.epoch)  # it has nothing to hide any more
         rows.tables.delete(Table.SNAPSHOTS, snapshot.id.to_bytes(4, "big"))
         rows.tables.delete(Table.NAMES, snapshot.name.encode())
+        rows.has_garbage = True
         del self._by_id[snapshot.id], self._by_name[snapshot.name]

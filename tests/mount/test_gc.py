@@ -1,0 +1,101 @@
+"""Deleted versions give their disk space back, by themselves or when asked, while saves and loads go on."""
+
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.mount.running import RunningMount, tree_of
+
+MIB = 1 << 20
+SIZE = 24 * MIB
+
+
+def noise(seed: int, size: int = SIZE) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def store_blocks(mount: RunningMount) -> int:
+    return sum(file.stat().st_blocks * 512 for file in (mount.store / "packs").iterdir())
+
+
+def test_a_deleted_snapshot_shrinks_the_store_by_itself(mount: RunningMount) -> None:
+    (mount.path / "model").write_bytes(noise(1))
+    mount.snapshot("first")
+    (mount.path / "model").write_bytes(noise(2))
+    mount.snapshot("second")
+    assert store_blocks(mount) >= 2 * SIZE
+    os.rmdir(mount.at("first"))
+    mount.wait_for(lambda: mount.versions() == {"second"})
+    mount.wait_for(lambda: store_blocks(mount) < 1.1 * SIZE)
+    assert mount.at("second", "model").read_bytes() == noise(2)
+    mount.remount()
+    assert (mount.path / "model").read_bytes() == noise(2)
+
+
+def test_a_deleted_file_that_no_version_holds_shrinks_the_store(mount: RunningMount) -> None:
+    (mount.path / "model").write_bytes(noise(1))
+    (mount.path / "model").unlink()
+    mount.wait_for(lambda: store_blocks(mount) < SIZE / 10)
+
+
+def test_gc_says_exactly_what_it_frees(mount: RunningMount) -> None:
+    (mount.path / "model").write_bytes(noise(1))
+    mount.snapshot("first")
+    (mount.path / "model").write_bytes(noise(2))
+    mount.snapshot("second")
+    mount.umount()
+    before = store_blocks(mount)
+    mount.ckptfs("snapshot", "delete", "first", "--at", mount.store)
+    said = mount.json("gc", mount.store, "--dry-run")
+    assert "This would free" in mount.ckptfs("gc", mount.store, "--dry-run").stdout
+    assert mount.json("gc", mount.store) == said
+    assert before - said["freed_bytes"] <= store_blocks(mount) <= before - said["freed_bytes"] + 65536
+    assert said["freed_bytes"] >= SIZE
+    assert mount.ckptfs("gc", mount.store).stdout == "There is nothing to free.\n"
+    mount.mount()
+    assert mount.json("gc", "--dry-run") == {"chunks": 0, "raw_bytes": 0, "freed_bytes": 0}
+    assert mount.at("second", "model").read_bytes() == noise(2)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_saves_and_loads_go_on_during_collections(mount: RunningMount, tmp_path: Path, killed: bool) -> None:
+    """Versions that share most of their chunks come and go under gc; every one that is kept stays bit-exact."""
+    done = threading.Event()
+
+    def collect() -> None:
+        while not done.is_set():
+            mount.ckptfs("gc", mount.path)
+
+    collecting = threading.Thread(target=collect)
+    collecting.start()
+    pieces = [noise(seed, 2 * MIB) for seed in range(8)]
+    chance = random.Random(77)
+    print("seed 77")
+    kept: dict[str, dict[str, str]] = {}
+    try:
+        for step in range(14):
+            for name in ("model", f"step-{step % 3}"):
+                data = b"".join(chance.choices(pieces, k=4))
+                (mount.path / name).write_bytes(data)
+                assert (mount.path / name).read_bytes() == data
+            version = mount.snapshot(f"v{step}")
+            kept[version] = tree_of(mount.at(version))
+            if len(kept) > 3:
+                doomed = chance.choice(sorted(kept))
+                del kept[doomed]
+                os.rmdir(mount.at(doomed))
+    finally:
+        done.set()
+        collecting.join()
+    if killed:
+        mount.kill()
+        mount.mount()
+    else:
+        mount.remount()
+    mount.ckptfs("gc", mount.path)
+    for version, files in kept.items():
+        assert tree_of(mount.at(version)) == files
+    assert mount.versions() >= set(kept)
