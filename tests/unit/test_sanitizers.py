@@ -49,6 +49,12 @@ for size in [*range(140), *(generator.randrange(140, 5000) for _ in range(60))]:
             planes = kernels.split_planes(exact, width)
             assert planes == reference.split_planes(data, width)
             assert kernels.join_planes((ctypes.c_ubyte * size).from_buffer_copy(planes), width) == data
+        bits, expected = (ctypes.c_ubyte * (size // 2 + 1))(), bytearray(size // 2 + 1)
+        numbers = [generator.randrange(5 * size + 9) for _ in range(size // 8)]
+        packed = b"".join(number.to_bytes(8, "little") for number in numbers)
+        kernels.mark(bits, (ctypes.c_ubyte * len(packed)).from_buffer_copy(packed))
+        reference.mark(expected, packed)
+        assert bytes(bits) == expected
         for width in range(1, 9):
             entropies = zip(kernels.plane_entropies(exact, width), reference.plane_entropies(data, width))
             assert all(abs(mine - theirs) < 1e-9 for mine, theirs in entropies)
