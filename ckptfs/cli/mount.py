@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ckptfs.cli.parser import Parser, Subparsers, add_command, seconds
+from ckptfs.cli.parser import Parser, Subparsers, add_command, policy, seconds
 from ckptfs.cli.target import is_store
 from ckptfs.config import SETTLE_SECONDS
 from ckptfs.errors import (
@@ -47,6 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
             f"ckptfs mount /ckpt                         # the store is /ckpt{STORE_SUFFIX}",
             "ckptfs mount /ckpt --store /data/ckpt-store",
             "ckptfs mount /ckpt --foreground --settle 5  # stay; Ctrl-C unmounts",
+            "ckptfs mount /ckpt --keep last=20,daily=7   # delete other versions, but named ones, by itself",
         ),
         errors=(
             MountpointError,
@@ -72,6 +73,13 @@ def add_parser(subparsers: Subparsers) -> None:
         default=SETTLE_SECONDS,
         help="how long nothing may be written before a completed save becomes a version (default: %(default)s)",
     )
+    parser.add_argument(
+        "--keep",
+        metavar="POLICY",
+        type=policy,
+        help="which versions to keep after each completed save, like last=20,hourly=24,daily=7,weekly=4,within=3d; "
+        "named=no gives up named ones too (default: all; see `ckptfs prune`)",
+    )
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as far as file modes allow")
     parser.add_argument("--read-only", action="store_true", help="change nothing in the store")
     parser.add_argument(daemonize.READY_OPTION, type=int, help=argparse.SUPPRESS)
@@ -81,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
     mountpoint = mountinfo.resolve_mountpoint(args.mountpoint)
     store = os.path.realpath(args.store) if args.store else default_store(mountpoint)
-    options = MountOptions(mountpoint, store, args.settle, args.allow_other, args.read_only)
+    options = MountOptions(mountpoint, store, args.settle, args.allow_other, args.read_only, args.keep)
     if not args.foreground:
         _prepare(options)
         daemonize.start(_foreground_command(options), _log_path(options))
@@ -145,6 +153,7 @@ def _foreground_command(options: MountOptions) -> list[str]:
     return [
         *(sys.executable, "-P", "-m", "ckptfs", "mount", options.mountpoint),
         *("--foreground", "--store", options.store, "--settle", str(options.settle)),
+        *(["--keep", options.keep] if options.keep else []),
         *(["--allow-other"] if options.allow_other else []),
         *(["--read-only"] if options.read_only else []),
     ]

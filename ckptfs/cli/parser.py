@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from ckptfs.cli.exitcodes import WIDTH, epilog
 from ckptfs.errors import CkptfsError, UsageError
+from ckptfs.retention import parse_policy
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -77,3 +78,12 @@ def seconds(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
+
+
+def policy(text: str) -> str:
+    """Return the text of a policy that is one."""
+    try:
+        parse_policy(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text

@@ -51,6 +51,10 @@ class Client:
         """Delete snapshots, all or none; return what they were."""
         return cast(list[SnapshotRow], self._call("snapshot_delete", refs=refs))
 
+    def prune(self, policy: str, *, dry_run: bool) -> list[SnapshotRow]:
+        """Delete the snapshots that a policy (`retention.parse_policy`) does not keep; return what they were."""
+        return cast(list[SnapshotRow], self._call("prune", policy=policy, dry_run=dry_run))
+
     def gc(self, *, dry_run: bool) -> Collected:
         """Free what nothing needs any more, or say what that would free."""
         return cast(Collected, self._call("gc", dry_run=dry_run))

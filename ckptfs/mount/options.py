@@ -22,13 +22,17 @@ STORE_SUFFIX = ".store"
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """One mount. Both paths are absolute with symbolic links resolved; `settle` is in seconds."""
+    """One mount. Both paths are absolute with symbolic links resolved; `settle` is in seconds.
+
+    `keep` is the policy for versions (`retention.parse_policy`), applied after each automatic snapshot; None keeps all.
+    """
 
     mountpoint: str
     store: str
     settle: float = SETTLE_SECONDS
     allow_other: bool = False
     read_only: bool = False
+    keep: str | None = None
 
 
 def default_store(mountpoint: str) -> str:

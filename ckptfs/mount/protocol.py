@@ -114,6 +114,9 @@ class Commands(Protocol):
     def snapshot_delete(self, refs: list[str]) -> list[SnapshotRow]:
         """Delete snapshots, all or none; return what they were."""
 
+    def prune(self, policy: str, *, dry_run: bool) -> list[SnapshotRow]:
+        """Delete the snapshots that a policy (`retention.parse_policy`) does not keep; return what they were."""
+
     def gc(self, *, dry_run: bool) -> Collected:
         """Free what nothing needs any more, or say what that would free."""
 

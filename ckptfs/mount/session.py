@@ -33,6 +33,7 @@ from ckptfs.mount.options import MountOptions
 from ckptfs.mount.protocol import Request
 from ckptfs.mount.readahead import ReadAhead, raise_kernel_readahead
 from ckptfs.mount.versions import MountedVersions
+from ckptfs.retention import parse_policy
 from ckptfs.store import ChunkStore, kernels
 from ckptfs.tree import Tree
 from ckptfs.tree.rows import LIVE
@@ -104,7 +105,9 @@ class _Session:
             self._committer = Committer(self._store, offload)
             collector = Collector(self._tree, self._jobs, self._committer, offload)
             self._versions = MountedVersions(
-                self._tree, self._nodes, self._jobs, self._committer, collector, self._options.settle
+                *(self._tree, self._nodes, self._jobs, self._committer, collector),
+                self._options.settle,
+                parse_policy(self._options.keep) if self._options.keep else None,
             )
             idle = Idle(self._tree, collector, self._committer, offload)
             readahead = ReadAhead(self._tree.reader, work, offload)

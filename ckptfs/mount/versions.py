@@ -19,6 +19,7 @@ from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node, Nodes
 from ckptfs.mount.protocol import Request
+from ckptfs.retention import Policy
 from ckptfs.tree import Commands, Tree
 from ckptfs.tree.rollback import RollbackResult
 from ckptfs.tree.rows import LIVE
@@ -33,7 +34,14 @@ class MountedVersions:
     """The versions of one mounted tree."""
 
     def __init__(
-        self, tree: Tree, nodes: Nodes, jobs: Jobs, committer: Committer, collector: Collector, settle: float
+        self,
+        tree: Tree,
+        nodes: Nodes,
+        jobs: Jobs,
+        committer: Committer,
+        collector: Collector,
+        settle: float,
+        policy: Policy | None,
     ) -> None:
         self._tree = tree
         self._nodes = nodes
@@ -41,6 +49,7 @@ class MountedVersions:
         self._committer = committer
         self._collector = collector
         self._settle = settle
+        self._policy = policy
         self._commands = Commands(tree)
         self._due_sooner = trio.Event()
         self._asleep_until = math.inf
@@ -73,10 +82,18 @@ class MountedVersions:
             await self._commit_logs()
             if self._tree.epoch.pending:
                 self._report(self._tree.take_snapshot(trigger="auto"))
+                self._prune()
             await self._committer.commit(durable=True)
         except (CkptfsError, OSError) as error:
             log.error("the automatic snapshot is not durable yet: %s", error)
             await trio.sleep(RETRY_SECONDS)
+
+    def _prune(self) -> None:
+        """Delete the versions that the policy of the mount does not keep."""
+        if self._policy is not None:
+            for snapshot in self._policy.removable(self._tree.snapshots.all()):
+                self._tree.snapshots.delete(snapshot)
+                log.info("snapshot %d %s deleted, the policy does not keep it", snapshot.id, snapshot.name)
 
     @staticmethod
     def _report(snapshot: Snapshot) -> None:
@@ -112,7 +129,7 @@ class MountedVersions:
         command = getattr(self._commands, request.command, None)
         if command is None or request.command not in COMMANDS:
             raise UsageError(f"the mount process knows no command {request.command!r}; is it of another version?")
-        changing = request.command in CHANGING
+        changing = request.command in CHANGING and not request.arguments.get("dry_run")
         if changing:
             await self._commit_logs()
         try:
@@ -145,8 +162,8 @@ class MountedVersions:
         await trio.to_thread.run_sync(_invalidate, entries, [self._nodes.node_id(Node(ino, LIVE)) for ino in parents])
 
 
-COMMANDS = ("snapshot_list", "snapshot_create", "snapshot_show", "snapshot_rollback", "snapshot_delete", "stats")
-CHANGING = ("snapshot_create", "snapshot_rollback", "snapshot_delete")
+CHANGING = ("snapshot_create", "snapshot_rollback", "snapshot_delete", "prune")
+COMMANDS = (*CHANGING, "snapshot_list", "snapshot_show", "stats")
 
 
 def _invalidate(entries: Iterable[tuple[int, bytes]], directories: Iterable[int]) -> None:

@@ -6,6 +6,7 @@ relative to the root of the tree, "" being the root itself.
 
 from typing import Any
 
+from ckptfs.retention import parse_policy
 from ckptfs.store import Table
 from ckptfs.tree.gc import collect
 from ckptfs.tree.inode import Inode
@@ -70,6 +71,14 @@ class Commands:
         for snapshot in doomed.values():
             self._tree.snapshots.delete(snapshot)
         return [describe(snapshot) for snapshot in doomed.values()]
+
+    def prune(self, policy: str, *, dry_run: bool) -> list[Answer]:
+        """Delete the snapshots that a policy (as `parse_policy` takes it) does not keep; return what they were."""
+        removable = parse_policy(policy).removable(self._tree.snapshots.all())
+        if not dry_run:
+            for snapshot in removable:
+                self._tree.snapshots.delete(snapshot)
+        return [describe(snapshot) for snapshot in removable]
 
     def gc(self, *, dry_run: bool) -> Answer:
         """Free what nothing needs any more, or say what that would free."""

@@ -99,3 +99,19 @@ def test_saves_and_loads_go_on_during_collections(mount: RunningMount, tmp_path:
     for version, files in kept.items():
         assert tree_of(mount.at(version)) == files
     assert mount.versions() >= set(kept)
+
+
+def test_a_mount_with_a_policy_keeps_what_it_says(unmounted: RunningMount) -> None:
+    mount = unmounted
+    mount.mount("--keep", "last=2")
+    mount.snapshot("by-hand")
+    for step in range(4):
+        known = mount.versions()
+        (mount.path / "model").write_bytes(noise(step, MIB))
+        mount.wait_for(lambda known=known: mount.versions() - known)
+    rows = mount.snapshots()
+    assert [row["trigger"] for row in rows] == ["manual", "auto", "auto"]
+    assert [mount.at(row["name"], "model").read_bytes() for row in rows[1:]] == [noise(2, MIB), noise(3, MIB)]
+    mount.wait_for(lambda: store_blocks(mount) < 3 * MIB)
+    assert "Deleted 1 version." in mount.run("prune", "--keep-last", "1").stdout
+    assert [row["name"] for row in mount.snapshots()] == ["by-hand", rows[-1]["name"]]

@@ -207,6 +207,7 @@ def test_a_store_that_is_not_mounted_is_locked_only_while_a_command_works_on_it(
 # What the commands print
 
 
+COLLECTED = {"chunks": 20, "raw_bytes": 2097152, "freed_bytes": 1234567}
 ROLLBACK = {
     "target": ROW,
     "saved": {**ROW, "id": 9, "name": "before rollback", "trigger": "rollback"},
@@ -270,6 +271,15 @@ def test_an_empty_list_is_a_sentence(daemon, tmp_path, capsys):
         (["snapshot", "rollback", "7", "PATH"], "snapshot_rollback", ROLLBACK, {"ref": "7", "path": ""}),
         (["snapshot", "delete", "7", "8", "--at", "PATH"], "snapshot_delete", [ROW], {"refs": ["7", "8"]}),
         (["stats", "PATH"], "stats", STATS, {}),
+        (["gc", "PATH"], "gc", COLLECTED, {"dry_run": False}),
+        (["gc", "PATH", "--dry-run"], "gc", COLLECTED, {"dry_run": True}),
+        (["prune", "PATH", "--keep-last", "3"], "prune", [ROW], {"policy": "last=3", "dry_run": False}),
+        (
+            ["prune", "PATH", "--keep-daily=7", "--keep-within", "3d", "--no-keep-named", "--dry-run"],
+            "prune",
+            [ROW],
+            {"policy": "daily=7,within=3d,named=no", "dry_run": True},
+        ),
     ],
 )
 def test_json_is_the_answer_itself(daemon, tmp_path, capsys, arguments, command, answer, asked):
@@ -289,6 +299,33 @@ def test_create_and_delete_say_what_they_did(daemon, tmp_path, capsys):
         "Deleted snapshot 7 (auto-7).",
         "Deleted snapshot 8 (b).",
     ]
+
+
+def test_gc_says_exactly_what_it_freed(daemon, tmp_path, capsys):
+    path = str(tmp_path / "ckpt")
+    for answer in (COLLECTED, {"chunks": 0, "raw_bytes": 0, "freed_bytes": 0}):
+        daemon.answers["gc"] = answer
+        main(["gc", path])
+        main(["gc", path, "--dry-run"])
+    assert capsys.readouterr().out.splitlines() == [
+        "Freed 1,234,567 bytes (1.18 MiB) of disk: 20 chunks with 2.00 MiB that nothing needs.",
+        "This would free 1,234,567 bytes (1.18 MiB) of disk: 20 chunks with 2.00 MiB that nothing needs.",
+        "There is nothing to free.",
+        "There is nothing to free.",
+    ]
+
+
+def test_prune_lists_what_goes(daemon, tmp_path, capsys):
+    path = str(tmp_path / "ckpt")
+    for answer in ([ROW], []):
+        daemon.answers["prune"] = answer
+        main(["prune", path, "--keep-last", "1"])
+        main(["prune", path, "--keep-last", "1", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "Deleted 1 version."
+    assert lines[5] == "This would delete 1 version."
+    assert lines[6:] == ["The policy keeps every version."] * 2
+    assert lines[1] == lines[4] and "auto-7" in lines[1]
 
 
 def test_show_prints_every_change(daemon, tmp_path, capsys):
@@ -368,6 +405,11 @@ def test_an_error_is_one_sentence_and_its_exit_code(daemon, tmp_path, capsys):
         ["mount", "/x", "--settle", "-1"],
         ["mount", "/x", "--settle", "nan"],
         ["mount", "/x", "--read"],
+        ["mount", "/x", "--keep", "last"],
+        ["prune"],
+        ["prune", "--no-keep-named"],
+        ["prune", "--keep-last", "-1"],
+        ["prune", "--keep-within", "3"],
         ["snapshot"],
         ["snapshot", "delete"],
     ],
@@ -385,6 +427,8 @@ def test_a_wrong_command_line_is_a_usage_error(arguments, capsys):
         ["mount"],
         ["umount"],
         ["stats"],
+        ["gc"],
+        ["prune"],
         ["snapshot", "list"],
         ["snapshot", "create"],
         ["snapshot", "show"],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptfs.errors import StoreReadOnlyError, UnknownSnapshotError
+from ckptfs.errors import StoreReadOnlyError, UnknownSnapshotError, UsageError
 from ckptfs.store import ChunkStore
 from ckptfs.tree import Commands, Tree
 from tests.unit import tree_support as support
@@ -76,6 +76,21 @@ def test_delete_is_all_or_nothing(tree: Tree, commands: Commands) -> None:
     deleted = commands.snapshot_delete(["a", "1", "latest"])
     assert [answer["name"] for answer in deleted] == ["a", "c"]
     assert [answer["name"] for answer in commands.snapshot_list()] == ["b"]
+
+
+def test_prune_deletes_what_the_policy_does_not_keep(tree: Tree, commands: Commands) -> None:
+    for number in range(4):
+        save(tree, "model", b"%d" % number)
+        tree.take_snapshot(trigger="auto")
+    commands.snapshot_create("named")
+    removable = commands.prune("last=2", dry_run=True)
+    assert [answer["id"] for answer in removable] == [1, 2, 3]
+    assert len(tree.snapshots) == 5
+    assert commands.prune("last=2", dry_run=False) == removable
+    assert [answer["id"] for answer in commands.snapshot_list()] == [4, 5]
+    assert commands.gc(dry_run=False)["chunks"] == 3
+    with pytest.raises(UsageError):
+        commands.prune("last=x", dry_run=False)
 
 
 def test_stats_count_live_and_kept_bytes(tree: Tree, commands: Commands) -> None:
