@@ -12,7 +12,7 @@ from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.offload import Offload
 from ckptfs.store import never
 from ckptfs.tree import Tree
-from ckptfs.tree.gc import PARTS_PER_STEP, Collected, Collection
+from ckptfs.tree.gc import ROWS_PER_STEP, Collected, Collection
 
 
 class Collector:
@@ -41,7 +41,7 @@ class Collector:
         async with self._lock:
             with Collection(self._tree) as collection:
                 if await self._mark(collection, stop):
-                    while collection.delete_manifests(PARTS_PER_STEP):
+                    while collection.delete_rows(ROWS_PER_STEP):
                         await trio.lowlevel.checkpoint()
                     await self._committer.commit(durable=False)
                     swept = await self._offload.run(collection.sweep, stop)

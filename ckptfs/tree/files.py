@@ -13,14 +13,13 @@ from dataclasses import dataclass, field, replace
 from weakref import WeakSet
 
 from ckptfs.config import KIB
-from ckptfs.store import ChunkStore, Table
+from ckptfs.store import ChunkStore
 from ckptfs.tree.content import FileContent
 from ckptfs.tree.epoch import SAVE_SIZE_MIN
 from ckptfs.tree.extents import load_manifest, store_manifest
 from ckptfs.tree.inode import INTERRUPTED, UNCOMMITTED, Inode
 from ckptfs.tree.namespace import Namespace, fail
 from ckptfs.tree.reader import ChunkReader, ReadPlan
-from ckptfs.tree.rows import id_prefix
 from ckptfs.tree.stream import BufferPool
 
 log = logging.getLogger(__name__)
@@ -191,9 +190,8 @@ class Files:
         )
         file.dirty = file.replaced = False
         file.mtime_ns = 0
-        row = self._names.rows.find(Table.INODES, id_prefix(file.ino))
-        if row is not None and row.epoch >= self._names.rows.open_epoch:
-            self._names.rows.has_garbage = True  # no snapshot holds the version that this one replaces
+        if inode.manifest:
+            self._names.rows.has_garbage = True  # unless a snapshot holds the version that this one replaces
         if failed:
             self._names.put_inode(version)
             reason = f"the store failed: {file.error}" if file.error else "its writer was killed"

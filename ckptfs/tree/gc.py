@@ -1,7 +1,7 @@
 """Garbage collection: which manifests and chunks nothing needs any more.
 
-Needed is what some row of an inode names, of whatever epoch, and what an open file has. Collection sees both at one
-moment, `look`, and marks in a thread while saves and loads go on:
+Needed is what a row of an inode names that a snapshot or the live tree sees, and what an open file has. Collection
+sees both at one moment, `look`, and marks in a thread while saves and loads go on:
 
 - A chunk that a job got from the store before the collection began is in its file's content by `look`, which waits
   for those jobs; one that it gets later, the store keeps (`ChunkStore.begin_sweep`).
@@ -11,7 +11,8 @@ So what is not marked can never be needed again. Manifests go first, then, when 
 anywhere leaves something for the next collection. Belongs to the thread that owns the tree but where it says so.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -20,12 +21,13 @@ from ckptfs.errors import StoreReadOnlyError
 from ckptfs.store import Bitmap, Swept, Table, never
 from ckptfs.tree.extents import part_numbers
 from ckptfs.tree.inode import manifest_of
+from ckptfs.tree.rows import LIVE, Row, split_epoch
 from ckptfs.tree.tree import Tree
 
 _STOP_ROWS = 256
 """Rows between two looks at whether to stop."""
-PARTS_PER_STEP = 500
-"""Parts of manifests that are deleted before the loop goes on to something else."""
+ROWS_PER_STEP = 500
+"""Rows that are deleted before the loop goes on to something else."""
 
 
 class Collected(NamedTuple):
@@ -51,6 +53,7 @@ class Collection:
         self._is_complete = False
         self._out = [(content, content.job) for content in tree.files.contents if content.job is not None]
         self._dead_parts: list[bytes] = []
+        self._unseen: list[tuple[bytes, int, int]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -72,14 +75,17 @@ class Collection:
         self._tree.rows.has_garbage = False
         for content in self._tree.files.contents:
             self._needed.add_packed(content.extents.packed_numbers)
+        self._epochs = [*(snapshot.id for snapshot in self._tree.snapshots.all()), self._tree.rows.open_epoch]
         self._manifests = Bitmap(self._tree.rows.next_id)
         self._view = self._resources.enter_context(self._tree.rows.tables.view((Table.INODES, Table.MANIFESTS)))
 
     def mark(self, stop: Callable[[], bool] = never) -> bool:
         """Mark what is needed, in any thread; False when it ended early because `stop()` was true."""
-        for count, (_, value) in enumerate(self._view.scan(Table.INODES)):
-            if value:
-                self._manifests.add(manifest_of(value))
+        for count, (prefix, row, until) in enumerate(_with_next(self._view.scan(Table.INODES))):
+            if until <= LIVE and self._epochs[bisect_left(self._epochs, row.epoch)] >= until:
+                self._unseen.append((prefix, row.epoch, until))
+            elif row.value:
+                self._manifests.add(manifest_of(row.value))
             if count % _STOP_ROWS == 0 and stop():
                 return False
         for count, (key, value) in enumerate(self._view.scan(Table.MANIFESTS)):
@@ -97,18 +103,37 @@ class Collection:
         swept, freed_bytes = self._store.preview_sweep(self._needed)
         return Collected(*swept, freed_bytes)
 
-    def delete_manifests(self, count_max: int) -> bool:
-        """Delete some parts of manifests that nothing needs; returns whether there are more."""
+    def delete_rows(self, count_max: int) -> bool:
+        """Delete some rows of inodes that nobody sees, and of manifests; returns whether there are more."""
+        rows = self._tree.rows
+        for prefix, epoch, until in self._unseen[-count_max:]:
+            rows.erase(Table.INODES, prefix, epoch)
+            newer = rows.find(Table.INODES, prefix, until)
+            if newer is not None and not newer.value and rows.find(Table.INODES, prefix, newer.epoch - 1) is None:
+                rows.erase(Table.INODES, prefix, newer.epoch)  # a tombstone that has nothing to hide any more
+        del self._unseen[-count_max:]
         for key in self._dead_parts[-count_max:]:
-            self._tree.rows.tables.delete(Table.MANIFESTS, key)
+            rows.tables.delete(Table.MANIFESTS, key)
         del self._dead_parts[-count_max:]
-        return bool(self._dead_parts)
+        return bool(self._unseen or self._dead_parts)
 
     def sweep(self, stop: Callable[[], bool] = never) -> Swept:
         """Release the chunks that nothing needs, in any thread, once everything before is journalled."""
         swept = self._store.sweep(self._needed, stop)
         self._is_complete = not stop()
         return swept
+
+
+def _with_next(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Row, int]]:
+    """Yield (key without epoch, row, epoch of the next row of the same key, or one behind all) of a versioned table."""
+    current: tuple[bytes, Row] | None = None
+    for key, value in rows:
+        prefix, row = split_epoch(key, value)
+        if current is not None:
+            yield *current, row.epoch if current[0] == prefix else LIVE + 1
+        current = prefix, row
+    if current is not None:
+        yield *current, LIVE + 1
 
 
 def collect(tree: Tree, *, dry_run: bool = False) -> Collected:
@@ -118,7 +143,7 @@ def collect(tree: Tree, *, dry_run: bool = False) -> Collected:
         collection.mark()
         if dry_run:
             return collection.preview()
-        while collection.delete_manifests(PARTS_PER_STEP):
+        while collection.delete_rows(ROWS_PER_STEP):
             pass
         tree.store.commit(durable=False)
         swept = collection.sweep()

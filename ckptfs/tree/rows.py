@@ -56,6 +56,11 @@ def split_name_prefix(prefix: bytes) -> tuple[int, bytes]:
     return _U64.unpack_from(prefix)[0], prefix[8:-1]
 
 
+def split_epoch(key: bytes, value: bytes) -> tuple[bytes, Row]:
+    """Return the key without its epoch, and the row, of what a versioned table has."""
+    return key[:-4], Row(_EPOCH.unpack_from(key, len(key) - 4)[0], value)
+
+
 class Rows:
     """The versioned tables of a tree: reads at any epoch, writes in the open one."""
 
@@ -143,7 +148,7 @@ class Rows:
     def history(self, table: Table, prefix: bytes) -> Iterator[tuple[bytes, Row]]:
         """Yield (key without epoch, row) of every row below `prefix`, of every epoch and tombstones included."""
         for key, value in self.tables.scan(table, prefix, _successor(prefix)):
-            yield key[:-4], Row(_EPOCH.unpack_from(key, len(key) - 4)[0], value)
+            yield split_epoch(key, value)
 
     def changes(self, after: int, last: int) -> Iterator[tuple[int, Change]]:
         """Yield (epoch, change) of what the epochs after `after`, up to and with `last`, wrote."""

@@ -27,6 +27,7 @@ from ckptfs.tree.extents import load_manifest
 from ckptfs.tree.gc import Collected, Collection, collect
 from ckptfs.tree.inode import ROOT_INO
 from ckptfs.tree.rows import id_prefix
+from ckptfs.tree.snapshots import Snapshot
 from tests.unit import tree_support as support
 from tests.unit.second_reader import SecondReader
 from tests.unit.tree_support import check_tree, open_path, read, save
@@ -106,6 +107,17 @@ def test_a_deleted_live_file_that_no_snapshot_holds_goes(tree: Tree) -> None:
     support.unlink(tree, "gone")
     assert collect(tree).raw_bytes == 30_000
     assert read(tree, "kept") == noise(3000)
+
+
+def test_a_version_whose_snapshot_was_deleted_before_it_was_replaced_goes(tree: Tree) -> None:
+    save(tree, "model", noise(20_000))
+    tree.snapshots.delete(tree.take_snapshot())
+    save(tree, "model", noise(3000, 1))
+    assert collect(tree).raw_bytes == 20_000
+    tree.take_snapshot()
+    support.unlink(tree, "model")
+    check_tree(tree)
+    assert collect(tree).chunks == 0
 
 
 def test_an_interrupted_file_is_kept(tree: Tree) -> None:
@@ -259,7 +271,7 @@ def test_a_version_brought_back_during_the_mark_stays(tree: Tree) -> None:
         tree.snapshots.delete(first)
         tree.store.commit(checkpoint=True)
         collection.mark()
-        while collection.delete_manifests(1):
+        while collection.delete_rows(1):
             pass
         tree.store.commit(durable=False)
         assert collection.sweep().chunks == 0
@@ -505,8 +517,9 @@ def many_versions(tree: Tree) -> set[int]:
     location = build_location(Location(1, 64, 65536, 65536, 0))
     inodes, parts, used = [], [], set()
     template = tree.names.inode(ROOT_INO)
-    for version in range(SNAPSHOTS_MANY):
-        manifest = version + 2
+    for version in range(1, SNAPSHOTS_MANY + 1):
+        manifest = version + 1
+        tree.snapshots._by_id[version] = Snapshot(version, f"v{version}", 0, "auto", "", 1, 0, 0, ())
         inode = dataclasses.replace(template, manifest=manifest)
         inodes.append((id_prefix(1 << 20) + version.to_bytes(4, "big"), inode.encode()))
         start = int(chance.integers(1, CHUNKS_MANY - EXTENTS_EACH))
@@ -524,6 +537,7 @@ def many_versions(tree: Tree) -> set[int]:
     )
     tree.store._mark = tree.store._mark._replace(number=CHUNKS_MANY + 1)
     tree.rows._next_id = SNAPSHOTS_MANY + 2
+    tree.rows.open_epoch = SNAPSHOTS_MANY + 1
     for reader in tree.store._environment._readers:
         reader.renew()
     return used

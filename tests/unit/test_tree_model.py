@@ -437,7 +437,7 @@ class TreeModel(RuleBasedStateMachine):
         assert collection is not None
         with collection:
             collection.mark()
-            while collection.delete_manifests(2):
+            while collection.delete_rows(2):
                 pass
             self.journal()
             collection.sweep()
