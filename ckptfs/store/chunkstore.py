@@ -222,18 +222,19 @@ class ChunkStore:
                 numbers.update(zip((chunk.id for chunk in missing), new, strict=True))
         return numbers
 
-    def _append_again(self, chunks: Sequence[EncodedChunk], numbers: Sequence[int]) -> None:
-        """Append better records of chunks that are stored already, where these and their bases still are."""
+    def _append_again(self, chunks: Sequence[EncodedChunk], numbers: Sequence[int]) -> int:
+        """Append better records of chunks, but where they or their bases were released meanwhile; return how many."""
         with self._append_lock:
             before = self._packs.appended_bytes
             there = [
                 (chunk, number)
                 for chunk, number in zip(chunks, numbers, strict=True)
-                if all(self._index.locate(each) is not None for each in (number, *chunk.bases))
+                if self._index.has_all((number, *chunk.bases))
             ]
             if there:
                 self._append_chunks(*zip(*there, strict=True))
             self._again_bytes += self._packs.appended_bytes - before
+        return len(there)
 
     def _append_chunks(self, chunks: Sequence[EncodedChunk], numbers: Sequence[int]) -> None:
         """Append and register chunks under their numbers, under the append lock."""

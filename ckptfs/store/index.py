@@ -215,6 +215,10 @@ class ChunkIndex:
             packed = self._reader.get(Table.CHUNKS, key)
         return parse_location(packed) if packed else None
 
+    def has_all(self, numbers: Iterable[int]) -> bool:
+        """Tell whether all these chunks are stored; what they rest on then is too."""
+        return all(self.locate(number) is not None for number in numbers)
+
     def bases(self, number: int) -> tuple[int, ...]:
         """Return the chunks that have to be kept for this one to be read, without what they need in turn."""
         location = self.locate(number)

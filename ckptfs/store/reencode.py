@@ -62,7 +62,7 @@ class Reencoder:
         self,
         index: ChunkIndex,
         fetcher: Fetcher,
-        append: Callable[[Sequence[EncodedChunk], Sequence[int]], object],
+        append: Callable[[Sequence[EncodedChunk], Sequence[int]], int],
     ) -> None:
         self._index = index
         self._fetcher = fetcher
@@ -130,12 +130,12 @@ class Reencoder:
                 try:
                     smaller = self._encode_delta(candidate, location)
                 except DamagedError as error:
-                    logger.warning("a chunk cannot be stored as a delta, it stays as it is: %s", error)
-                    continue
-                if smaller is None:
+                    if self._index.has_all((candidate.number, *candidate.bases)):  # else released meanwhile
+                        logger.warning("a chunk cannot be stored as a delta, it stays as it is: %s", error)
                     continue
                 # One by one: whether the next candidate may rest on this one is asked of the index.
-                self._append([smaller], [candidate.number])
+                if smaller is None or not self._append([smaller], [candidate.number]):
+                    continue
                 done = Deltas(
                     done.chunks + (smaller.encoding == Encoding.DELTA),
                     done.before_bytes + location.stored_size,

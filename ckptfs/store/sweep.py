@@ -1,10 +1,11 @@
 """The sweep: chunks that nothing needs are taken out of the index, in the journal first, and their places freed.
 
-Whoever knows what is needed marks it in a bitmap; Sweeper adds what that is encoded against and walks the index for
-the rest. It knows no files. `ingest` goes on meanwhile, and what it hands out is never taken: a chunk stored since
-`begin` has a number behind the bitmap's limit, and one that was found by its id since then is *watched*; both are
-told apart under the lock under which it was found. A crash leaves a chunk whole or released, and the next sweep takes
-up the rest. Works in the caller's thread; one sweep at a time.
+Whoever knows what is needed marks it in a bitmap; Sweeper adds what that rests on and walks the index for the rest. It
+knows no files. `ingest` goes on meanwhile, and what it hands out is never taken: a chunk stored since `begin` has a
+number behind the bitmap's limit, and one that was found by its id since then is *watched*; both are told apart under
+the lock under which it was found. So is the making of deltas: their bases are watched, and so is all that a watched
+chunk rests on. A crash leaves a chunk whole or released, and the next sweep takes up the rest. Works in the caller's
+thread; one sweep at a time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -66,9 +67,25 @@ class Sweeper:
         return swept, [location.place(number) for number, location in located.items()]
 
     def _walk(self, needed: Bitmap) -> Iterator[list[Known]]:
-        """Yield the chunks that are not needed, some at a time."""
-        start: bytes | None = b""
-        while start is not None:
-            known, start = self._index.walk_known(start, lambda number: number < needed.limit and number not in needed)
-            for at in range(0, len(known), _BATCH_CHUNKS):
-                yield known[at : at + _BATCH_CHUNKS]
+        """Yield the chunks that are not needed, some (or none) at a time, and every delta before what it rests on.
+
+        So what is in the index can be read, and may be handed out. A base is higher than the deltas that rest on it.
+        """
+        height: int | None = 0
+        while height is not None:
+            above: set[int] = set()
+            start: bytes | None = b""
+            while start is not None:
+                known, start = self._index.walk_known(
+                    start, lambda number: number < needed.limit and number not in needed
+                )
+                level = []
+                for chunk in known:
+                    location = self._index.locate(chunk.number)
+                    if location is not None and location.height == height:
+                        level.append(chunk)
+                    elif location is not None and location.height > height:
+                        above.add(location.height)
+                for at in range(0, len(level) or 1, _BATCH_CHUNKS):
+                    yield level[at : at + _BATCH_CHUNKS]
+            height = min(above, default=None)

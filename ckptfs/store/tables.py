@@ -123,6 +123,11 @@ class Reader:
     def packed_from(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the packed rows from the key `start` on, ascending; good until the lock is let go."""
         cursor = self.cursor(Table.CHUNK_IDS)
+        if not self._databases[Table.CHUNK_IDS].flags()["dupfixed"]:
+            # In an index of an older version that is open for reading only they are rows like others.
+            if cursor.set_range(start):
+                yield from cursor
+            return
         more = cursor.set_range_dup(_PACKED, start)
         while more:
             row = cursor.value()

@@ -15,10 +15,21 @@ from hypothesis import strategies as st
 
 from ckptfs.config import MIB, ChunkSizes
 from ckptfs.errors import DamagedError
-from ckptfs.store import DELTA_CHAIN_MAX, Alignment, ChunkStore, DeltaCandidate, Table, codec, description, records
+from ckptfs.store import (
+    DELTA_CHAIN_MAX,
+    Alignment,
+    Bitmap,
+    ChunkStore,
+    Decoded,
+    DeltaCandidate,
+    Table,
+    codec,
+    description,
+    records,
+)
 from ckptfs.store.codec import Encoding
 from ckptfs.store.delta import encode_delta
-from ckptfs.store.index import Location
+from ckptfs.store.index import Chunk, Known, Location
 from ckptfs.store.records import EncodedChunk
 from tests.unit.second_reader import SecondReader
 
@@ -86,8 +97,12 @@ def heights(store: ChunkStore) -> list[int]:
     return [location(store, number).height for number in range(1, store.stats().chunks + 1)]
 
 
-def assert_reads(store: ChunkStore, kept: dict[int, bytes]) -> None:
+def assert_reads_alone(store: ChunkStore, kept: dict[int, bytes]) -> None:
     assert {number for number, data in kept.items() if store.read(number) != data} == set()
+
+
+def assert_reads(store: ChunkStore, kept: dict[int, bytes]) -> None:
+    assert_reads_alone(store, kept)
     assert [decoded.view() for decoded in store.read_many(list(kept))] == list(kept.values())
 
 
@@ -338,6 +353,127 @@ def test_neighbours_decode_a_common_base_once(path: Path, monkeypatch: pytest.Mo
         read = store.read_many([6, 7, 8, 9])
         assert [decoded.view() for decoded in read] == [kept[number] for number in (6, 7, 8, 9)]
         assert len(decoded) == 4 + 5
+
+
+def sweep(store: ChunkStore, needed: Sequence[int]) -> int:
+    """Release all chunks but those that are needed and what these rest on; return how many went."""
+    try:
+        return store.sweep(mark(store, needed)).chunks
+    finally:
+        store.end_sweep()
+
+
+def mark(store: ChunkStore, needed: Sequence[int]) -> Bitmap:
+    """Begin a sweep, and mark what is needed."""
+    bitmap = store.begin_sweep()
+    for number in needed:
+        bitmap.add(number)
+    store.need_bases(bitmap)
+    return bitmap
+
+
+def stored(store: ChunkStore, kept: dict[int, bytes]) -> dict[int, bytes]:
+    """Return those of the chunks that the store still has."""
+    return {number: data for number, data in kept.items() if store._index.locate(number) is not None}
+
+
+def test_a_sweep_keeps_what_the_needed_rests_on(path: Path) -> None:
+    with create(path) as store:
+        kept = put(store, list(versions(6)))
+        assert store.reencode_deltas(chain(4)).chunks == 4
+        assert sweep(store, [3]) == 3
+        assert list(stored(store, kept)) == [3, 4, 5]
+        assert_reads(store, stored(store, kept))
+        checkpoint(store)
+        assert store.punch() > 0
+        assert_reads(store, stored(store, kept))
+        assert sweep(store, []) == 3
+    with ChunkStore.open(path, rebuild=True) as store:
+        assert stored(store, kept) == {}
+
+
+@pytest.mark.parametrize("index_lost", [False, True])
+def test_a_sweep_releases_every_delta_before_what_it_rests_on(path: Path, tmp_path: Path, index_lost: bool) -> None:
+    copies = []
+    with create(path) as store:
+        kept = put(store, list(versions(8)))
+        assert store.reencode_deltas(chain(6)).chunks == 6
+        checkpoint(store)
+        release = store._sweeper._release
+
+        def releasing(known: Sequence[Known]) -> list[Chunk]:
+            released = release(known)
+            assert_reads(store, stored(store, kept))
+            copies.append(crash(path, tmp_path / f"released-{len(copies)}"))
+            return released
+
+        store._sweeper._release = releasing
+        assert sweep(store, [8]) == 7
+    left = []
+    for copy in copies:
+        if index_lost:
+            (copy / "index.lmdb").unlink()
+        with ChunkStore.open(copy) as store:
+            assert_reads(store, stored(store, kept))
+            left.append(len(stored(store, kept)))
+    assert sorted(set(left)) == [*range(1, 9)]
+
+
+def test_a_delta_made_during_a_sweep_keeps_what_it_comes_to_rest_on(path: Path) -> None:
+    with create(path) as store:
+        kept = put(store, list(versions(5)))
+        assert store.reencode_deltas(chain(4)[1:3]).chunks == 2
+        needed = mark(store, [1])
+        assert store.reencode_deltas(chain(1)).chunks == 1
+        assert store.sweep(needed).chunks == 1
+        store.end_sweep()
+        assert list(stored(store, kept)) == [1, 2, 3, 4]
+        assert_reads(store, stored(store, kept))
+
+
+def test_no_delta_is_made_against_a_base_released_meanwhile(path: Path) -> None:
+    """The race: the base is there when it is chosen and read, and gone before the delta is appended."""
+    with create(path) as store:
+        kept = put(store, list(versions(2)))
+        append = store._reencoder._append
+
+        def sweep_first(chunks: Sequence[EncodedChunk], numbers: Sequence[int]) -> int:
+            assert sweep(store, [1]) == 1
+            return append(chunks, numbers)
+
+        store._reencoder._append = sweep_first
+        assert store.reencode_deltas(chain(1)) == (0, 0, 0)
+        assert list(stored(store, kept)) == [1]
+        assert deltas(store) == []
+        assert_reads(store, stored(store, kept))
+
+
+def test_a_base_released_while_it_is_read_is_no_damage(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with create(path) as store:
+        kept = put(store, list(versions(2)))
+        read_many = store._fetcher.read_many
+
+        def sweep_first(numbers: Sequence[int]) -> list[Decoded]:
+            assert sweep(store, [1]) == 1
+            return read_many(numbers)
+
+        store._fetcher.read_many = sweep_first  # type: ignore[method-assign]
+        assert store.reencode_deltas(chain(1)) == (0, 0, 0)
+        assert_reads_alone(store, stored(store, kept))
+        assert not caplog.records
+
+
+def test_a_delta_found_again_during_a_sweep_keeps_what_it_rests_on(path: Path) -> None:
+    contents = list(versions(5))
+    with create(path) as store:
+        kept = put(store, contents)
+        assert store.reencode_deltas(chain(3)).chunks == 3
+        needed = mark(store, [5])
+        assert store.ingest(memoryview(contents[1]), True).numbers == [2]
+        assert store.sweep(needed).chunks == 1
+        store.end_sweep()
+        assert list(stored(store, kept)) == [2, 3, 4, 5]
+        assert_reads(store, stored(store, kept))
 
 
 @settings(deadline=None, max_examples=12)

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ckptfs.store import ChunkStore, Frozen, Table
 from ckptfs.store.disk import Disk
-from ckptfs.store.tables import END, KEY_SIZE_MAX, PACKED_KEY_SIZE, Environment, Tables
+from ckptfs.store.tables import END, KEY_SIZE_MAX, PACKED_KEY_SIZE, Environment, Reader, Tables
 
 keys = st.binary(min_size=1, max_size=3).map(lambda key: key.translate(bytes(97 + byte % 3 for byte in range(256))))
 values = st.binary(max_size=3)
@@ -164,18 +164,31 @@ def test_packed_rows_are_put_replaced_and_deleted_by_their_keys(environment: Env
                 model[key] = value
         with reader.lock:
             assert reader.find_packed(sorted(keys)) == model
+            assert_walks(reader, model)
+
+
+def assert_walks(reader: Reader, rows: dict[bytes, bytes]) -> None:
+    """Walk packed rows from their begin and from each of some keys, there or not."""
+    expected = sorted(rows.items())
+    for start in (b"\0", b"\x80" * PACKED_KEY_SIZE, *[key for key, _ in expected[::50]], b"\xff" * PACKED_KEY_SIZE):
+        assert list(reader.packed_from(start)) == [row for row in expected if row[0] >= start]
 
 
 def test_an_index_of_format_version_2_gets_packed_rows(tmp_path: Path) -> None:
     path = tmp_path / "index.lmdb"
     rows = {random.Random(number).randbytes(PACKED_KEY_SIZE): key_of(number) * 2 for number in range(300)}
-    with lmdb.open(str(path), subdir=False, max_dbs=1) as old, old.begin(write=True) as transaction:
+    with lmdb.open(str(path), subdir=False, max_dbs=16) as old, old.begin(write=True) as transaction:
         transaction.cursor(old.open_db(b"chunk_ids", transaction)).putmulti(rows.items())
-    for _ in range(2):
-        environment = Environment(path, Disk(), read_only=False)
+        for table in Table:
+            if table not in (Table.CHUNK_IDS, Table.FREED):
+                old.open_db(table.name.lower().encode(), transaction)
+    for read_only in (True, False, False, True):
+        environment = Environment(path, Disk(), read_only=read_only)
         reader = environment.reader(threading.Lock())
         with reader.lock:
-            assert reader.find_packed(sorted(rows)) == rows
+            if not read_only:
+                assert reader.find_packed(sorted(rows)) == rows
+            assert_walks(reader, rows)
         environment.close()
 
 
