@@ -1,0 +1,190 @@
+"""The layout of an HDF5 file: its contiguous datasets.
+
+Source: the HDF5 file format specification, versions 2 and 3. Groups are followed by symbol tables and by link messages
+in their headers; links in fractal heaps (groups of more than 8 in files of `libver="latest"`), chunked and compressed
+datasets, and files with addresses that are not 8 bytes are not.
+"""
+
+import struct
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
+
+from ckptfs.formats.layout import ITEM_SIZES, MalformedError, Request, Tensor, Walk, checked_shape, dense, take
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+_OBJECTS_MAX = 1 << 16
+_MESSAGES_MAX = 1 << 12
+"""Of one object header."""
+_CHECKSUM_SIZE = 4
+_PATH_SIZE_MAX = 1024
+_UNDEFINED = (1 << 64) - 1
+_ADDRESS_SIZES = b"\x08\x08"
+
+_DATASPACE, _DATATYPE, _LINK, _LAYOUT, _CONTINUATION, _SYMBOL_TABLE = 0x01, 0x03, 0x06, 0x08, 0x10, 0x11
+_IS_SHARED = 1 << 1
+_CONTIGUOUS = 1
+_INTEGER, _FLOAT = 0, 1
+_IS_BIG_ENDIAN, _IS_SIGNED = 1 << 0, 1 << 3
+_FLOATS = {(2, 5): "float16", (2, 8): "bfloat16", (4, 8): "float32", (8, 11): "float64"}
+"""By bytes, and bits of the exponent."""
+
+_ENTRY = struct.Struct("<QQ24x")
+"""Of a symbol table: where the name lies in the heap, and where the object's header."""
+
+Address = int
+
+
+class _Message(NamedTuple):
+    kind: int
+    flags: int
+    data: bytes
+
+
+class _Link(NamedTuple):
+    name: str
+    address: Address
+
+
+def walk_hdf5() -> Walk:
+    """Yield the datasets as they are met; asks for bytes in any order."""
+    waiting = deque([_Link("", (yield from _root()))])
+    seen = {waiting[0].address}
+    while waiting:
+        path, address = waiting.popleft()
+        try:
+            messages = yield from _messages(address)
+            tensor = _dataset(path, messages)
+            links = yield from _links(messages)
+        except (MalformedError, struct.error, IndexError):
+            continue
+        if tensor is not None:
+            yield tensor
+        for name, target in links:
+            child = f"{path}/{name}" if path else name
+            if target not in seen and len(seen) < _OBJECTS_MAX and len(child) <= _PATH_SIZE_MAX:
+                seen.add(target)
+                waiting.append(_Link(child, target))
+
+
+def _root() -> Generator[Request, bytes, Address]:
+    """Return where the header of the root group lies."""
+    block = yield from take(0, 72)
+    version = block[8]
+    sizes, position = (block[13:15], 64 + 4 * version) if version < 2 else (block[9:11], 36)
+    if version > 3 or sizes != _ADDRESS_SIZES:
+        raise MalformedError("another version of HDF5")
+    return int.from_bytes(block[position : position + 8], "little")
+
+
+def _messages(address: Address) -> Generator[Request, bytes, list[_Message]]:
+    """Return the messages of an object header, with those of its continuations."""
+    head = yield from take(address, 16)
+    flags = head[5] if head.startswith(b"OHDR\2") else None
+    if flags is not None:
+        size_width = 1 << (flags & 3)
+        size_offset = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
+        size = int.from_bytes((yield from take(address + size_offset, size_width)), "little")
+        blocks = [(address + size_offset + size_width, size)]
+    elif head[0] == 1:
+        blocks = [(address + 16, int.from_bytes(head[8:12], "little"))]
+    else:
+        raise MalformedError("no object header")
+    messages: list[_Message] = []
+    for index, (offset, size) in enumerate(blocks):
+        data = yield from take(offset, size)
+        if flags is not None and index:
+            data = data[len(b"OCHK") : -_CHECKSUM_SIZE]
+        for message in _split(data, flags):
+            if message.kind == _CONTINUATION and len(message.data) >= 16:
+                blocks.append(struct.unpack_from("<QQ", message.data))
+            messages.append(message)
+            if len(messages) > _MESSAGES_MAX:
+                raise MalformedError("too many messages")
+    return messages
+
+
+def _split(data: bytes, header_flags: int | None) -> Iterator[_Message]:
+    """Split a block of messages; `header_flags` are those of a version 2 header, None for version 1."""
+    prefix_size = 8 if header_flags is None else 6 if header_flags & 4 else 4
+    position = 0
+    while position + prefix_size <= len(data):
+        if header_flags is None:
+            kind, size, flags = struct.unpack_from("<HHB", data, position)
+        else:
+            kind, size, flags = struct.unpack_from("<BHB", data, position)
+        position += prefix_size
+        yield _Message(kind, flags, data[position : position + size])
+        position += size
+
+
+def _links(messages: list[_Message]) -> Generator[Request, bytes, list[_Link]]:
+    """Return what a group holds: the links in its header, or those of its symbol table."""
+    links: list[_Link] = []
+    for message in messages:
+        if message.kind == _LINK:
+            links += _link(message.data)
+        elif message.kind == _SYMBOL_TABLE:
+            links += yield from _symbol_table(message.data)
+    return links
+
+
+def _link(data: bytes) -> list[_Link]:
+    """Return the link of a message if it is a hard one."""
+    flags = data[1]
+    if flags & 8 and data[2] != 0:
+        return []
+    position = 2 + (flags >> 3 & 1) + (8 if flags & 4 else 0) + (flags >> 4 & 1)
+    size_width = 1 << (flags & 3)
+    start = position + size_width
+    end = start + int.from_bytes(data[position:start], "little")
+    return [_Link(data[start:end].decode("utf-8", "replace"), int.from_bytes(data[end : end + 8], "little"))]
+
+
+def _symbol_table(data: bytes) -> Generator[Request, bytes, list[_Link]]:
+    """Return the links of an old group: a B-tree of nodes of entries, their names in a heap."""
+    tree, heap = struct.unpack_from("<QQ", data)
+    _, _, size, _, segment = struct.unpack("<4sIQQQ", (yield from take(heap, 32)))
+    names = yield from take(segment, size)
+    links: list[_Link] = []
+    nodes = [tree]
+    for address in nodes:
+        magic, count = struct.unpack("<4sxxH", (yield from take(address, 8)))
+        if magic == b"SNOD":
+            entries = yield from take(address + 8, _ENTRY.size * count)
+            for name_offset, target in _ENTRY.iter_unpack(entries):
+                end = names.find(b"\0", name_offset, name_offset + _PATH_SIZE_MAX)
+                links.append(_Link(names[name_offset:end].decode("utf-8", "replace"), target))
+        elif magic == b"TREE" and len(nodes) + count <= _OBJECTS_MAX:
+            pairs = yield from take(address + 32, 16 * count)  # of a child and the key behind it
+            nodes += struct.unpack(f"<{2 * count}Q", pairs)[::2]
+        else:
+            raise MalformedError("no B-tree")
+    return links
+
+
+def _dataset(path: str, messages: list[_Message]) -> Tensor | None:
+    """Return the dataset of an object if it has one that lies in one piece."""
+    found = {message.kind: message.data for message in messages if not message.flags & _IS_SHARED}
+    if not found.keys() >= {_DATASPACE, _DATATYPE, _LAYOUT}:
+        return None
+    layout, space = found[_LAYOUT], found[_DATASPACE]
+    if layout[0] not in (3, 4) or layout[1] != _CONTIGUOUS:
+        return None
+    offset = int.from_bytes(layout[2:10], "little")
+    if offset == _UNDEFINED:
+        return None
+    shape = checked_shape(list(struct.unpack_from(f"<{space[1]}Q", space, 8 if space[0] == 1 else 4)))
+    dtype, item_size = _datatype(found[_DATATYPE])
+    return dense(path, offset, shape, dtype, item_size)
+
+
+def _datatype(data: bytes) -> tuple[str, int]:
+    """Return the dtype, "" where it has no name here, and the bytes of an item."""
+    kind, order, item_size = data[0] & 15, data[1], int.from_bytes(data[4:8], "little")
+    name = ""
+    if kind == _INTEGER:
+        name = f"{'int' if order & _IS_SIGNED else 'uint'}{8 * item_size}"
+    elif kind == _FLOAT:
+        name = _FLOATS.get((item_size, data[13]), "")
+    return (name if name in ITEM_SIZES and not order & _IS_BIG_ENDIAN else ""), item_size
