@@ -13,6 +13,7 @@ from ckptfs.formats.layout import Cursor, MalformedError, Request, Tensor, Walk,
 MAGIC = b"GGUF"
 _HEADER_SIZE_MAX = 32 * MIB
 """Vocabularies are in the header; it is read in blocks and not held."""
+_COUNT_MAX = 1 << 17
 _NAME_SIZE_MAX = 1 << 16
 _DIMENSIONS_MAX = 8
 _DEFAULT_ALIGNMENT = 32
@@ -27,8 +28,8 @@ _NUMBERS = {
 }  # fmt: skip
 _QUANTISED = {
     2: ("q4_0", 32, 18), 3: ("q4_1", 32, 20), 6: ("q5_0", 32, 22), 7: ("q5_1", 32, 24), 8: ("q8_0", 32, 34),
-    9: ("q8_1", 32, 36), 10: ("q2_k", 256, 84), 11: ("q3_k", 256, 110), 12: ("q4_k", 256, 144),
-    13: ("q5_k", 256, 176), 14: ("q6_k", 256, 210), 15: ("q8_k", 256, 292), 16: ("iq2_xxs", 256, 66),
+    10: ("q2_k", 256, 84), 11: ("q3_k", 256, 110), 12: ("q4_k", 256, 144),
+    13: ("q5_k", 256, 176), 14: ("q6_k", 256, 210), 16: ("iq2_xxs", 256, 66),
     17: ("iq2_xs", 256, 74), 18: ("iq3_xxs", 256, 98), 19: ("iq1_s", 256, 50), 20: ("iq4_nl", 32, 18),
     21: ("iq3_s", 256, 110), 22: ("iq2_s", 256, 82), 23: ("iq4_xs", 256, 136), 29: ("iq1_m", 256, 56),
     34: ("tq1_0", 256, 54), 35: ("tq2_0", 256, 66), 39: ("mxfp4", 32, 17),
@@ -43,6 +44,8 @@ def walk_gguf() -> Walk:
         raise MalformedError("another version of GGUF")
     tensor_count = yield from cursor.integer(8)
     value_count = yield from cursor.integer(8)
+    if tensor_count > _COUNT_MAX or value_count > _COUNT_MAX:
+        raise MalformedError("too many of something")
     alignment = _DEFAULT_ALIGNMENT
     for _ in range(value_count):
         key = yield from _string(cursor)

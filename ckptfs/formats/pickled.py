@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ckptfs.formats.layout import MalformedError
 
-OPCODES_MAX = 1 << 21
+OPCODES_MAX = 1 << 20
 _GLOBAL_SIZE_MAX = 1024
 _INTEGER_SIZE_MAX = 8
 

@@ -24,7 +24,8 @@ _STORAGE_DTYPES = {
     "ComplexDoubleStorage": "complex128",
 }  # fmt: skip
 _KEY_SIZE_MAX = 256
-_PATH_SIZE_MAX = 32
+_DEPTH_MAX = 64
+"""Values that lie deeper in the state are not looked at."""
 
 Path = tuple["Path", Value] | None
 """Where in the state: the path above, and a key."""
@@ -77,11 +78,12 @@ def _storage(name: str, kind: str, count: int, dtype: str, shape: Value) -> Stor
 def _tensors(state: Value) -> Iterator[tuple[Path, Value, str, Value]]:
     """Yield (path, storage id, dtype, shape) of whatever lies in a storage, depth first, every value once."""
     seen: dict[int, Value] = {}
-    waiting: list[tuple[Path, Value]] = [(None, state)]
+    waiting: list[tuple[int, Path, Value]] = [(0, None, state)]
     while waiting:
-        path, value = waiting.pop()
-        if id(value) in seen:
+        depth, path, value = waiting.pop()
+        if id(value) in seen or depth > _DEPTH_MAX:
             continue
+        below = depth + 1
         match value:
             case Reference(storage_id):
                 yield path, storage_id, "", None
@@ -89,13 +91,13 @@ def _tensors(state: Value) -> Iterator[tuple[Path, Value, str, Value]]:
                 dtype = next((other.name for other in others if isinstance(other, Global)), "")
                 yield path, storage_id, dtype.partition(" ")[2], shape
             case Node(Global(name), (function, _, arguments, *_)) if name == _SUBCLASS_FUNCTION:
-                waiting.append((path, Node(function, arguments)))
+                waiting.append((below, path, Node(function, arguments)))
             case Node():
-                waiting.extend(((path, key), child) for key, child in reversed(value.items))
+                waiting.extend((below, (path, key), child) for key, child in reversed(value.items))
                 if isinstance(value.arguments, tuple):
-                    waiting.extend((path, argument) for argument in reversed(value.arguments))
+                    waiting.extend((below, path, argument) for argument in reversed(value.arguments))
             case tuple():
-                waiting.extend(((path, index), child) for index, child in reversed(list(enumerate(value))))
+                waiting.extend((below, (path, index), child) for index, child in reversed(list(enumerate(value))))
             case _:
                 continue
         seen[id(value)] = value
@@ -103,7 +105,7 @@ def _tensors(state: Value) -> Iterator[tuple[Path, Value, str, Value]]:
 
 def _name(path: Path) -> str:
     keys: list[str] = []
-    while path is not None and len(keys) < _PATH_SIZE_MAX:
+    while path is not None:
         path, key = path
         if key != "":
             keys.append(str(key)[:_KEY_SIZE_MAX] if isinstance(key, str | int) else "?")

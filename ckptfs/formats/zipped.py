@@ -47,12 +47,12 @@ def walk_zip() -> Walk:
     offset = 0
     archive = _Archive(0)
     for _ in range(_ENTRIES_MAX):
-        head = yield Request(offset, _CENTRAL_SIZE)
+        head = (yield Request(offset, _CENTRAL_SIZE)).ljust(_CENTRAL_SIZE, b"\0")
         magic = head[:4]
         if magic == MAGIC:
             offset = yield from _record(archive, offset, head)
         elif magic == _CENTRAL:
-            offset += _CENTRAL_SIZE + sum(struct.unpack_from("<HHH", head.ljust(_CENTRAL_SIZE), 28))
+            offset += _CENTRAL_SIZE + sum(struct.unpack_from("<HHH", head, 28))
         elif magic == _CENTRAL64_END:
             offset += 12 + int.from_bytes(head[4:12], "little")
         elif magic == _CENTRAL64_LOCATOR:
@@ -70,7 +70,7 @@ def _record(archive: _Archive, offset: int, head: bytes) -> _Step:
     texts = yield from take(offset + _ENTRY.size, name_size + extra_size)
     name, extra = texts[:name_size].decode("utf-8", "replace"), texts[name_size:]
     start = offset + _ENTRY.size + len(texts)
-    told = 0 if flags & _HAS_DESCRIPTOR else _size64(extra) if size == _IN_EXTRA else size
+    told = None if flags & _HAS_DESCRIPTOR else _size64(extra) if size == _IN_EXTRA else size
     if method != 0:
         if not told:
             raise MalformedError("a compressed record of unknown size")
@@ -85,8 +85,8 @@ def _record(archive: _Archive, offset: int, head: bytes) -> _Step:
     return end + (_DESCRIPTOR_SIZE if descriptor.endswith(b"PK") else _DESCRIPTOR64_SIZE)
 
 
-def _contents(archive: _Archive, name: str, start: int, told: int) -> _Step:
-    """Pass the bytes of a record that is not compressed; `told` is its size, 0 where the header does not tell."""
+def _contents(archive: _Archive, name: str, start: int, told: int | None) -> _Step:
+    """Pass the bytes of a record that is not compressed; `told` is its size where the header tells it."""
     storage = archive.storages.get(name.rpartition("/data/")[2])
     if storage is not None:
         yield _tensor(archive.unique(storage.name), start, storage)
@@ -101,8 +101,8 @@ def _contents(archive: _Archive, name: str, start: int, told: int) -> _Step:
         yield array
         return array.offset + array.size
     if not name.endswith("/data.pkl"):
-        return start + (told or len((yield from _until_descriptor(start))))
-    pickle = (yield from take(start, told)) if told else (yield from _until_descriptor(start))
+        return start + (len((yield from _until_descriptor(start))) if told is None else told)
+    pickle = (yield from _until_descriptor(start)) if told is None else (yield from take(start, told))
     archive.storages = read_storages(pickle)
     return start + len(pickle)
 

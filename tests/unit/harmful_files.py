@@ -1,0 +1,103 @@
+"""Files made to cost a parser dearly; as a script with the name of one, tells what it cost: seconds and MiB."""
+
+import io
+import resource
+import struct
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+
+from ckptfs.config import MIB
+from ckptfs.formats import parse
+
+
+def torch_zip(pickle: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", pickle)
+        archive.writestr("a/data/0", bytes(64))
+    return buffer.getvalue()
+
+
+def safetensors(header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + bytes(64)
+
+
+def reference(key: bytes) -> bytes:
+    """Return the opcodes of a storage of 16 numbers."""
+    return b"(X\x07\0\0\0storagectorch\nFloatStorage\nX" + struct.pack("<I", len(key)) + key + b"NK\x10tQ"
+
+
+def hdf5(kind: int, first: int, second: int, rest: bytes) -> bytes:
+    """Return a file whose root group has one message, of two numbers; `rest` lies at 100."""
+    superblock = b"\x89HDF\r\n\x1a\n\2\x08\x08\0" + struct.pack("<QQQQ", 0, 0, 0, 70) + bytes(26)
+    return superblock + b"OHDR\2\2" + struct.pack("<IBHBQQ", 20, kind, 16, 0, first, second) + rest
+
+
+LONG = 7 * MIB
+WORD = b"X" + struct.pack("<I", MIB) + b"w" * MIB
+
+HARMFUL: dict[str, Callable[[], bytes]] = {
+    "a pickle of dicts": lambda: torch_zip(b"\x80\x02" + b"}" * LONG + b"."),
+    "a pickle nested deeply": lambda: torch_zip(b"\x80\x02" + b")" + b"\x85" * 2_000_000 + b"."),
+    "dicts nested deeply": lambda: torch_zip(b"\x80\x02" + b"}K\x01" * 500_000 + b"N" + b"s" * 500_000 + b"."),
+    "marks": lambda: torch_zip(b"\x80\x02" + b"(" * LONG + b"."),
+    "a tuple of itself, doubled": lambda: torch_zip(b"\x80\x02)" + b"2\x86" * 500_000 + b"."),
+    "a list in itself": lambda: torch_zip(b"\x80\x02]q\0h\0a."),
+    "a memo of numbers": lambda: torch_zip(
+        b"\x80\x02N" + b"".join(b"r" + struct.pack("<I", number * 65537 & 0xFFFFFFFF) for number in range(800_000))
+        + b"."
+    ),
+    "long names": lambda: torch_zip(b"\x80\x04" + WORD + b"q\0" + b"h\0h\0\x93" * 100_000 + b"."),
+    "long keys": lambda: torch_zip(
+        b"\x80\x02}" + WORD + b"q\0" + b"0"
+        + b"".join(b"h\0" + reference(b"%d" % number) + b"s" for number in range(50_000)) + b"."
+    ),
+    "a long integer": lambda: torch_zip(b"\x80\x02\x8b" + struct.pack("<I", LONG) + b"\xff" * LONG + b"."),
+    "lists in JSON": lambda: safetensors(b'{"a":' + b"[" * LONG),
+    "many lists in JSON": lambda: safetensors(b'{"a":[' + b"[]," * (LONG // 3) + b"[]]}"),
+    "a long number in JSON": lambda: safetensors(b'{"a":' + b"9" * LONG + b"}"),
+    "many tensors in JSON": lambda: safetensors(
+        b"{" + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % n for n in range(120_000)) + b"}"
+    ),
+    "a rank that grows": lambda: safetensors(
+        b'{"a":{"dtype":"U8","shape":[' + b"4611686018427387903," * 300_000 + b'1],"data_offsets":[0,8]}}'
+    ),
+    "records without a size": lambda: b"PK\3\4\0\0\x08\0" + bytes(18) + b"\1\0\0\0x" + b"PK\7\x08" * LONG,
+    "many records": lambda: (b"PK\3\4" + bytes(14) + b"\1\0\0\0\1" + bytes(7) + b"x") * 600_000,
+    "many archives": lambda: b"PK\3\4" + bytes(26) + (b"PK\5\6" + bytes(18)) * 600_000,
+    "words in GGUF": lambda: (
+        b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + struct.pack("<QIIQ", 0, 9, 8, 1 << 60) + bytes(40 * MIB)
+    ),
+    "values in GGUF": lambda: b"GGUF" + struct.pack("<IQQ", 3, 1, 1 << 17) + struct.pack("<QIB", 0, 0, 0) * (1 << 17),
+    "tensors in GGUF": lambda: b"GGUF" + struct.pack("<IQQ", 3, 1 << 17, 0) + bytes(24) * (1 << 17),
+    "a header that goes on in itself": lambda: hdf5(0x10, 80, 20, b""),
+    "a tree of itself": lambda: hdf5(0x11, 132, 100, (
+        b"HEAP" + struct.pack("<IQQQ", 0, 1, 0, 100)
+        + b"TREE" + struct.pack("<BBHQQQ", 0, 1, 60_000, 0, 0, 0) + struct.pack("<QQ", 132, 0) * 60_000
+    )),
+    "names without an end": lambda: hdf5(0x11, 132, 100, (
+        b"HEAP" + struct.pack("<IQQQ", 0, MIB, 0, 100)
+        + b"SNOD" + struct.pack("<HH", 1, 65_535) + struct.pack("<QQQQQ", 132, 70, 0, 0, 0) * 65_535
+    )),
+    "a number as long as a line": lambda: (
+        b"\x93NUMPY\2\0" + struct.pack("<I", 16000) + b"{'descr': '<f8', 'fortran_order': False, 'shape': ("
+        + b"9" * 15000 + b",), }\n"
+    ),
+}  # fmt: skip
+
+
+def main(kind: str) -> None:
+    """Parse a file, and print the seconds of CPU and by how many MiB the process grew."""
+    data = HARMFUL[kind]()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    started = time.process_time()
+    parse(lambda offset, size: data[offset : offset + size], len(data))
+    seconds = time.process_time() - started
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    print(seconds, (after.ru_maxrss - before.ru_maxrss) / 1024)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

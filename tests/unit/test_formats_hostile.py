@@ -1,0 +1,114 @@
+"""Files that were damaged or made to do harm: nothing but a layout inside the file, or none, and at a bounded cost."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptfs.formats import TensorCuts, parse
+from ckptfs.formats.recognise import READ_BYTES_MAX
+from tests.unit.checkpoint_files import MAKERS, checkpoint_file
+from tests.unit.harmful_files import HARMFUL
+
+MUTATIONS = 300
+SECONDS_MAX = 10.0
+MEBIBYTES_MAX = 256.0
+EDGES = [0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 62, (1 << 64) - 1]
+
+
+def check(data: bytes, file_size: int | None = None) -> None:
+    """Hold that only a layout inside the file comes out, and that no more is read than may be."""
+    size = len(data) if file_size is None else file_size
+    read_bytes = 0
+
+    def read(offset: int, length: int) -> bytes:
+        nonlocal read_bytes
+        assert 0 <= offset <= offset + length <= size
+        read_bytes += length
+        return data[offset : offset + length]
+
+    end = 0
+    for tensor in parse(read, size) or ():
+        assert end <= tensor.offset
+        end = tensor.offset + tensor.size
+        assert end <= size
+        assert tensor.element_width in (0, 1, 2, 4, 8)
+    assert read_bytes <= READ_BYTES_MAX
+    cuts = TensorCuts()
+    cuts.feed(0, data)
+    offsets = cuts.between(0, 1 << 80)
+    assert offsets == sorted(set(offsets))
+
+
+def mutated(data: bytes, dice: random.Random) -> bytes:
+    """Return a file with a few places changed, cut out or put in."""
+    changed = bytearray(data)
+    for _ in range(dice.randint(1, 4)):
+        position = dice.randrange(len(changed))
+        match dice.randrange(6):
+            case 0:
+                changed[position] = dice.randrange(256)
+            case 1:
+                changed[position] ^= 1 << dice.randrange(8)
+            case 2:
+                width = dice.choice([1, 2, 4, 8])
+                edge = dice.choice(EDGES) & ((1 << 8 * width) - 1)
+                changed[position : position + width] = edge.to_bytes(width, "little")
+            case 3:
+                del changed[position : position + dice.randint(1, 64)]
+            case 4:
+                source = dice.randrange(len(changed))
+                changed[position:position] = changed[source : source + dice.randint(1, 64)]
+            case 5:
+                del changed[max(position, 1) :]
+    return bytes(changed)
+
+
+def headers_only(data: bytes) -> bytes:
+    """Return the file with most of its tensors' bytes left out, so that a mutation meets a header."""
+    return data[:6000] + data[-6000:]
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_mutated_files_give_a_layout_inside_the_file_or_none(kind: str) -> None:
+    data = checkpoint_file(kind).data
+    dice = random.Random(kind)
+    for _ in range(MUTATIONS):
+        check(mutated(data, dice))
+        check(mutated(headers_only(data), dice))
+
+
+@given(kind=st.sampled_from(list(MAKERS)), patches=st.lists(st.tuples(st.integers(0, 8000), st.binary(max_size=16))))
+def test_patched_files_give_a_layout_inside_the_file_or_none(kind: str, patches: list[tuple[int, bytes]]) -> None:
+    changed = bytearray(headers_only(checkpoint_file(kind).data))
+    for position, patch in patches:
+        changed[position : position + len(patch)] = patch
+    check(bytes(changed))
+
+
+@given(kind=st.sampled_from([b"PK\3\4", b"GGUF\3\0\0\0", b"\x93NUMPY\1\0", b"\x89HDF\r\n\x1a\n"]), rest=st.binary())
+def test_anything_may_follow_a_magic(kind: bytes, rest: bytes) -> None:
+    check(kind + rest)
+
+
+@pytest.mark.parametrize("kind", HARMFUL)
+def test_files_made_to_do_harm_are_parsed_at_a_bounded_cost(kind: str) -> None:
+    command = [sys.executable, "-m", "tests.unit.harmful_files", kind]
+    result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    seconds, mebibytes = map(float, result.stdout.split())
+    assert seconds < SECONDS_MAX
+    assert mebibytes < MEBIBYTES_MAX
+
+
+@pytest.mark.parametrize("kind", ["a list in itself", "many records", "long keys", "tensors in GGUF"])
+def test_files_made_to_do_harm_give_a_layout_inside_the_file_or_none(kind: str) -> None:
+    check(HARMFUL[kind]())
+
+
+def test_a_file_said_to_be_huge_is_not_read() -> None:
+    for kind in MAKERS:
+        check(checkpoint_file(kind).data, 1 << 62)
