@@ -71,6 +71,10 @@ class _Machine:
             raise MalformedError("the pickle is cut short")
         return self._data[start : self._position]
 
+    def byte(self) -> int:
+        self._position += 1
+        return self._data[self._position - 1]
+
     def integer(self, size: int, *, signed: bool = False) -> int:
         return int.from_bytes(self.take(size), "little", signed=signed)
 
@@ -181,19 +185,19 @@ _OPERATIONS: dict[int, Callable[[_Machine], object]] = {
     ord("N"): lambda m: m.push(None),
     0x88: lambda m: m.push(True),
     0x89: lambda m: m.push(False),
-    ord("K"): lambda m: m.push(m.integer(1)),
+    ord("K"): lambda m: m.push(m.byte()),
     ord("M"): lambda m: m.push(m.integer(2)),
     ord("J"): lambda m: m.push(m.integer(4, signed=True)),
-    0x8A: lambda m: m.push_long(m.integer(1)),
+    0x8A: lambda m: m.push_long(m.byte()),
     0x8B: lambda m: m.push_long(m.integer(4)),
     ord("G"): lambda m: m.push_other(8),
-    ord("U"): lambda m: m.push_other(m.integer(1)),
+    ord("U"): lambda m: m.push_other(m.byte()),
     ord("T"): lambda m: m.push_other(m.integer(4)),
-    ord("C"): lambda m: m.push_other(m.integer(1)),
+    ord("C"): lambda m: m.push_other(m.byte()),
     ord("B"): lambda m: m.push_other(m.integer(4)),
     0x8E: lambda m: m.push_other(m.integer(8)),
     0x96: lambda m: m.push_other(m.integer(8)),
-    0x8C: lambda m: m.push_text(m.integer(1)),
+    0x8C: lambda m: m.push_text(m.byte()),
     ord("X"): lambda m: m.push_text(m.integer(4)),
     0x8D: lambda m: m.push_text(m.integer(8)),
     ord(")"): lambda m: m.push(()),
@@ -219,10 +223,10 @@ _OPERATIONS: dict[int, Callable[[_Machine], object]] = {
     0x92: _Machine.push_made_with_keywords,
     ord("b"): _Machine.build,
     ord("Q"): lambda m: m.push(Reference(m.stack.pop())),
-    ord("q"): lambda m: m.memorise(m.integer(1)),
+    ord("q"): lambda m: m.memorise(m.byte()),
     ord("r"): lambda m: m.memorise(m.integer(4)),
     0x94: _Machine.memorise_next,
-    ord("h"): lambda m: m.recall(m.integer(1)),
+    ord("h"): lambda m: m.recall(m.byte()),
     ord("j"): lambda m: m.recall(m.integer(4)),
 }
 
