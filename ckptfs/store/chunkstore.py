@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -181,18 +181,29 @@ class ChunkStore:
 
     # Chunks
 
-    def ingest(self, data: memoryview, final: bool, *, encode: bool = True) -> Ingested:
+    def ingest(self, data: memoryview, final: bool, *, encode: bool = True, cuts: Sequence[int] = ()) -> Ingested:
         """Cut `data`, which begins where a chunk begins, and store its chunks; return their numbers and lengths.
 
+        A chunk ends at each position in `cuts` too (in order, each inside `data`), and cutting begins anew there.
         Unless it is `final`, the bytes behind the last complete chunk are left over: give them again, at the front of
         more. A chunk that is stored already, also by a call under way in another thread, is not stored again.
         `data` is not needed any more on return. On an error none of the new chunks is stored. Without `encode`, which
         costs ten times what all else does, new chunks are stored raw and wait for `reencode`.
         """
         sizes = self.config.chunk_sizes
-        lengths, ids = kernels.cut_and_hash(
-            data, sizes.size_min, sizes.mean_bits, sizes.size_max, final, self.config.seed
-        )
+        lengths: list[int] = []
+        ids: list[bytes] = []
+        for start, stop in pairwise((0, *cuts, len(data))):
+            section_lengths, section_ids = kernels.cut_and_hash(
+                data[start:stop],
+                sizes.size_min,
+                sizes.mean_bits,
+                sizes.size_max,
+                final or stop < len(data),
+                self.config.seed,
+            )
+            lengths += section_lengths
+            ids += section_ids
         numbers = self._index.lookup(ids)
         if NO_CHUNK in numbers:
             self._check_writable()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ckptfs.config import MIB
+from ckptfs.formats import TensorCuts
 from ckptfs.store import ChunkStore
 from ckptfs.tree.extents import Extent, Extents
 from ckptfs.tree.ranges import Ranges
@@ -35,10 +36,15 @@ class Job(Protocol):
 
 @dataclass(slots=True)
 class StreamJob:
-    """Cut a piece of the stream and store its chunks; `joined` is a last extent whose bytes come before it."""
+    """Cut a piece of the stream and store its chunks; `joined` is a last extent whose bytes come before it.
+
+    `offset` is where in the file the bytes to cut begin, `joined` included.
+    """
 
     store: ChunkStore
     reader: ChunkReader
+    tensor_cuts: TensorCuts
+    offset: int
     joined: Extent | None
     piece: Piece
     final: bool
@@ -56,7 +62,9 @@ class StreamJob:
         view = self.piece.view()
         if self.joined:
             view = memoryview(b"".join((self.reader.read(self.joined.number)[: self.joined.length], view)))
-        self.numbers, self.lengths = self.store.ingest(view, self.final, encode=False)
+        self.tensor_cuts.feed(self.offset, view)
+        cuts = [cut - self.offset for cut in self.tensor_cuts.between(self.offset, self.offset + len(view))]
+        self.numbers, self.lengths = self.store.ingest(view, self.final, encode=False, cuts=cuts)
         self.rest = bytes(view[sum(self.lengths) :])
 
 
@@ -66,6 +74,7 @@ class RecutJob:
 
     store: ChunkStore
     reader: ChunkReader
+    tensor_cuts: TensorCuts
     extents: Extents
     ranges: Ranges
     result: Extents | None = None
@@ -77,7 +86,8 @@ class RecutJob:
 
     def run(self) -> None:
         """Fill `result`."""
-        self.result = recut(self.store, self.reader, self.extents, [(offset, data) for offset, data in self.ranges])
+        ranges = [(offset, data) for offset, data in self.ranges]
+        self.result = recut(self.store, self.reader, self.extents, ranges, self.tensor_cuts)
 
 
 class FileContent:
@@ -91,6 +101,7 @@ class FileContent:
         self._join_next = True  # the next stream job starts at the last extent, so that cuts stay content-defined
         self._stream = Stream(pool)
         self._overlay = Ranges()
+        self._tensor_cuts = TensorCuts()  # the job's while one is out
         self._job: StreamJob | RecutJob | None = None
 
     @property
@@ -141,6 +152,8 @@ class FileContent:
             if size < self.extents.size:
                 self.extents.truncate(size)
                 self._join_next = True
+        if size == 0:
+            self._tensor_cuts = TensorCuts()
         self.size = size
 
     def take_job(self, *, final: bool = False) -> Job | None:
@@ -151,9 +164,11 @@ class FileContent:
         # The ranges of the overlay are worked in when the extents reach to the end of the stream.
         if (piece := self._stream.take(final=final or recutting)) is not None:
             last = (final or recutting) and self._stream.is_last_out
-            self._job = StreamJob(self._store, self._reader, self._joinable(), piece, last)
+            joined = self._joinable()
+            offset = joined.offset if joined else self.extents.size
+            self._job = StreamJob(self._store, self._reader, self._tensor_cuts, offset, joined, piece, last)
         elif recutting:
-            self._job = RecutJob(self._store, self._reader, self.extents, self._overlay)
+            self._job = RecutJob(self._store, self._reader, self._tensor_cuts, self.extents, self._overlay)
             self._overlay = Ranges()
         return self._job
 

@@ -3,12 +3,13 @@
 A pure function of the old extents, the bytes written over them and the store; runs in worker threads. Re-cutting
 begins at the start of the extent that a written range touches and ends as soon as a new cut point falls on an old
 one behind it: from there on the old chunks are what a full cut would give, because a cut depends only on the bytes
-from its chunk's start.
+from its chunk's start. (A cut at a tensor that is not known any more is lost where the neighbourhood reaches over it.)
 """
 
 from collections.abc import Sequence
 
 from ckptfs.config import MIB
+from ckptfs.formats import TensorCuts
 from ckptfs.store import ChunkStore
 from ckptfs.tree.extents import Extent, Extents
 from ckptfs.tree.reader import Bytes, ChunkReader
@@ -20,9 +21,10 @@ FEED_SIZE = 4 * MIB
 class _Feeder:
     """Bytes on their way into chunks that are appended to `extents`."""
 
-    def __init__(self, store: ChunkStore, extents: Extents) -> None:
+    def __init__(self, store: ChunkStore, extents: Extents, tensor_cuts: TensorCuts) -> None:
         self._store = store
         self._extents = extents
+        self._tensor_cuts = tensor_cuts
         self._pending = bytearray()
 
     @property
@@ -33,8 +35,10 @@ class _Feeder:
     def feed(self, data: Bytes, *, final: bool = False) -> None:
         """Take more bytes; `final` ends the last chunk at their end."""
         self._pending += data
+        start = self._extents.size
+        cuts = [cut - start for cut in self._tensor_cuts.between(start, start + len(self._pending))]
         with memoryview(self._pending) as view:
-            numbers, lengths = self._store.ingest(view, final, encode=False)
+            numbers, lengths = self._store.ingest(view, final, encode=False, cuts=cuts)
         for number, length in zip(numbers, lengths, strict=True):
             self._extents.append(number, length)
         del self._pending[: sum(lengths)]
@@ -44,13 +48,19 @@ class _Recut:
     """One pass over the old extents and the written ranges, from the front to the end."""
 
     def __init__(
-        self, store: ChunkStore, reader: ChunkReader, old: Extents, ranges: Sequence[tuple[int, Bytes]]
+        self,
+        store: ChunkStore,
+        reader: ChunkReader,
+        old: Extents,
+        ranges: Sequence[tuple[int, Bytes]],
+        tensor_cuts: TensorCuts,
     ) -> None:
         self.new = Extents()
         self._store = store
         self._reader = reader
         self._old = old
         self._ranges = ranges
+        self._tensor_cuts = tensor_cuts
         self._next_range = 0
 
     def run(self) -> Extents:
@@ -77,7 +87,7 @@ class _Recut:
             self.new.append(0, offset - self.new.size)
 
     def _recut_from(self, position: int) -> None:
-        feeder = _Feeder(self._store, self.new)
+        feeder = _Feeder(self._store, self.new, self._tensor_cuts)
         while True:
             index = self._old.index_at(position)
             extent = self._old[index] if index < len(self._old) else None
@@ -135,10 +145,16 @@ class _Recut:
         return index < len(self._old) and self._old[index].offset == position
 
 
-def recut(store: ChunkStore, reader: ChunkReader, old: Extents, ranges: Sequence[tuple[int, Bytes]]) -> Extents:
-    """Return the extents of a file whose old extents have `ranges` written over them.
+def recut(
+    store: ChunkStore,
+    reader: ChunkReader,
+    old: Extents,
+    ranges: Sequence[tuple[int, Bytes]],
+    tensor_cuts: TensorCuts,
+) -> Extents:
+    """Return the extents of a file whose old extents have `ranges` written over them, cut at `tensor_cuts` too.
 
     The ranges are sorted and do not overlap; they may lie behind the old end, and what lies between is a hole.
     Chunks are put into the store; DamagedError and NoSpaceError pass.
     """
-    return _Recut(store, reader, old, ranges).run()
+    return _Recut(store, reader, old, ranges, tensor_cuts).run()

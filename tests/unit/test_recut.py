@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckptfs.formats import TensorCuts
 from ckptfs.store import ChunkStore
 from ckptfs.tree import recut as recut_module
 from ckptfs.tree.extents import Extent, Extents
@@ -94,7 +95,7 @@ def test_recut_is_a_full_cut_where_it_cuts(
     changes = [(min(offset, FILE_SIZE - 1), noise(size, each)) for offset, size, each in drawn]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recut_module, "FEED_SIZE", feed_size)
-        new = recut(store, ChunkReader(store), old, merged(changes))
+        new = recut(store, ChunkReader(store), old, merged(changes), TensorCuts())
     after = over(before, changes)
     check_whole(new)
     assert content(store, new) == after
@@ -125,7 +126,7 @@ def test_recut_is_right_over_holes_and_short_chunks(
     changes = [(offset % (len(before) + 2000), noise(size, seed)) for offset, size, seed in changed]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recut_module, "FEED_SIZE", feed_size)
-        new = recut(store, ChunkReader(store), old, merged(changes))
+        new = recut(store, ChunkReader(store), old, merged(changes), TensorCuts())
     check_whole(new)
     assert content(store, new) == over(before, changes)
     assert listed(old) == untouched, "the old extents belong to the caller"
@@ -137,7 +138,7 @@ def test_recut_is_right_over_holes_and_short_chunks(
 
 def test_a_small_write_in_a_large_file_stores_a_few_chunks(store: ChunkStore) -> None:
     old = full_cut(store, noise(200_000, 1))
-    new = recut(store, ChunkReader(store), old, [(100_000, b"x" * 40)])
+    new = recut(store, ChunkReader(store), old, [(100_000, b"x" * 40)], TensorCuts())
     assert len(set(listed(new)) - set(listed(old))) <= 4
     assert new.size == old.size
 
@@ -146,7 +147,7 @@ def test_the_same_bytes_again_change_nothing(store: ChunkStore) -> None:
     data = noise(20_000, 2)
     old = full_cut(store, data)
     before = store.appended_bytes
-    assert listed(recut(store, ChunkReader(store), old, [(5_000, data[5_000:9_000])])) == listed(old)
+    assert listed(recut(store, ChunkReader(store), old, [(5_000, data[5_000:9_000])], TensorCuts())) == listed(old)
     assert store.appended_bytes == before
 
 
@@ -155,7 +156,7 @@ def test_holes_that_nobody_wrote_to_stay_holes(store: ChunkStore) -> None:
     append_cut(store, old, noise(1000, 3))
     old.append(0, 1 << 40)
     append_cut(store, old, noise(1000, 4))
-    new = recut(store, ChunkReader(store), old, [(1 << 30, b"island"), ((1 << 40) + 5000, b"behind")])
+    new = recut(store, ChunkReader(store), old, [(1 << 30, b"island"), ((1 << 40) + 5000, b"behind")], TensorCuts())
     holes = [(each.offset, each.length) for each in listed(new) if each.number == 0]
     behind = 2000 + (1 << 40)
     assert holes == [
@@ -168,4 +169,4 @@ def test_holes_that_nobody_wrote_to_stay_holes(store: ChunkStore) -> None:
 
 def test_no_writes_give_the_old_extents(store: ChunkStore) -> None:
     old = full_cut(store, noise(5000, 5))
-    assert listed(recut(store, ChunkReader(store), old, [])) == listed(old)
+    assert listed(recut(store, ChunkReader(store), old, [], TensorCuts())) == listed(old)
