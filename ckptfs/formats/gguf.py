@@ -12,7 +12,7 @@ from ckptfs.formats.layout import Cursor, MalformedError, Request, Tensor, Walk,
 
 MAGIC = b"GGUF"
 _HEADER_SIZE_MAX = 32 * MIB
-"""Vocabularies are in the header; it is read in blocks and not held."""
+"""Vocabularies are in the header; they are passed and not held."""
 _COUNT_MAX = 1 << 17
 _NAME_SIZE_MAX = 1 << 16
 _DIMENSIONS_MAX = 8

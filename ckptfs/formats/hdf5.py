@@ -69,12 +69,12 @@ def walk_hdf5() -> Walk:
 
 def _root() -> Generator[Request, bytes, Address]:
     """Return where the header of the root group lies."""
-    block = yield from take(0, 72)
-    version = block[8]
-    sizes, position = (block[13:15], 64 + 4 * version) if version < 2 else (block[9:11], 36)
+    superblock = yield from take(0, 76)
+    version = superblock[8]
+    sizes, position = (superblock[13:15], 64 + 4 * version) if version < 2 else (superblock[9:11], 36)
     if version > 3 or sizes != _ADDRESS_SIZES:
         raise MalformedError("another version of HDF5")
-    return int.from_bytes(block[position : position + 8], "little")
+    return int.from_bytes(superblock[position : position + 8], "little")
 
 
 def _messages(address: Address) -> Generator[Request, bytes, list[_Message]]:
@@ -85,19 +85,19 @@ def _messages(address: Address) -> Generator[Request, bytes, list[_Message]]:
         size_width = 1 << (flags & 3)
         size_offset = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
         size = int.from_bytes((yield from take(address + size_offset, size_width)), "little")
-        blocks = [(address + size_offset + size_width, size)]
+        parts = [(address + size_offset + size_width, size)]
     elif head[0] == 1:
-        blocks = [(address + 16, int.from_bytes(head[8:12], "little"))]
+        parts = [(address + 16, int.from_bytes(head[8:12], "little"))]
     else:
         raise MalformedError("no object header")
     messages: list[_Message] = []
-    for index, (offset, size) in enumerate(blocks):
+    for index, (offset, size) in enumerate(parts):
         data = yield from take(offset, size)
         if flags is not None and index:
             data = data[len(b"OCHK") : -_CHECKSUM_SIZE]
         for message in _split(data, flags):
             if message.kind == _CONTINUATION and len(message.data) >= 16:
-                blocks.append(struct.unpack_from("<QQ", message.data))
+                parts.append(struct.unpack_from("<QQ", message.data))
             messages.append(message)
             if len(messages) > _MESSAGES_MAX:
                 raise MalformedError("too many messages")
@@ -105,7 +105,7 @@ def _messages(address: Address) -> Generator[Request, bytes, list[_Message]]:
 
 
 def _split(data: bytes, header_flags: int | None) -> Iterator[_Message]:
-    """Split a block of messages; `header_flags` are those of a version 2 header, None for version 1."""
+    """Split a part of a header into messages; `header_flags` are those of a version 2 header, None for version 1."""
     prefix_size = 8 if header_flags is None else 6 if header_flags & 4 else 4
     position = 0
     while position + prefix_size <= len(data):

@@ -58,28 +58,28 @@ Walk = Generator[Request | Tensor, bytes, None]
 
 
 class Cursor:
-    """A place in a file, moved by a walk that reads a header in order; asks for a block at a time."""
+    """A place in a file, moved by a walk that reads a header in order; asks for more at once than it needs."""
 
-    BLOCK_SIZE = 1 << 14
+    READ_SIZE = 1 << 14
 
     def __init__(self, offset: int, stop: int) -> None:
         self.offset = offset
         self._stop = stop
-        self._block = b""
-        self._block_offset = offset
+        self._ahead = b""
+        self._ahead_offset = offset
 
     def take(self, size: int) -> Generator[Request, bytes, bytes]:
         """Return the next `size` bytes; MalformedError behind `stop` and behind the end of the file."""
-        start = self.offset - self._block_offset
-        if start + size > len(self._block):
+        start = self.offset - self._ahead_offset
+        if start + size > len(self._ahead):
             if self.offset + size > self._stop:
                 raise MalformedError("the header is too long")
-            self._block = yield Request(self.offset, max(size, self.BLOCK_SIZE))
-            self._block_offset, start = self.offset, 0
-            if size > len(self._block):
+            self._ahead = yield Request(self.offset, max(size, self.READ_SIZE))
+            self._ahead_offset, start = self.offset, 0
+            if size > len(self._ahead):
                 raise MalformedError("the file ends within its header")
         self.offset += size
-        return self._block[start : start + size]
+        return self._ahead[start : start + size]
 
     def integer(self, size: int) -> Generator[Request, bytes, int]:
         """Return the next unsigned little-endian integer of `size` bytes."""

@@ -42,7 +42,7 @@ class Storage:
 
 
 def read_storages(pickle: bytes) -> dict[str, Storage]:
-    """Return the storages by their key, the name of their record; MalformedError for what torch does not write."""
+    """Return the storages by their key, the name of their zip member; MalformedError for what torch does not write."""
     storages: dict[str, Storage] = {}
     names_size = 0
     for path, storage_id, dtype, shape in _tensors(read_pickle(pickle)):

@@ -1,10 +1,10 @@
 """The layouts of zip files that are written front to back: `torch.save`, DCP's `.distcp`, numpy's `.npz`.
 
-The records are walked by their local headers, because that also works while the file is being written, and because a
+The members are walked by their local headers, because that also works while the file is being written, and because a
 `.distcp` file is many zip files one behind the other, of which a central directory tells only the last one. A header
-need not tell the size of its record (torch writes it behind the record only): it is taken from what the record is, a
-storage that the pickle in front of it has named or an array with a header of its own. Small records are searched for
-the descriptor behind them. Compressed records are passed over where their size is known.
+need not tell the size of its member (torch writes it behind the member only): it is taken from what the member is, a
+storage that the pickle in front of it has named or an array with a header of its own. Small members are searched for
+the descriptor behind them. Compressed members are passed over where their size is known.
 """
 
 import struct
@@ -50,7 +50,7 @@ def walk_zip() -> Walk:
         head = (yield Request(offset, _CENTRAL_SIZE)).ljust(_CENTRAL_SIZE, b"\0")
         magic = head[:4]
         if magic == MAGIC:
-            offset = yield from _record(archive, offset, head)
+            offset = yield from _member(archive, offset, head)
         elif magic == _CENTRAL:
             offset += _CENTRAL_SIZE + sum(struct.unpack_from("<HHH", head, 28))
         elif magic == _CENTRAL64_END:
@@ -64,8 +64,8 @@ def walk_zip() -> Walk:
             return
 
 
-def _record(archive: _Archive, offset: int, head: bytes) -> _Step:
-    """Pass a record and its descriptor."""
+def _member(archive: _Archive, offset: int, head: bytes) -> _Step:
+    """Pass a member and its descriptor."""
     _, _, flags, method, _, _, _, size, _, name_size, extra_size = _ENTRY.unpack_from(head)
     texts = yield from take(offset + _ENTRY.size, name_size + extra_size)
     name, extra = texts[:name_size].decode("utf-8", "replace"), texts[name_size:]
@@ -73,20 +73,20 @@ def _record(archive: _Archive, offset: int, head: bytes) -> _Step:
     told = None if flags & _HAS_DESCRIPTOR else _size64(extra) if size == _IN_EXTRA else size
     if method != 0:
         if not told:
-            raise MalformedError("a compressed record of unknown size")
+            raise MalformedError("a compressed member of unknown size")
         return start + told
     end = yield from _contents(archive, name, start, told)
     if not flags & _HAS_DESCRIPTOR:
         return end
     descriptor = yield from take(end, _DESCRIPTOR_SIZE + 2)
     if not _is_descriptor(descriptor, 0, end - start):
-        raise MalformedError("a record of another size")
+        raise MalformedError("a member of another size")
     # Sizes of 8 bytes are for what lies or reaches behind 4 GiB; the next structure shows which these were.
     return end + (_DESCRIPTOR_SIZE if descriptor.endswith(b"PK") else _DESCRIPTOR64_SIZE)
 
 
 def _contents(archive: _Archive, name: str, start: int, told: int | None) -> _Step:
-    """Pass the bytes of a record that is not compressed; `told` is its size where the header tells it."""
+    """Pass the bytes of a member that is not compressed; `told` is its size where the header tells it."""
     storage = archive.storages.get(name.rpartition("/data/")[2])
     if storage is not None:
         yield _tensor(archive.unique(storage.name), start, storage)
@@ -125,7 +125,7 @@ def _size64(extra: bytes) -> int:
 
 
 def _until_descriptor(start: int) -> Generator[Request, bytes, bytes]:
-    """Return the bytes of a small record, from `start` to the descriptor that tells just this size."""
+    """Return the bytes of a small member, from `start` to the descriptor that tells just this size."""
     size = _SEARCH_SIZE
     position = 0
     while size <= HEADER_SIZE_MAX:
@@ -138,10 +138,10 @@ def _until_descriptor(start: int) -> Generator[Request, bytes, bytes]:
             break
         position = size - _DESCRIPTOR_SIZE
         size += max(_SEARCH_SIZE, size // 8)
-    raise MalformedError("a record without an end")
+    raise MalformedError("a member without an end")
 
 
 def _is_descriptor(data: bytes, position: int, size: int) -> bool:
-    """Say whether the descriptor of a stored record of `size` bytes lies at `position`."""
+    """Say whether the descriptor of a stored member of `size` bytes lies at `position`."""
     told = int.from_bytes(data[position + 8 : position + 12], "little")
     return data.startswith(_DESCRIPTOR, position) and told == size & 0xFFFFFFFF

@@ -64,8 +64,8 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
     "a rank that grows": lambda: safetensors(
         b'{"a":{"dtype":"U8","shape":[' + b"4611686018427387903," * 300_000 + b'1],"data_offsets":[0,8]}}'
     ),
-    "records without a size": lambda: b"PK\3\4\0\0\x08\0" + bytes(18) + b"\1\0\0\0x" + b"PK\7\x08" * LONG,
-    "many records": lambda: (b"PK\3\4" + bytes(14) + b"\1\0\0\0\1" + bytes(7) + b"x") * 600_000,
+    "members without a size": lambda: b"PK\3\4\0\0\x08\0" + bytes(18) + b"\1\0\0\0x" + b"PK\7\x08" * LONG,
+    "many members": lambda: (b"PK\3\4" + bytes(14) + b"\1\0\0\0\1" + bytes(7) + b"x") * 600_000,
     "many archives": lambda: b"PK\3\4" + bytes(26) + (b"PK\5\6" + bytes(18)) * 600_000,
     "words in GGUF": lambda: (
         b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + struct.pack("<QIIQ", 0, 9, 8, 1 << 60) + bytes(40 * MIB)

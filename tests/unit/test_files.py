@@ -166,7 +166,7 @@ def test_a_crash_leaves_a_file_in_creation_as_interrupted(tmp_path: Path) -> Non
 
 
 def fail_to_store(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ingest(*_: object, encode: bool) -> list[int]:
+    def ingest(*_: object, **__: object) -> list[int]:
         raise NoSpaceError("full")
 
     monkeypatch.setattr(ChunkStore, "ingest", ingest)

@@ -104,7 +104,7 @@ def test_files_made_to_do_harm_are_parsed_at_a_bounded_cost(kind: str) -> None:
     assert mebibytes < MEBIBYTES_MAX
 
 
-@pytest.mark.parametrize("kind", ["a list in itself", "many records", "long keys", "tensors in GGUF"])
+@pytest.mark.parametrize("kind", ["a list in itself", "many members", "long keys", "tensors in GGUF"])
 def test_files_made_to_do_harm_give_a_layout_inside_the_file_or_none(kind: str) -> None:
     check(HARMFUL[kind]())
 

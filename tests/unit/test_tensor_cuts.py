@@ -93,8 +93,8 @@ def test_small_tensors_are_not_cut_out() -> None:
     assert len(fed(data, [])) == 4
 
 
-def test_an_array_whose_record_is_not_told_yet_is_found() -> None:
-    """numpy writes the sizes of a record into its header once the record is there."""
+def test_an_array_whose_size_is_not_told_yet_is_found() -> None:
+    """numpy writes the sizes of a zip member into its header once the member is there."""
     data = bytearray(checkpoint_file("npz").data)
     buffer = io.BytesIO()
     np.savez(buffer, weight=np.ones(100_000, dtype=np.float32))

@@ -133,7 +133,7 @@ class Written(io.RawIOBase):
 
 
 def test_headers_that_are_written_again_keep_the_cuts(tree: Tree) -> None:
-    """numpy goes back to the header of a record once the record is there."""
+    """numpy goes back to the header of a zip member once the member is there."""
     tensors = dict(list(state().items())[:12])
     stored_by(tree, "a", as_torch(tensors))
     before = tree.store.appended_bytes
