@@ -87,6 +87,15 @@ def test_an_archive_that_tells_sizes_in_front_is_walked_too() -> None:
     ]
 
 
+def test_descriptors_with_sizes_of_eight_bytes_are_passed() -> None:
+    """torch writes them behind what lies or reaches beyond 4 GiB."""
+    array = checkpoint_file("npy").data
+    members = struct.pack("<4s2xH18xHH", b"PK\3\4", 1 << 3, 1, 0) + b"v3\n"
+    members += struct.pack("<4sIQQ", b"PK\7\x08", 0, 2, 2)
+    members += struct.pack("<4s14xI4xHH", b"PK\3\4", len(array), 5, 0) + b"a.npy" + array
+    assert [tensor.name for tensor in layout_of(members) or ()] == ["a"]
+
+
 def test_compressed_arrays_are_opaque() -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, a=np.zeros(1000))
