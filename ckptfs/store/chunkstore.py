@@ -44,7 +44,8 @@ _PUNCH_PLACES = 64
 class StoreStats(NamedTuple):
     """How much a store holds, in bytes: `raw_bytes` of distinct chunks take `stored_bytes` of the disk below.
 
-    `waiting_bytes` of them, in `waiting_chunks`, were put raw and are encoded by `ChunkStore.reencode`.
+    `waiting_bytes` of them, in `waiting_chunks`, were put raw and are encoded by `ChunkStore.reencode`;
+    `delta_bytes`, in `delta_chunks`, are stored as deltas.
     """
 
     chunks: int
@@ -53,6 +54,8 @@ class StoreStats(NamedTuple):
     kernel: str
     waiting_chunks: int
     waiting_bytes: int
+    delta_chunks: int
+    delta_bytes: int
 
 
 class Ingested(NamedTuple):

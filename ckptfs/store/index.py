@@ -105,11 +105,13 @@ class Known(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What all chunks of the index amount to, decoded, and those of them that wait for an encoding."""
+    """What all chunks of the index amount to, decoded, and those of them that wait for an encoding or are deltas."""
 
     raw_bytes: int = 0
     waiting_chunks: int = 0
     waiting_bytes: int = 0
+    delta_chunks: int = 0
+    delta_bytes: int = 0
 
 
 class Summary(NamedTuple):
@@ -134,26 +136,24 @@ class _Tally:
     raw_bytes: int = 0
     waiting_chunks: int = 0
     waiting_bytes: int = 0
+    delta_chunks: int = 0
+    delta_bytes: int = 0
 
-    def move(self, before: Location | None, after: Location) -> None:
-        """Note that a chunk has another location, or its first one."""
-        if before is None:
-            self.chunks += 1
-            self.raw_bytes += after.raw_size
-        elif before.encoding == Encoding.WAITING:
-            self.waiting_chunks -= 1
-            self.waiting_bytes -= before.raw_size
-        if after.encoding == Encoding.WAITING:
-            self.waiting_chunks += 1
-            self.waiting_bytes += after.raw_size
+    def add(self, location: Location, count: int = 1) -> None:
+        """Note that there is a chunk more that is stored so; with a `count` of -1, one fewer."""
+        self.chunks += count
+        self.raw_bytes += count * location.raw_size
+        if location.encoding == Encoding.WAITING:
+            self.waiting_chunks += count
+            self.waiting_bytes += count * location.raw_size
+        elif location.encoding == Encoding.DELTA:
+            self.delta_chunks += count
+            self.delta_bytes += count * location.raw_size
 
-    def drop(self, before: Location) -> None:
-        """Note that a chunk is none any more."""
-        self.chunks -= 1
-        self.raw_bytes -= before.raw_size
-        if before.encoding == Encoding.WAITING:
-            self.waiting_chunks -= 1
-            self.waiting_bytes -= before.raw_size
+    def move(self, before: Location, after: Location) -> None:
+        """Note that a chunk has another location."""
+        self.add(before, -1)
+        self.add(after)
 
 
 class ChunkIndex:
@@ -248,12 +248,13 @@ class ChunkIndex:
                     self._active.numbers[chunk_id] = number
                 if before is None:
                     self._next_number = max(self._next_number, number + 1)
+                    totals.add(location)
                 elif location.position > before.position:
                     replaced.append(before.place(number))
+                    totals.move(before, location)
                 else:
                     continue
                 self._active.locations[key] = packed
-                totals.move(before, location)
                 if self._watched is not None:
                     self._watch(location.bases)
                 self._raise_bases(location, 0)
@@ -279,7 +280,7 @@ class ChunkIndex:
 
     def _count(self, tally: "_Tally") -> None:
         """Bring the totals up to locations that were set or taken away."""
-        added = (tally.raw_bytes, tally.waiting_chunks, tally.waiting_bytes)
+        added = (tally.raw_bytes, tally.waiting_chunks, tally.waiting_bytes, tally.delta_chunks, tally.delta_bytes)
         totals = Totals._make(map(int.__add__, self._summary.totals, added))
         self._summary = self._summary._replace(totals=totals)
         self.count += tally.chunks
@@ -368,7 +369,7 @@ class ChunkIndex:
             before = self._locate(key)
             self._active.locations[key] = _NOWHERE
             if before is not None:
-                totals.drop(before)
+                totals.add(before, -1)
                 places.append(before.place(NUMBER.unpack(key)[0]))
         self._count(totals)
         return places

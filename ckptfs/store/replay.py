@@ -28,9 +28,9 @@ from ckptfs.store.tables import TREE_TABLES, Table, Tables
 logger = logging.getLogger(__name__)
 
 STATE_KEY = b"state"
-STATE = struct.Struct("<IIQQQQIIQQQQ")
-_STATE_SIZE_1 = 56
-"""The size in a store of version 1, in which no chunk waits."""
+STATE = struct.Struct("<IIQQQQIIQQQQQQ")
+_STATE_SIZES_OLD = (56, 80)
+"""The sizes in stores of version 1, in which no chunk waits, and of version 2, in which none is a delta."""
 
 FIRST_SEQUENCE = 1
 
@@ -58,21 +58,23 @@ def pack_state(state: State) -> bytes:
     """Return the value of the row that a checkpoint writes last."""
     position, sequence, number = state.replay_from
     kept = state.kept_until
-    (raw_bytes, waiting_chunks, waiting_bytes), tried_until = state.summary
+    (raw_bytes, waiting_chunks, waiting_bytes, delta_chunks, delta_bytes), tried_until = state.summary
     return STATE.pack(
         *(position.pack, 0, position.offset, sequence, number, raw_bytes, kept.pack, 0, kept.offset),
-        *(waiting_chunks, waiting_bytes, tried_until),
+        *(waiting_chunks, waiting_bytes, tried_until, delta_chunks, delta_bytes),
     )
 
 
 def unpack_state(packed: bytes) -> State:
     """Return the state that a checkpoint wrote."""
-    if len(packed) == _STATE_SIZE_1:
-        packed += bytes(STATE.size - _STATE_SIZE_1)
+    if len(packed) in _STATE_SIZES_OLD:
+        packed += bytes(STATE.size - len(packed))
     if len(packed) != STATE.size:
         raise DamagedError("the state row of the index has another size than it must have; rebuild the index")
-    pack, _, offset, sequence, number, raw_bytes, kept_pack, _, kept_offset, *waiting, tried = STATE.unpack(packed)
-    summary = Summary(Totals(raw_bytes, *waiting), max(tried, FIRST_NUMBER))
+    pack, _, offset, sequence, number, raw_bytes, kept_pack, _, kept_offset, *behind = STATE.unpack(packed)
+    waiting_chunks, waiting_bytes, tried_until, delta_chunks, delta_bytes = behind
+    totals = Totals(raw_bytes, waiting_chunks, waiting_bytes, delta_chunks, delta_bytes)
+    summary = Summary(totals, max(tried_until, FIRST_NUMBER))
     return State(Mark(Position(pack, offset), sequence, number), Position(kept_pack, kept_offset), summary)
 
 

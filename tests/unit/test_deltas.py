@@ -89,8 +89,13 @@ def location(store: ChunkStore, number: int) -> Location:
 
 
 def deltas(store: ChunkStore) -> list[int]:
-    numbers = range(1, store.stats().chunks + 1)
-    return [number for number in numbers if location(store, number).encoding == Encoding.DELTA]
+    """Return the chunks that are deltas, which the store has counted."""
+    located = {number: store._index.locate(number) for number in range(1, store._mark.number)}
+    found = [number for number, at in located.items() if at is not None and at.encoding == Encoding.DELTA]
+    stats = store.stats()
+    assert stats.delta_chunks == len(found)
+    assert stats.delta_bytes == sum(location(store, number).raw_size for number in found)
+    return found
 
 
 def heights(store: ChunkStore) -> list[int]:
@@ -133,7 +138,7 @@ def test_a_chunk_becomes_smaller_and_reads_as_before(path: Path) -> None:
     for rebuild in (False, True):
         with ChunkStore.open(path, rebuild=rebuild) as store:
             assert_reads(store, kept)
-            assert (location(store, 1).bases, heights(store)) == ((2,), [0, 1])
+            assert (location(store, 1).bases, heights(store), deltas(store)) == ((2,), [0, 1], [1])
 
 
 def test_a_reader_written_from_the_document_alone_reads_deltas(path: Path) -> None:
@@ -388,6 +393,7 @@ def test_a_sweep_keeps_what_the_needed_rests_on(path: Path) -> None:
         assert store.punch() > 0
         assert_reads(store, stored(store, kept))
         assert sweep(store, []) == 3
+        assert deltas(store) == []
     with ChunkStore.open(path, rebuild=True) as store:
         assert stored(store, kept) == {}
 
@@ -428,6 +434,7 @@ def test_a_delta_made_during_a_sweep_keeps_what_it_comes_to_rest_on(path: Path) 
         assert store.sweep(needed).chunks == 1
         store.end_sweep()
         assert list(stored(store, kept)) == [1, 2, 3, 4]
+        assert deltas(store) == [1, 2, 3]
         assert_reads(store, stored(store, kept))
 
 
@@ -496,14 +503,14 @@ def test_whatever_rests_on_whatever_reads_as_before(
                 checkpoint(store)
         assert_reads(store, kept)
         checkpoint(store)
-        known = heights(store)
+        known, made = heights(store), deltas(store)
         assert known == longest_above(store)
         store.reencode(ALL)
         checkpoint(store)
         store.punch()
     with ChunkStore.open(path, rebuild=True) as store:
         assert_reads(store, kept)
-        assert heights(store) == known
+        assert (heights(store), deltas(store)) == (known, made)
 
 
 def longest_above(store: ChunkStore) -> list[int]:
