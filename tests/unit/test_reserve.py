@@ -47,11 +47,11 @@ def put(store: ChunkStore, size: int) -> None:
     store.ingest(memoryview(os.urandom(size)), True)
 
 
-def fill(store: ChunkStore) -> None:
-    """Put data until there is no room for more."""
+def fill(store: ChunkStore, size: int = 4096) -> None:
+    """Put data until there is no room for `size` bytes more."""
     with pytest.raises(NoSpaceError):
         for _ in range(100):
-            put(store, 4096)
+            put(store, size)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -65,6 +65,18 @@ def test_a_full_disk_takes_rows_and_no_data(tmp_path: Path, checkpoint: bool) ->
         store.close(commit=False)
     with ChunkStore.open(tmp_path / "store") as store:
         assert store.tables.get(Table.NAMES, b"kept") == ROW
+
+
+def test_a_full_disk_lets_chunks_be_released(tmp_path: Path) -> None:
+    with ChunkStore.create(tmp_path / "store", disk=SmallDisk(4 * ROOM)) as store:
+        assert store.hold_reserve()
+        fill(store)
+        fill(store, 64)
+        chunks = store.stats().chunks
+        assert store.sweep(store.begin_sweep()).chunks == chunks > 40
+        store.end_sweep()
+        store.commit(checkpoint=True)
+        assert store.punch() > 40 * 4096
 
 
 def test_what_was_given_up_is_kept_back_again_when_there_is_room(tmp_path: Path) -> None:
