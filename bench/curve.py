@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from direct import save
-from series import demo_series, frozen_series, raw_size, saves_of
+from regimes import demo, demo_frozen, series
+from series import raw_size, saves_of
 
 from ckptfs.config import FORMAT_VERSION, KIB, ChunkSizes, StoreConfig
 from ckptfs.store import ChunkStore
@@ -63,11 +64,12 @@ def measure(series: Path, mean_bits: int) -> Point:
 
 def report(seed: int) -> None:
     """Print a table for each series; sizes take turns, and the fastest of their rounds counts."""
-    for series in (demo_series(seed), frozen_series(seed)):
-        raw = raw_size(series)
-        print(f"series {series.name}: {sum(1 for _ in saves_of(series))} saves, {raw:,} bytes raw, seed {seed}")
+    for recipe in (demo, demo_frozen):
+        saves = series(recipe, seed)
+        raw = raw_size(saves)
+        print(f"series {saves.name}: {sum(1 for _ in saves_of(saves))} saves, {raw:,} bytes raw, seed {seed}")
         print(f"{'mean asked for':>14} {'mean chunk':>11} {'distinct of raw':>16} {'index of raw':>13} {'MB/s':>7}")
-        points = [[measure(series, bits) for bits in MEAN_BITS] for _ in range(ROUNDS)]
+        points = [[measure(saves, bits) for bits in MEAN_BITS] for _ in range(ROUNDS)]
         for bits, rounds in zip(MEAN_BITS, zip(*points, strict=True), strict=True):
             chunks, distinct, index, _ = rounds[0]
             rate = raw / min(point.seconds for point in rounds) / 1e6

@@ -8,6 +8,7 @@ import kernels
 import shares
 import speed
 import storage
+from peers import PEERS
 
 
 def main() -> None:
@@ -15,8 +16,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure ckptfs against other tools in the same run.")
     benchmarks = parser.add_subparsers(required=True, metavar="BENCHMARK")
     command = benchmarks.add_parser("storage", help="what a series of saves takes on the disk")
-    command.add_argument("--seed", type=int, default=0, help="of the training run that makes the series")
-    command.set_defaults(run=lambda arguments: storage.report(arguments.seed))
+    command.add_argument("--seed", type=int, default=0, help="of the training runs that make the series")
+    command.add_argument("--quick", action="store_true", help=f"only the first {storage.QUICK_SAVES} saves of each")
+    names = list(storage.SERIES)
+    command.add_argument(
+        "--series", nargs="+", choices=names, default=names, metavar="NAME", help=f"only these of {', '.join(names)}"
+    )
+    names = [peer.name for peer in PEERS]
+    command.add_argument(
+        "--peers", nargs="*", choices=names, default=names, metavar="NAME", help=f"only these of {', '.join(names)}"
+    )
+    command.set_defaults(
+        run=lambda arguments: storage.report(arguments.seed, arguments.series, arguments.peers, quick=arguments.quick)
+    )
     command = benchmarks.add_parser("speed", help="saves and loads beside a null mount and a plain directory")
     command.add_argument("--quick", action="store_true", help="fewer bytes and runs: under 3 minutes")
     command.add_argument("rows", metavar="ROW", nargs="*", help=f"only these of {', '.join(speed.ROWS)}")

@@ -1,42 +1,148 @@
-"""Storage efficiency: what a series of saves takes in ckptfs and in other tools that keep every version.
+"""Storage efficiency: what series of saves take in ckptfs and in other tools that keep every version.
 
 Every tool gets the same saves one after the other: the files of a save are written over those of the one before, then
-the tool keeps a version. What counts is the disk blocks of all that it stored, its index included. For every row the
-commands that made it are printed. Not measured here: time, and what reading an old version costs.
+the tool keeps a version, and ckptfs gets the idle time to encode what it has stored raw. After each save the disk
+blocks of all that the tool keeps are counted, its index included; what one more save costs is what this grew by. A row
+is printed when every version has been read back and compared. Not measured here: time, and what reading an old version
+costs.
 """
 
+import filecmp
 import json
-import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
-import zstandard
-from series import demo_series, raw_size, saves_of
+import regimes
+from measure import line
+from peers import PEERS
+from places import Ckptfs
+from series import Recipe, name_in_save, name_of, saves_of
 
 DISK_BLOCK = 512
 """The unit of st_blocks, whatever the filesystem."""
-IDLE_SECONDS = 3.0
-"""Longer than ckptfs waits before it uses an idle moment."""
-ZSTD_LEVELS = (1, 3)
-BORG_COMPRESSIONS = ("lz4", "zstd,3")
+POLL_SECONDS = 1.0
+SETTLED_SECONDS = 7
+"""Longer than ckptfs waits before it uses an idle moment or brings its index up to date."""
+LAST_SAVES = 4
+"""The marginal cost is the median over so many."""
+QUICK_SAVES = 5
 
-Play = Callable[[Path, Path], Sequence[str]]
+SERIES: dict[str, Recipe] = {
+    name_of(recipe): recipe
+    for recipe in (
+        regimes.full_adamw,
+        regimes.fp32_finetune,
+        regimes.bf16_finetune,
+        regimes.rl_bf16,
+        regimes.frozen_trunk,
+        regimes.lora,
+        regimes.lora_adapters,
+        regimes.growing_vocabulary,
+        regimes.moe,
+        regimes.sgd,
+        regimes.pt_and_safetensors,
+        regimes.demo,
+    )
+}
+FIRST_GOALS = {"bf16-finetune": 0.67, "fp32-finetune": 0.83}
+MARGINAL_GOALS = {
+    "full-adamw": 0.76,
+    "fp32-finetune": 0.59,
+    "bf16-finetune": 0.17,
+    "rl-bf16": 0.012,
+    "frozen-trunk": 0.39,
+}
+BASE_GOAL = 0.001
+
+
+class Tool(Protocol):
+    """Something that keeps versions; what the members mean is said at `peers.Peer`."""
+
+    name: str
+    live: Path
+    kept: Path
+    commands: list[str]
+
+    def keep(self, number: int, names: Sequence[Path]) -> None: ...
+
+    def version(self, number: int) -> Path: ...
+
+    def close(self) -> None: ...
+
+
+class MountedCkptfs:
+    """Keeps versions in a real mount, with the store beside it."""
+
+    name = "ckptfs"
+
+    def __init__(self, scratch: Path) -> None:
+        self._place = Ckptfs(scratch)
+        self.live, self.kept = self._place.path, self._place.store
+        self.commands = ["ckptfs mount ckptfs", "mkdir ckptfs/.snapshots/save-0"]
+        self._has_optimize = _has_command("optimize")
+        if self._has_optimize:
+            self.commands.append("ckptfs optimize ckptfs")
+
+    def keep(self, number: int, names: Sequence[Path]) -> None:
+        """Take a snapshot, and return when nothing waits to be encoded and the store has stopped to change."""
+        self.version(number).mkdir()
+        if self._has_optimize:
+            self._place.command("optimize", self.live)
+        usage, unchanged_since = disk_usage(self.kept), time.monotonic()
+        while time.monotonic() < unchanged_since + SETTLED_SECONDS:
+            time.sleep(POLL_SECONDS)
+            now = disk_usage(self.kept)
+            if now != usage or json.loads(self._place.command("stats", self.live, "--json"))["waiting_bytes"]:
+                usage, unchanged_since = now, time.monotonic()
+
+    def version(self, number: int) -> Path:
+        """Return the directory of a snapshot."""
+        return self.live / ".snapshots" / f"save-{number}"
+
+    def close(self) -> None:
+        """Unmount."""
+        self._place.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one tool made of a series; `stored` in bytes of disk, `commands` as they were run."""
+    """What one tool made of a series.
+
+    `raw` is the size of each save and `stored` the disk that the tool took after it, in bytes.
+    """
 
     tool: str
-    stored: int
+    raw: Sequence[int]
+    stored: Sequence[int]
     commands: Sequence[str]
+
+    def first(self) -> float:
+        """Return what the first save took over its raw size."""
+        return self.stored[0] / self.raw[0]
+
+    def marginal(self) -> float:
+        """Return what one more save takes over its raw size: the median over the last ones."""
+        grown = [after - before for before, after in pairwise(self.stored)]
+        return statistics.median([size / raw for size, raw in zip(grown, self.raw[1:], strict=True)][-LAST_SAVES:])
+
+    def mean(self) -> float:
+        """Return what all saves behind the first took over their raw size."""
+        return (self.stored[-1] - self.stored[0]) / sum(self.raw[1:])
+
+
+def _has_command(name: str) -> bool:
+    """Say whether this ckptfs has a command."""
+    words = [sys.executable, "-m", "ckptfs", name, "--help"]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
 def disk_usage(directory: Path) -> int:
@@ -45,137 +151,69 @@ def disk_usage(directory: Path) -> int:
     return sum(found.values()) * DISK_BLOCK
 
 
-class Transcript:
-    """Runs commands and remembers them without the scratch directory in their paths."""
-
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
-        self.lines: list[str] = []
-
-    def run(self, *command: object, environment: dict[str, str] | None = None) -> None:
-        """Run a command in the scratch directory; what it prints is shown only when it fails."""
-        words = [str(word) for word in command]
-        line = " ".join(words).replace(f"{self.scratch}/", "")
-        if line not in self.lines:
-            self.lines.append(line)
-        done = subprocess.run(
-            words, cwd=self.scratch, env=os.environ | (environment or {}), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            sys.exit(f"{line}: exit {done.returncode}\n{done.stdout}{done.stderr}")
-
-
-def replay(series: Path, directory: Path) -> Iterator[int]:
-    """Write one save after the other into a directory, over what is there; yield its number when it is written."""
-    for number, files in enumerate(saves_of(series)):
+def keep_all(tool: Tool, series: Path, saves: Sequence[list[Path]]) -> Row:
+    """Keep every save, read every version back, and return what they took."""
+    raw, stored = [], []
+    for number, files in enumerate(saves):
+        print(f"{tool.name}: save {number + 1} of {len(saves)}", end="\r", file=sys.stderr, flush=True)
+        names = [name_in_save(series, file) for file in files]
+        for file, name in zip(files, names, strict=True):
+            (tool.live / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, tool.live / name)
+        tool.keep(number, names)
+        if number == 0:
+            commands = list(tool.commands)  # the later versions are kept the same way
+        raw.append(sum(file.stat().st_size for file in files))
+        stored.append(disk_usage(tool.kept))
+    for number, files in enumerate(saves):
+        version = tool.version(number)
         for file in files:
-            shutil.copyfile(file, directory / file.name)
-        yield number
+            if not filecmp.cmp(file, version / name_in_save(series, file), shallow=False):
+                sys.exit(f"{tool.name}: {file} reads back differently from version save-{number}")
+    return Row(tool.name, raw, stored, commands)
 
 
-@contextmanager
-def mounted(transcript: Transcript) -> Iterator[Path]:
-    """Mount a ckptfs in the scratch directory; its store is beside it."""
-    mountpoint = transcript.scratch / "ckpt"
-    mountpoint.mkdir()
-    transcript.run("ckptfs", "mount", "ckpt")
-    try:
-        yield mountpoint
-    finally:
-        transcript.run("ckptfs", "umount", "ckpt")
-
-
-def wait_until_encoded(store: Path, mountpoint: Path) -> None:
-    """Return when nothing waits to be encoded and the store has stopped to shrink."""
-    sizes = [0, disk_usage(store)]
-    while sizes[-1] != sizes[-2] or waiting_bytes(mountpoint):
-        time.sleep(IDLE_SECONDS)
-        sizes.append(disk_usage(store))
-
-
-def waiting_bytes(mountpoint: Path) -> int:
-    """Return how much a mount has stored raw so far."""
-    words = ["ckptfs", "stats", str(mountpoint), "--json"]
-    return int(json.loads(subprocess.run(words, check=True, capture_output=True).stdout)["waiting_bytes"])
-
-
-def in_ckptfs(series: Path, transcript: Transcript) -> list[Row]:
-    """Keep a series through a real mount."""
-    with mounted(transcript) as mountpoint:
-        for number in replay(series, mountpoint):
-            (mountpoint / ".snapshots" / f"save-{number}").mkdir()
-        wait_until_encoded(transcript.scratch / "ckpt.store", mountpoint)
-        for number, files in enumerate(saves_of(series)):
-            for file in files:
-                if (mountpoint / ".snapshots" / f"save-{number}" / file.name).read_bytes() != file.read_bytes():
-                    sys.exit(f"{file} reads back differently from version save-{number}")
-    stored = disk_usage(transcript.scratch / "ckpt.store")
-    return [Row("ckptfs", stored, [*transcript.lines, "mkdir ckpt/.snapshots/save-N  # after each save"])]
-
-
-def in_zstd_files(series: Path, transcript: Transcript) -> list[Row]:
-    """Keep every file of every save as a compressed copy."""
+def measure(series: Path, saves: Sequence[list[Path]], peers: Sequence[str]) -> list[Row]:
+    """Keep a series in ckptfs and in the peers of these names that are installed, smallest first."""
     rows = []
-    for level in ZSTD_LEVELS:
-        directory = transcript.scratch / f"zstd-{level}"
-        directory.mkdir()
-        compressor = zstandard.ZstdCompressor(level=level)
-        for number, files in enumerate(saves_of(series)):
-            for file in files:
-                (directory / f"{number}-{file.name}.zst").write_bytes(compressor.compress(file.read_bytes()))
-        rows.append(
-            Row(f"zstd -{level} per file", disk_usage(directory), [f"zstd -{level} FILE  # the zstandard package"])
-        )
-    return rows
-
-
-def in_borg(series: Path, transcript: Transcript) -> list[Row]:
-    """Keep an archive per save in a borg repository without encryption."""
-    if not shutil.which("borg"):
-        return []
-    rows = []
-    home = {"BORG_BASE_DIR": str(transcript.scratch), "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}
-    for compression in BORG_COMPRESSIONS:
-        before = len(transcript.lines)
-        live = transcript.scratch / f"borg-live-{compression}"
-        live.mkdir()
-        repository = f"borg-{compression}"
-        transcript.run("borg", "init", "--encryption=none", repository, environment=home)
-        for number in replay(series, live):
-            archive = f"{repository}::save-{number}"
-            transcript.run("borg", "create", f"--compression={compression}", archive, live.name, environment=home)
-        commands = transcript.lines[before : before + 2]  # the archives after the first are made the same way
-        rows.append(Row(f"borg {compression}", disk_usage(transcript.scratch / repository), commands))
-    return rows
-
-
-def in_restic(series: Path, transcript: Transcript) -> list[Row]:
-    """Keep a snapshot per save in a restic repository."""
-    if not shutil.which("restic"):
-        return []
-    before = len(transcript.lines)
-    live = transcript.scratch / "restic-live"
-    live.mkdir()
-    secret = {"RESTIC_PASSWORD": "none", "RESTIC_CACHE_DIR": str(transcript.scratch / "restic-cache")}
-    transcript.run("restic", "init", "--repo", "restic", environment=secret)
-    for _ in replay(series, live):
-        transcript.run("restic", "backup", "--repo", "restic", live.name, environment=secret)
-    return [Row("restic", disk_usage(transcript.scratch / "restic"), transcript.lines[before:])]
-
-
-def report(seed: int) -> None:
-    """Measure every tool that is installed and print a table, then the commands behind its rows."""
-    series = demo_series(seed)
-    raw = raw_size(series)
-    rows = []
-    for measure in (in_ckptfs, in_zstd_files, in_borg, in_restic):
+    for make in (MountedCkptfs, *(peer for peer in PEERS if peer.name in peers and peer.installed())):
         with tempfile.TemporaryDirectory(prefix="ckptfs-bench-") as scratch:
-            rows += measure(series, Transcript(Path(scratch)))
-    saves = sum(1 for _ in saves_of(series))
-    print(f"series {series.name}: {saves} saves, {raw:,} bytes raw\n")
-    print(f"{'tool':<20} {'stored bytes':>15} {'of raw':>8}")
-    for row in sorted(rows, key=lambda row: row.stored):
-        print(f"{row.tool:<20} {row.stored:>15,} {row.stored / raw:>8.1%}")
+            tool: Tool = make(Path(scratch))
+            try:
+                rows.append(keep_all(tool, series, saves))
+            finally:
+                tool.close()
+    return sorted(rows, key=lambda row: row.stored[-1])
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print what each tool made of a series."""
+    print(f"{'tool':<8} {'stored bytes':>15} {'of raw':>8} {'first':>8} {'marginal':>9} {'mean':>8}")
     for row in rows:
-        print(f"\n{row.tool}:")
-        print("\n".join(f"  $ {line}" for line in row.commands))
+        ratios = f"{row.stored[-1] / sum(row.raw):>8.4f} {row.first():>8.4f} {row.marginal():>9.4f} {row.mean():>8.4f}"
+        print(f"{row.tool:<8} {row.stored[-1]:>15,} {ratios}", flush=True)
+
+
+def report(seed: int, names: Sequence[str], peers: Sequence[str], *, quick: bool) -> None:
+    """Print a table and the goals for each series, then the commands behind the rows."""
+    ours: dict[str, Row] = {}
+    commands: dict[str, Sequence[str]] = {}
+    for name in names:
+        series = regimes.series(SERIES[name], seed)
+        saves = list(saves_of(series))[: QUICK_SAVES if quick else None]
+        rows = measure(series, saves, peers)
+        print(f"\n{series.name}: {len(saves)} saves, {sum(rows[0].raw):,} bytes raw\n{SERIES[name].__doc__}")
+        print_table(rows)
+        commands |= {row.tool: row.commands for row in rows}
+        (ours[name],) = (row for row in rows if row.tool == MountedCkptfs.name)
+        if name in FIRST_GOALS:
+            line(f"{name}: first save", ours[name].first(), "<=", FIRST_GOALS[name])
+        if name in MARGINAL_GOALS:
+            line(f"{name}: one more save", ours[name].marginal(), "<=", MARGINAL_GOALS[name])
+        if name == "lora-adapters" and "lora" in ours:
+            both, adapters = ours["lora"], ours[name]
+            base = both.raw[-1] - adapters.raw[-1]
+            share = (both.marginal() * both.raw[-1] - adapters.marginal() * adapters.raw[-1]) / base
+            line("lora: the base's share of one more save", share, "<=", BASE_GOAL)
+    for tool, lines in commands.items():
+        print(f"\n{tool}:", *(f"$ {line}" for line in lines), sep="\n  ")

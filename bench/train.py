@@ -37,15 +37,15 @@ LEARNING_RATE = 1e-3
 class Model(nn.Module):
     """A causal transformer."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, vocabulary: int = VOCABULARY) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.position = nn.Parameter(torch.randn(CONTEXT, WIDTH) * 0.02)
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.randn(CONTEXT, width) * 0.02)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+            nn.TransformerEncoderLayer(width, HEADS, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
             for _ in range(LAYERS)
         )
-        self.head = nn.Linear(WIDTH, VOCABULARY)
+        self.head = nn.Linear(width, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits of the next token at every position: (batch, context, vocabulary)."""
@@ -56,6 +56,10 @@ class Model(nn.Module):
         logits: Tensor = self.head(hidden)
         return logits
 
+    def loss(self, tokens: Tensor) -> Tensor:
+        """Return the mean cross entropy of every token given those before it."""
+        return nn.functional.cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
     def freeze_trunk(self) -> None:
         """Let only the last layer and the head go on learning."""
         for name, parameter in self.named_parameters():
@@ -65,17 +69,18 @@ class Model(nn.Module):
 class Language:
     """Sentences in which every word has few successors: learnable, and made anew from seed and step."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, vocabulary: int = VOCABULARY) -> None:
         self.seed = seed
+        self.vocabulary = vocabulary
         generator = torch.Generator().manual_seed(seed)
-        self.successors = torch.randint(VOCABULARY, (VOCABULARY, SUCCESSORS), generator=generator)
+        self.successors = torch.randint(vocabulary, (vocabulary, SUCCESSORS), generator=generator)
 
-    def batch(self, step: int) -> Tensor:
-        """Return tokens of shape (batch, context + 1)."""
+    def batch(self, step: int, size: int = BATCH) -> Tensor:
+        """Return tokens of shape (size, context + 1)."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        words = [torch.randint(VOCABULARY, (BATCH,), generator=generator)]
+        words = [torch.randint(self.vocabulary, (size,), generator=generator)]
         for _ in range(CONTEXT):
-            choice = torch.randint(SUCCESSORS, (BATCH,), generator=generator)
+            choice = torch.randint(SUCCESSORS, (size,), generator=generator)
             words.append(self.successors[words[-1], choice])
         return torch.stack(words, dim=1)
 
@@ -137,9 +142,7 @@ def train(run: Run, on_save: Callable[[int, list[Path]], None] = lambda step, fi
         for step in range(first + 1, run.saves * STEPS_PER_SAVE + 1):
             if step > SAVES * STEPS_PER_SAVE // 2:
                 model.freeze_trunk()
-            tokens = language.batch(step)
-            logits = model(tokens[:, :-1])
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            loss = model.loss(language.batch(step))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -1,0 +1,213 @@
+"""The tools that the storage benchmark compares ckptfs with, each with a directory of its own.
+
+A peer keeps a version of what lies in its `live` directory and gives every version back. Everything that it stores lies
+in `kept`. The commands are remembered, to be printed below its row; a tool that is not installed is left out.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import zstandard
+
+ZSTD_LEVEL = 3
+BORG_COMPRESSION = "zstd,3"
+
+
+class Peer:
+    """What all peers share: the directories, and running commands in the scratch directory."""
+
+    name: str
+    needs: str
+    """The command or the package that has to be there."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.live = scratch / "live"
+        self.kept = scratch / "kept"
+        self.restored = scratch / "restored"
+        self.commands: list[str] = []
+        for directory in (self.live, self.kept, self.restored):
+            directory.mkdir()
+
+    @classmethod
+    def installed(cls) -> bool:
+        """Say whether the tool is there."""
+        return bool(shutil.which(cls.needs) or importlib.util.find_spec(cls.needs))
+
+    def keep(self, number: int, names: Sequence[Path]) -> None:
+        """Keep a version of the live directory, in which the save of this number has just written these files."""
+        raise NotImplementedError
+
+    def version(self, number: int) -> Path:
+        """Return a directory that shows a version as it was kept, valid until the next call."""
+        shutil.rmtree(self.restored)
+        self.restored.mkdir()
+        return self._restore(number)
+
+    def _restore(self, number: int) -> Path:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End what the peer has running; the scratch directory goes with its owner."""
+
+    def _run(self, *command: object, **environment: object) -> None:
+        """Run a command in the scratch directory; what it prints is shown only when it fails."""
+        words = [str(word) for word in command]
+        line = " ".join(words).replace(f"{self.scratch}/", "")
+        self.commands.append(line)
+        variables = os.environ | {name: str(value) for name, value in environment.items()}
+        done = subprocess.run(words, cwd=self.scratch, env=variables, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{line}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+class _PerFile(Peer):
+    """Keeps a compressed copy of every file that a save writes."""
+
+    def keep(self, number: int, names: Sequence[Path]) -> None:
+        for name in names:
+            target = self.kept / str(number) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self._compress((self.live / name).read_bytes()))
+
+    def _restore(self, number: int) -> Path:
+        kept = self.kept / str(number)
+        for file in kept.rglob("*"):
+            if file.is_file():
+                target = self.restored / file.relative_to(kept)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(self._decompress(file.read_bytes()))
+        return self.restored
+
+    def _compress(self, data: bytes) -> bytes:
+        raise NotImplementedError
+
+    def _decompress(self, data: bytes) -> bytes:
+        raise NotImplementedError
+
+
+class Zstd(_PerFile):
+    """zstd, each file for itself."""
+
+    name = "zstd"
+    needs = "zstandard"
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        self.commands = [f"zstd -{ZSTD_LEVEL} FILE  # the zstandard package"]
+
+    def _compress(self, data: bytes) -> bytes:
+        return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(data)
+
+    def _decompress(self, data: bytes) -> bytes:
+        return zstandard.ZstdDecompressor().decompress(data)
+
+
+class ZipNN(_PerFile):
+    """ZipNN, each file for itself, as fp32 and as bf16; the smaller one counts."""
+
+    name = "zipnn"
+    needs = "zipnn"
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        from zipnn import ZipNN as Compressor
+
+        self._compressors = [Compressor(input_format="byte", bytearray_dtype=name) for name in ("float32", "bfloat16")]
+        self.commands = ['ZipNN(input_format="byte", bytearray_dtype="float32" or "bfloat16").compress(data)']
+
+    def _compress(self, data: bytes) -> bytes:
+        return min((bytes(compressor.compress(bytearray(data))) for compressor in self._compressors), key=len)
+
+    def _decompress(self, data: bytes) -> bytes:
+        return bytes(self._compressors[0].decompress(data))
+
+
+class Borg(Peer):
+    """An archive per save in a borg repository without encryption."""
+
+    name = "borg"
+    needs = "borg"
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        self._borg("init", "--encryption=none", self.kept)
+
+    def keep(self, number: int, names: Sequence[Path]) -> None:
+        self._borg("create", f"--compression={BORG_COMPRESSION}", f"{self.kept}::save-{number}", self.live.name)
+
+    def _restore(self, number: int) -> Path:
+        self._borg("extract", f"{self.kept}::save-{number}")  # over the live directory, which is read no more
+        return self.live
+
+    def _borg(self, *words: object) -> None:
+        self._run("borg", *words, BORG_BASE_DIR=self.scratch / "home", BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK="yes")
+
+
+class Restic(Peer):
+    """A snapshot per save in a restic repository."""
+
+    name = "restic"
+    needs = "restic"
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        self._restic("init")
+
+    def keep(self, number: int, names: Sequence[Path]) -> None:
+        self._restic("backup", "--tag", f"save-{number}", self.live.name)
+
+    def _restore(self, number: int) -> Path:
+        self._restic("restore", "latest", "--tag", f"save-{number}", "--target", self.restored)
+        return self.restored / self.live.name
+
+    def _restic(self, command: str, *words: object) -> None:
+        cache = self.scratch / "cache"
+        self._run("restic", command, "--repo", self.kept, *words, RESTIC_PASSWORD="none", RESTIC_CACHE_DIR=cache)
+
+
+class Bup(Peer):
+    """A branch per save in a bup repository."""
+
+    name = "bup"
+    needs = "bup"
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        self._bup("init")
+
+    def keep(self, number: int, names: Sequence[Path]) -> None:
+        self._bup("index", self.live)
+        self._bup("save", "--strip", "-n", f"save-{number}", self.live)
+
+    def _restore(self, number: int) -> Path:
+        self._bup("restore", "-C", self.restored, f"save-{number}/latest/.")
+        return self.restored
+
+    def _bup(self, *words: object) -> None:
+        self._run("bup", *words, BUP_DIR=self.kept)
+
+
+class Casync(Peer):
+    """An index per save over one casync chunk store."""
+
+    name = "casync"
+    needs = "casync"
+
+    def keep(self, number: int, names: Sequence[Path]) -> None:
+        self._casync("make", self.kept / f"save-{number}.caidx", self.live)
+
+    def _restore(self, number: int) -> Path:
+        self._casync("extract", self.kept / f"save-{number}.caidx", self.restored)
+        return self.restored
+
+    def _casync(self, command: str, *words: object) -> None:
+        self._run("casync", command, f"--store={self.kept / 'chunks.castr'}", *words)
+
+
+PEERS: tuple[type[Peer], ...] = (Zstd, ZipNN, Borg, Restic, Bup, Casync)
