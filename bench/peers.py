@@ -8,7 +8,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,10 @@ import zstandard
 
 ZSTD_LEVEL = 3
 BORG_COMPRESSION = "zstd,3"
+
+
+class PeerError(Exception):
+    """A peer failed, and its row is left out; the message says how."""
 
 
 class Peer:
@@ -56,14 +59,14 @@ class Peer:
         """End what the peer has running; the scratch directory goes with its owner."""
 
     def _run(self, *command: object, **environment: object) -> None:
-        """Run a command in the scratch directory; what it prints is shown only when it fails."""
+        """Run a command in the scratch directory; PeerError, with what it printed, when it fails."""
         words = [str(word) for word in command]
         line = " ".join(words).replace(f"{self.scratch}/", "")
         self.commands.append(line)
         variables = os.environ | {name: str(value) for name, value in environment.items()}
         done = subprocess.run(words, cwd=self.scratch, env=variables, capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"{line}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+            raise PeerError(f"{line}: exit {done.returncode}: {done.stdout}{done.stderr}")
 
 
 class _PerFile(Peer):
@@ -109,7 +112,10 @@ class Zstd(_PerFile):
 
 
 class ZipNN(_PerFile):
-    """ZipNN, each file for itself, as fp32 and as bf16; the smaller one counts."""
+    """ZipNN, each file for itself, as fp32 and as bf16; the smaller one counts.
+
+    It corrupts its memory where a file is not of whole elements (0.5.4), so files are filled up to such a size.
+    """
 
     name = "zipnn"
     needs = "zipnn"
@@ -122,10 +128,14 @@ class ZipNN(_PerFile):
         self.commands = ['ZipNN(input_format="byte", bytearray_dtype="float32" or "bfloat16").compress(data)']
 
     def _compress(self, data: bytes) -> bytes:
-        return min((bytes(compressor.compress(bytearray(data))) for compressor in self._compressors), key=len)
+        filling = -len(data) % 4
+        whole = data + bytes(filling)
+        results = [bytes(compressor.compress(bytearray(whole))) for compressor in self._compressors]
+        return bytes([filling]) + min(results, key=len)
 
     def _decompress(self, data: bytes) -> bytes:
-        return bytes(self._compressors[0].decompress(data))
+        whole = bytes(self._compressors[0].decompress(data[1:]))
+        return whole[: len(whole) - data[0]]
 
 
 class Borg(Peer):

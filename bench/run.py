@@ -9,6 +9,7 @@ import shares
 import speed
 import storage
 from peers import PEERS
+from places import ROOT
 
 
 def main() -> None:
@@ -26,8 +27,13 @@ def main() -> None:
     command.add_argument(
         "--peers", nargs="*", choices=names, default=names, metavar="NAME", help=f"only these of {', '.join(names)}"
     )
+    command.add_argument(
+        "--plot", action="store_true", help=f"draw each series in {storage.PICTURES.relative_to(ROOT)}"
+    )
     command.set_defaults(
-        run=lambda arguments: storage.report(arguments.seed, arguments.series, arguments.peers, quick=arguments.quick)
+        run=lambda arguments: storage.report(
+            arguments.seed, arguments.series, arguments.peers, quick=arguments.quick, pictures=arguments.plot
+        )
     )
     command = benchmarks.add_parser("speed", help="saves and loads beside a null mount and a plain directory")
     command.add_argument("--quick", action="store_true", help="fewer bytes and runs: under 3 minutes")

@@ -9,6 +9,7 @@ import hashlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -49,7 +50,8 @@ def made(recipe: Recipe, seed: int, programs: Sequence[Path]) -> Path:
 
         torch.set_num_threads(1)
         torch.manual_seed(seed)
-        recipe(seed, new_save)
+        with redirect_stdout(sys.stderr):
+            recipe(seed, new_save)
         saves.rename(target)
     return target
 

@@ -9,23 +9,33 @@ costs.
 
 import filecmp
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol
 
+import plot
 import regimes
+from direct import save
 from measure import line
-from peers import PEERS
-from places import Ckptfs
+from peers import PEERS, PeerError
+from places import ROOT, Ckptfs
 from series import Recipe, name_in_save, name_of, saves_of
+
+from ckptfs.config import FORMAT_VERSION, ChunkSizes, StoreConfig
+from ckptfs.store import ChunkStore
+from ckptfs.tree import Tree
+
+PICTURES = ROOT / "docs" / "series"
+"""Where a plot of every series goes."""
 
 DISK_BLOCK = 512
 """The unit of st_blocks, whatever the filesystem."""
@@ -173,16 +183,41 @@ def keep_all(tool: Tool, series: Path, saves: Sequence[list[Path]]) -> Row:
     return Row(tool.name, raw, stored, commands)
 
 
+def deduplicated(saves: Sequence[list[Path]]) -> Row:
+    """Return what the distinct chunks of the saves have raw: what is left by dedup alone, without an index."""
+    raw, distinct = [], []
+    with tempfile.TemporaryDirectory(prefix="ckptfs-bench-") as scratch:
+        config = StoreConfig(FORMAT_VERSION, seed=1, created_ns=0, chunk_sizes=ChunkSizes())
+        with ChunkStore.create(Path(scratch) / "store", config=config) as store:
+            tree = Tree(store)
+            for number, files in enumerate(saves):
+                for file in files:
+                    save(tree, os.fsencode(f"{number}-{file.name}"), file.read_bytes())
+                store.commit(checkpoint=True)
+                raw.append(sum(file.stat().st_size for file in files))
+                distinct.append(store.stats().raw_bytes)
+    return Row("dedup", raw, distinct, ["none: the distinct chunks of ckptfs, raw and without an index"])
+
+
+def keep_in(make: Callable[[Path], Tool], series: Path, saves: Sequence[list[Path]]) -> Row:
+    """Keep a series in a tool that is set up for it and taken down behind it."""
+    with tempfile.TemporaryDirectory(prefix="ckptfs-bench-") as scratch:
+        tool = make(Path(scratch))
+        try:
+            return keep_all(tool, series, saves)
+        finally:
+            tool.close()
+
+
 def measure(series: Path, saves: Sequence[list[Path]], peers: Sequence[str]) -> list[Row]:
-    """Keep a series in ckptfs and in the peers of these names that are installed, smallest first."""
-    rows = []
-    for make in (MountedCkptfs, *(peer for peer in PEERS if peer.name in peers and peer.installed())):
-        with tempfile.TemporaryDirectory(prefix="ckptfs-bench-") as scratch:
-            tool: Tool = make(Path(scratch))
+    """Keep a series in ckptfs and in the peers of these names that are installed; return the rows, smallest first."""
+    rows = [deduplicated(saves), keep_in(MountedCkptfs, series, saves)]
+    for peer in PEERS:
+        if peer.name in peers and peer.installed():
             try:
-                rows.append(keep_all(tool, series, saves))
-            finally:
-                tool.close()
+                rows.append(keep_in(peer, series, saves))
+            except PeerError as error:
+                print(f"{peer.name} is left out: {error}")
     return sorted(rows, key=lambda row: row.stored[-1])
 
 
@@ -194,8 +229,17 @@ def print_table(rows: Sequence[Row]) -> None:
         print(f"{row.tool:<8} {row.stored[-1]:>15,} {ratios}", flush=True)
 
 
-def report(seed: int, names: Sequence[str], peers: Sequence[str], *, quick: bool) -> None:
-    """Print a table and the goals for each series, then the commands behind the rows."""
+def draw(name: str, rows: Sequence[Row]) -> None:
+    """Write the picture of a series: ckptfs, what was saved, and what each tool took."""
+    raw = {"raw": list(accumulate(rows[0].raw))}
+    stored = {row.tool: row.stored for row in rows}
+    ours = {MountedCkptfs.name: stored.pop(MountedCkptfs.name)}
+    PICTURES.mkdir(exist_ok=True)
+    (PICTURES / f"{name}.svg").write_text(plot.svg(f"{name}: stored after each save", ours | raw | stored))
+
+
+def report(seed: int, names: Sequence[str], peers: Sequence[str], *, quick: bool, pictures: bool) -> None:
+    """Print a table and the goals for each series, then the commands behind the rows; draw pictures where asked."""
     ours: dict[str, Row] = {}
     commands: dict[str, Sequence[str]] = {}
     for name in names:
@@ -204,6 +248,8 @@ def report(seed: int, names: Sequence[str], peers: Sequence[str], *, quick: bool
         rows = measure(series, saves, peers)
         print(f"\n{series.name}: {len(saves)} saves, {sum(rows[0].raw):,} bytes raw\n{SERIES[name].__doc__}")
         print_table(rows)
+        if pictures:
+            draw(name, rows)
         commands |= {row.tool: row.commands for row in rows}
         (ours[name],) = (row for row in rows if row.tool == MountedCkptfs.name)
         if name in FIRST_GOALS:
