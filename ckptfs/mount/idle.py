@@ -66,12 +66,10 @@ class Idle:
         while not self._is_busy():
             if not self._store.waiting_bytes:
                 break
-            done = await self._offload.run(self._store.reencode, SLICE_SIZE, self._is_busy)
-            self._encoded += done.raw_bytes
-            if done.chunks == 0 and not self._is_busy():
+            if not await self._encode() and not self._is_busy():
                 # What waits is not in the index yet; a checkpoint brings it there.
                 await self._committer.checkpoint()
-                if not (await self._offload.run(self._store.reencode, SLICE_SIZE, self._is_busy)).chunks:
+                if not await self._encode():
                     break
             if self._encoded >= CHECKPOINT_SIZE:
                 await self._free()
@@ -85,6 +83,12 @@ class Idle:
         self._collect_at = ended + (ended - began) / COLLECT_SHARE
         if collected.chunks:
             log.info("%d chunks that nothing needs released, %d bytes freed", collected.chunks, collected.freed_bytes)
+
+    async def _encode(self) -> bool:
+        """Encode a slice of what waits; return False when nothing of it could be taken."""
+        done = await self._offload.run(self._store.reencode, SLICE_SIZE, self._is_busy)
+        self._encoded += done.raw_bytes
+        return done.chunks > 0
 
     async def _free(self) -> None:
         await self._committer.checkpoint()

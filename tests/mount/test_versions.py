@@ -337,6 +337,12 @@ def test_list_and_stats_speak_the_promised_json(mount: RunningMount) -> None:
     assert stats["kernel"]
 
 
+def test_a_small_save_takes_less_disk_than_its_bytes_when_it_was_idle(mount: RunningMount) -> None:
+    content = bytes(byte & 0x0F for byte in noise(3 * 1024 * KIB, 1))
+    save(mount, "small.pt", content)
+    mount.wait_for(lambda: mount.json("stats")["stored_bytes"] < len(content) * 0.8)
+
+
 def test_a_change_of_4_kib_stores_a_few_chunks(mount: RunningMount) -> None:
     save(mount, "large", noise(20 * 1024 * KIB, 1))
     before = mount.versions()
