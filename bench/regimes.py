@@ -241,7 +241,7 @@ def _in_bf16(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
 
 
-def _grown(weight: nn.Parameter, rows: int) -> nn.Parameter:
-    """Return a parameter with new rows behind the old ones."""
+def _grown(weight: Tensor, rows: int) -> nn.Parameter:
+    """Return a parameter with new rows behind those of `weight`."""
     new = torch.randn(rows - len(weight), *weight.shape[1:]) * 0.02
     return nn.Parameter(torch.cat([weight.detach(), new]))

@@ -152,7 +152,7 @@ class Row:
 def _has_command(name: str) -> bool:
     """Say whether this ckptfs has a command."""
     words = [sys.executable, "-m", "ckptfs", name, "--help"]
-    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    return subprocess.run(words, cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
 def disk_usage(directory: Path) -> int:
@@ -232,7 +232,7 @@ def print_table(rows: Sequence[Row]) -> None:
 def draw(name: str, rows: Sequence[Row]) -> None:
     """Write the picture of a series: ckptfs, what was saved, and what each tool took."""
     raw = {"raw": list(accumulate(rows[0].raw))}
-    stored = {row.tool: row.stored for row in rows}
+    stored = {row.tool: row.stored for row in sorted(rows, key=lambda row: row.tool)}
     ours = {MountedCkptfs.name: stored.pop(MountedCkptfs.name)}
     PICTURES.mkdir(exist_ok=True)
     (PICTURES / f"{name}.svg").write_text(plot.svg(f"{name}: stored after each save", ours | raw | stored))
