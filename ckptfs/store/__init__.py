@@ -2,6 +2,7 @@
 
 from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.chunkstore import ChunkStore, StoreStats
+from ckptfs.store.codec import element_width
 from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.fetch import Decoded
@@ -29,5 +30,6 @@ __all__ = [
     "Table",
     "Tables",
     "View",
+    "element_width",
     "never",
 ]

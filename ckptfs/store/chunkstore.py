@@ -3,7 +3,7 @@
 ChunkStore owns the order of durability: chunks and then the rows that speak of them are appended to the packs; a
 kill of the process loses nothing appended; `sync` makes it durable; a checkpoint then brings LMDB up to it, and
 opening replays what came after the last checkpoint. It does not know files, names or snapshots.
-`ingest`, `read`, `reencode`, `reencode_deltas`, `punch`, `sync`, `stats` may be called from any thread;
+`ingest`, `read`, `punch`, `sync`, `stats`, `deltas_among` and all `reencode` may be called from any thread;
 `append_journal`, `checkpoint` and those of a sweep from any one thread at a time each; `tables`, `commit` and `close`
 belong to the owner's thread.
 """
@@ -307,6 +307,18 @@ class ChunkStore:
         self._check_writable()
         return self._reencoder.run_deltas(candidates, stop)
 
+    def deltas_among(self, numbers: Iterable[int]) -> list[int]:
+        """Return those of the chunks that are stored as deltas."""
+        return [number for number in numbers if self._index.bases(number)]
+
+    def reencode_plain(self, numbers: Iterable[int], stop: Callable[[], bool] = never) -> int:
+        """Store deltas by themselves again and return their raw bytes; as durable as `reencode`, and stopped like it.
+
+        What is not a delta is passed over.
+        """
+        self._check_writable()
+        return self._reencoder.run_plain(numbers, stop)
+
     def begin_sweep(self) -> Bitmap:
         """Begin to look for chunks that nothing needs, and return the empty set of those needed.
 
@@ -512,6 +524,11 @@ class ChunkStore:
     def appended_bytes(self) -> int:
         """The bytes appended to the packs since the store was opened, for what was new."""
         return self._packs.appended_bytes - self._again_bytes
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next new chunk gets; those of all others are smaller."""
+        return self._mark.number
 
     @property
     def waiting_rows(self) -> int:

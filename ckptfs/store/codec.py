@@ -96,6 +96,11 @@ def decode(encoding: int, payload: bytes | memoryview, raw_size: int, base: byte
     raise DamagedError(f"unknown encoding {encoding}")
 
 
+def element_width(data: bytes | memoryview) -> int:
+    """Return the element width, in bytes, that suits the bytes of a chunk best; 1 where none stands out."""
+    return len(_plane_ratios(_sample(memoryview(data)))) if data else 1
+
+
 def _sample(view: memoryview) -> bytes:
     """Return windows spread over the chunk, each beginning at a multiple of 8 so that all have elements in phase."""
     size = len(view)

@@ -143,6 +143,26 @@ class Reencoder:
                 )
             return done
 
+    def run_plain(self, numbers: Iterable[int], stop: Callable[[], bool]) -> int:
+        """Store those of the chunks that are deltas by themselves again, until `stop`; return their raw bytes."""
+        with self._lock:
+            raw_bytes = 0
+            for number in numbers:
+                if stop():
+                    break
+                if not self._index.bases(number):
+                    continue
+                try:
+                    raw, chunk_id = self._fetcher.read_with_id(number)
+                except DamagedError as error:
+                    logger.warning("a chunk cannot be stored by itself again, it stays a delta: %s", error)
+                    continue
+                encoding, payload = codec.encode(raw)
+                check = records.payload_check(payload)
+                self._append([EncodedChunk(chunk_id, len(raw), encoding, payload, check)], [number])
+                raw_bytes += len(raw)
+            return raw_bytes
+
     def _may_become_delta(self, candidate: DeltaCandidate, location: Location) -> bool:
         """Tell whether a chunk may rest on these bases: without a cycle, and in a chain that is not too long."""
         if location.encoding == Encoding.DELTA or not candidate.bases:

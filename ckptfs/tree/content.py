@@ -15,7 +15,7 @@ from ckptfs.formats import TensorCuts
 from ckptfs.store import ChunkStore
 from ckptfs.tree.extents import Extent, Extents
 from ckptfs.tree.ranges import Ranges
-from ckptfs.tree.reader import ChunkReader, ChunkSlice, ReadPlan
+from ckptfs.tree.reader import ChunkReader, ReadPlan
 from ckptfs.tree.recut import recut
 from ckptfs.tree.stream import BufferPool, Piece, Stream
 
@@ -215,10 +215,7 @@ class FileContent:
         plan = ReadPlan(max(stop - offset, 0))
         if plan.size == 0:
             return plan
-        for extent in self.extents.between(offset, stop):
-            low, high = max(offset, extent.offset), min(stop, extent.offset + extent.length)
-            if extent.number and low < high:
-                plan.slices.append(ChunkSlice(extent.number, low - extent.offset, high - low, low - offset))
+        plan.cover(self.extents, offset)
         if isinstance(self._job, RecutJob):
             plan.patch(offset, self._job.ranges.between(offset, stop))
         if stop > (streamed := self.extents.size):

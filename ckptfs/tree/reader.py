@@ -11,6 +11,7 @@ from threading import Condition
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import ChunkStore, Decoded
+from ckptfs.tree.extents import Extents
 
 CACHE_SIZE = 64 * MIB
 
@@ -114,6 +115,14 @@ class ReadPlan:
     size: int
     slices: list[ChunkSlice] = field(default_factory=list)
     patches: list[tuple[int, bytes]] = field(default_factory=list)
+
+    def cover(self, extents: Extents, offset: int) -> None:
+        """Take from the chunks of a file what they have of the `size` bytes at `offset` of it."""
+        stop = offset + self.size
+        for extent in extents.between(offset, stop):
+            low, high = max(offset, extent.offset), min(stop, extent.offset + extent.length)
+            if extent.number and low < high:
+                self.slices.append(ChunkSlice(extent.number, low - extent.offset, high - low, low - offset))
 
     def patch(self, offset: int, ranges: Iterable[tuple[int, Bytes]]) -> None:
         """Lay copies of (offset, bytes) over the reply, which begins at `offset`."""

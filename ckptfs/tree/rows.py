@@ -7,7 +7,7 @@ tables; durability is the store's business.
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
@@ -59,6 +59,18 @@ def split_name_prefix(prefix: bytes) -> tuple[int, bytes]:
 def split_epoch(key: bytes, value: bytes) -> tuple[bytes, Row]:
     """Return the key without its epoch, and the row, of what a versioned table has."""
     return key[:-4], Row(_EPOCH.unpack_from(key, len(key) - 4)[0], value)
+
+
+def with_next(rows: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Row, int]]:
+    """Yield (key without epoch, row, epoch of the next row of the same key, or one behind all) of a versioned table."""
+    current: tuple[bytes, Row] | None = None
+    for key, value in rows:
+        prefix, row = split_epoch(key, value)
+        if current is not None:
+            yield *current, row.epoch if current[0] == prefix else LIVE + 1
+        current = prefix, row
+    if current is not None:
+        yield *current, LIVE + 1
 
 
 class Rows:
