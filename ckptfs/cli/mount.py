@@ -82,6 +82,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as far as file modes allow")
     parser.add_argument("--read-only", action="store_true", help="change nothing in the store")
+    parser.add_argument(
+        "--no-optimize",
+        dest="optimize",
+        action="store_false",
+        help="do not store earlier versions as differences by itself; `ckptfs optimize` does it when asked",
+    )
     parser.add_argument(daemonize.READY_OPTION, type=int, help=argparse.SUPPRESS)
 
 
@@ -89,7 +95,9 @@ def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
     mountpoint = mountinfo.resolve_mountpoint(args.mountpoint)
     store = os.path.realpath(args.store) if args.store else default_store(mountpoint)
-    options = MountOptions(mountpoint, store, args.settle, args.allow_other, args.read_only, args.keep)
+    options = MountOptions(
+        mountpoint, store, args.settle, args.allow_other, args.read_only, args.keep, optimize=args.optimize
+    )
     if not args.foreground:
         _prepare(options)
         daemonize.start(_foreground_command(options), _log_path(options))
@@ -156,6 +164,7 @@ def _foreground_command(options: MountOptions) -> list[str]:
         *(["--keep", options.keep] if options.keep else []),
         *(["--allow-other"] if options.allow_other else []),
         *(["--read-only"] if options.read_only else []),
+        *([] if options.optimize else ["--no-optimize"]),
     ]
 
 

@@ -13,6 +13,7 @@ from ckptfs.mount.protocol import (
     ENDED,
     LINE_SIZE_MAX,
     Collected,
+    Progress,
     Request,
     Rollback,
     SnapshotDetails,
@@ -58,6 +59,10 @@ class Client:
     def gc(self, *, dry_run: bool) -> Collected:
         """Free what nothing needs any more, or say what that would free."""
         return cast(Collected, self._call("gc", dry_run=dry_run))
+
+    def optimize(self) -> Progress:
+        """Do a part of the work of idle time, about a second's."""
+        return cast(Progress, self._call("optimize"))
 
     def stats(self) -> Stats:
         """Return the figures of the store."""

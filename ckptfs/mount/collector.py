@@ -23,11 +23,12 @@ class Collector:
         self._jobs = jobs
         self._committer = committer
         self._offload = offload
-        self._lock = trio.Lock()
+        self.turn = trio.Lock()
+        """Held by a collection, and by whoever reads what only rows keep that a collection may delete."""
 
     async def preview(self) -> Collected:
         """Return what `collect` would free now."""
-        async with self._lock:
+        async with self.turn:
             with Collection(self._tree, dry_run=True) as collection:
                 await self._mark(collection, never)
                 return await self._offload.run(collection.preview)
@@ -38,7 +39,7 @@ class Collector:
         StoreReadOnlyError, NoSpaceError, OSError.
         """
         swept = (0, 0)
-        async with self._lock:
+        async with self.turn:
             with Collection(self._tree) as collection:
                 if await self._mark(collection, stop):
                     while collection.delete_rows(ROWS_PER_STEP):

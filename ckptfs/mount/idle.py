@@ -1,11 +1,13 @@
-"""Work for idle time: collect what nothing needs, encode what went out raw, and give places back to the disk below.
+"""Work for idle time: collect what nothing needs, encode what went out raw, optimize, and give places back to the disk.
 
-It begins when nobody has read or written for a while, and stops within the time of one chunk when somebody does.
-Killed at any point it loses nothing: the store frees a place only when the new one is durable.
+It begins when nobody has read or written for a while, and stops within the time of one chunk when somebody does; a
+person may ask for it at any time, in parts. Killed at any point it loses nothing: the store frees a place only when the
+new one is durable.
 """
 
 import logging
 import time
+from collections.abc import Callable
 
 import trio
 
@@ -15,6 +17,8 @@ from ckptfs.mount.collector import Collector
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.offload import Offload
 from ckptfs.tree import Tree
+from ckptfs.tree.commands import PART_SECONDS
+from ckptfs.tree.optimize import Optimizer, Progress
 
 log = logging.getLogger(__name__)
 
@@ -23,31 +27,39 @@ QUIET_SECONDS = 1.0
 SLICE_SIZE = 8 * MIB
 """Raw bytes that are encoded in one call."""
 CHECKPOINT_SIZE = 256 * MIB
-"""Raw bytes after which the places they leave are freed."""
+"""Bytes of records with successors after which their places are freed."""
 COLLECT_SHARE = 0.05
 """The share of the time that collections may take."""
 RETRY_SECONDS = 60.0
 
+Stop = Callable[[], bool]
+
 
 class Idle:
-    """The idle work of one mount; `busy` is told of every request for data."""
+    """The idle work of one mount; `busy` is told of every request for data. `optimizing` is done only where asked."""
 
-    def __init__(self, tree: Tree, collector: Collector, committer: Committer, offload: Offload) -> None:
+    def __init__(
+        self, tree: Tree, collector: Collector, committer: Committer, offload: Offload, *, optimizing: bool
+    ) -> None:
         self._tree = tree
         self._store = tree.store
+        self._optimizer = Optimizer(tree)
         self._collector = collector
         self._committer = committer
         self._offload = offload
+        self._optimizing = optimizing
+        self._turn = trio.Lock()
+        self._requests = 0
         self._collect_at = 0.0
         self._busy_at = time.monotonic()
-        self._encoded = 0
+        self._unfreed = 0
 
     def busy(self) -> None:
         """Note that somebody reads or writes."""
         self._busy_at = time.monotonic()
 
     def _is_busy(self) -> bool:
-        return time.monotonic() - self._busy_at < QUIET_SECONDS
+        return self._requests > 0 or time.monotonic() - self._busy_at < QUIET_SECONDS
 
     async def run(self) -> None:
         """Work whenever the mount is idle, for ever; a failure is logged and tried again."""
@@ -55,26 +67,65 @@ class Idle:
             await trio.sleep(QUIET_SECONDS)
             try:
                 if not self._is_busy():
-                    await self._work()
+                    async with self._turn:
+                        if self._tree.rows.has_garbage and time.monotonic() >= self._collect_at:
+                            await self._collect()
+                        await self._work(self._is_busy, optimizing=self._optimizing)
             except (CkptfsError, OSError) as error:
                 log.error("what is to be done in idle time cannot be done now, trying again: %s", error)
                 await trio.sleep(RETRY_SECONDS)
 
-    async def _work(self) -> None:
-        if self._tree.rows.has_garbage and time.monotonic() >= self._collect_at:
-            await self._collect()
-        while not self._is_busy():
-            if not self._store.waiting_bytes:
-                break
-            if not await self._encode() and not self._is_busy():
+    async def optimize(self) -> Progress:
+        """Do a part of the work now, whoever reads or writes; CkptfsError and OSError pass."""
+        self._requests += 1
+        try:
+            async with self._turn:
+                waiting, done = self._store.waiting_bytes, self._optimizer.done_bytes
+                deadline = time.monotonic() + PART_SECONDS
+                finished = await self._work(lambda: time.monotonic() >= deadline, optimizing=True)
+        finally:
+            self._requests -= 1
+        encoded = max(waiting - self._store.waiting_bytes, 0)  # a save may have added more
+        left = self._store.waiting_bytes + self._optimizer.left_bytes
+        return Progress(encoded + self._optimizer.done_bytes - done, left, finished)
+
+    async def _work(self, stop: Stop, *, optimizing: bool) -> bool:
+        """Work until nothing is left or `stop()`; return whether nothing is."""
+        await self._encode(stop)
+        if optimizing:
+            await self._optimize(stop)
+        if stop():
+            return False
+        if self._unfreed:
+            await self._free(stop)
+        return True
+
+    async def _encode(self, stop: Stop) -> None:
+        while self._store.waiting_bytes and not stop():
+            done = await self._offload.run(self._store.reencode, SLICE_SIZE, stop)
+            if done.chunks == 0 and not stop():
                 # What waits is not in the index yet; a checkpoint brings it there.
                 await self._committer.checkpoint()
-                if not await self._encode():
-                    break
-            if self._encoded >= CHECKPOINT_SIZE:
-                await self._free()
-        if self._encoded and not self._is_busy():
-            await self._free()
+                done = await self._offload.run(self._store.reencode, SLICE_SIZE, stop)
+                if done.chunks == 0:
+                    return
+            await self._note_unfreed(done.raw_bytes, stop)
+
+    async def _optimize(self, stop: Stop) -> None:
+        while not stop():
+            async with self._collector.turn:  # a collection would take away what is being compared
+                if (work := self._optimizer.take()) is None:
+                    return
+                try:
+                    unfreed = await self._offload.run(work, stop)
+                finally:
+                    self._optimizer.finish()
+            await self._note_unfreed(unfreed, stop)
+
+    async def _note_unfreed(self, size: int, stop: Stop) -> None:
+        self._unfreed += size
+        if self._unfreed >= CHECKPOINT_SIZE:
+            await self._free(stop)
 
     async def _collect(self) -> None:
         began = time.monotonic()
@@ -84,14 +135,8 @@ class Idle:
         if collected.chunks:
             log.info("%d chunks that nothing needs released, %d bytes freed", collected.chunks, collected.freed_bytes)
 
-    async def _encode(self) -> bool:
-        """Encode a slice of what waits; return False when nothing of it could be taken."""
-        done = await self._offload.run(self._store.reencode, SLICE_SIZE, self._is_busy)
-        self._encoded += done.raw_bytes
-        return done.chunks > 0
-
-    async def _free(self) -> None:
+    async def _free(self, stop: Stop) -> None:
         await self._committer.checkpoint()
-        self._encoded = 0
-        freed = await self._offload.run(self._store.punch, self._is_busy)
+        self._unfreed = 0
+        freed = await self._offload.run(self._store.punch, stop)
         log.info("encoding what was saved gave %d bytes back to the disk below", freed)

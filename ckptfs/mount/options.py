@@ -33,6 +33,7 @@ class MountOptions:
     allow_other: bool = False
     read_only: bool = False
     keep: str | None = None
+    optimize: bool = True
 
 
 def default_store(mountpoint: str) -> str:

@@ -73,6 +73,14 @@ class Collected(TypedDict):
     freed_bytes: int
 
 
+class Progress(TypedDict):
+    """What a part of the work of idle time came to, in bytes; `finished`: there is no more of it."""
+
+    done_bytes: int
+    left_bytes: int
+    finished: bool
+
+
 class StoreStats(TypedDict):
     """What is known of a store, mounted or not; sizes in bytes."""
 
@@ -81,6 +89,7 @@ class StoreStats(TypedDict):
     version_bytes: int
     stored_bytes: int
     waiting_bytes: int
+    uncompared_bytes: int
     chunks: int
     snapshots: int
     kernel: str
@@ -119,6 +128,9 @@ class Commands(Protocol):
 
     def gc(self, *, dry_run: bool) -> Collected:
         """Free what nothing needs any more, or say what that would free."""
+
+    def optimize(self) -> Progress:
+        """Do a part of the work of idle time, about a second's."""
 
     def stats(self) -> Stats:
         """Return the figures of the store."""

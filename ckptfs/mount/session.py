@@ -109,7 +109,9 @@ class _Session:
                 self._options.settle,
                 parse_policy(self._options.keep) if self._options.keep else None,
             )
-            idle = Idle(self._tree, collector, self._committer, offload)
+            self._idle = idle = Idle(
+                *(self._tree, collector, self._committer, offload), optimizing=self._options.optimize
+            )
             readahead = ReadAhead(self._tree.reader, work, offload)
             handles = Handles(
                 self._tree, self._jobs, self._committer, offload, readahead, self._versions.touched, idle.busy
@@ -172,6 +174,8 @@ class _Session:
                     await trio.to_thread.run_sync(pyfuse3.invalidate_inode, node_id)
 
     async def _carry_out(self, request: Request) -> Any:
+        if request == Request("optimize", {}):
+            return (await self._idle.optimize())._asdict()
         result = await self._versions.carry_out(request)
         if request.command == "stats":
             result |= {

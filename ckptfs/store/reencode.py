@@ -155,7 +155,8 @@ class Reencoder:
                 try:
                     raw, chunk_id = self._fetcher.read_with_id(number)
                 except DamagedError as error:
-                    logger.warning("a chunk cannot be stored by itself again, it stays a delta: %s", error)
+                    if self._index.has_all([number]):  # else released meanwhile
+                        logger.warning("a chunk cannot be stored by itself again, it stays a delta: %s", error)
                     continue
                 encoding, payload = codec.encode(raw)
                 check = records.payload_check(payload)

@@ -4,17 +4,22 @@ One implementation serves the running daemon and the command line on a store tha
 relative to the root of the tree, "" being the root itself.
 """
 
+import time
 from typing import Any
 
 from ckptfs.retention import parse_policy
 from ckptfs.store import Table
 from ckptfs.tree.gc import collect
 from ckptfs.tree.inode import Inode
+from ckptfs.tree.optimize import Optimizer, optimize_part, uncompared_bytes
 from ckptfs.tree.rollback import RollbackResult
 from ckptfs.tree.snapshots import Snapshot
 from ckptfs.tree.tree import Tree
 
 Answer = dict[str, Any]
+
+PART_SECONDS = 1.0
+"""How long a call of `Commands.optimize` works."""
 
 
 def describe(snapshot: Snapshot) -> Answer:
@@ -38,6 +43,7 @@ class Commands:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self.last_rollback: RollbackResult | None = None
+        self._optimizer = Optimizer(tree)
 
     def snapshot_list(self, path: str = "") -> list[Answer]:
         """Return the snapshots, oldest first; those that changed `path` if one is given. UsageError."""
@@ -84,6 +90,11 @@ class Commands:
         """Free what nothing needs any more, or say what that would free."""
         return collect(self._tree, dry_run=dry_run)._asdict()
 
+    def optimize(self) -> Answer:
+        """Do a part of the work that idle time has, as much as a second takes; ask again until it is `finished`."""
+        deadline = time.monotonic() + PART_SECONDS
+        return optimize_part(self._optimizer, self._tree.store, lambda: time.monotonic() >= deadline)._asdict()
+
     def stats(self) -> Answer:
         """Return sizes and counts of the whole tree and its store."""
         live_bytes, version_bytes = self._logical_bytes()
@@ -94,6 +105,7 @@ class Commands:
             "version_bytes": version_bytes,
             "stored_bytes": stats.stored_bytes,
             "waiting_bytes": stats.waiting_bytes,
+            "uncompared_bytes": uncompared_bytes(self._tree),
             "chunks": stats.chunks,
             "snapshots": len(self._tree.snapshots),
             "kernel": stats.kernel,

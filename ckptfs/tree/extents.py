@@ -165,6 +165,11 @@ def load_manifest(tables: Tables, manifest: int, size: int) -> Extents:
     return extents
 
 
+def has_manifest(tables: Tables, manifest: int) -> bool:
+    """Tell whether a manifest is stored."""
+    return any(True for _ in tables.scan(Table.MANIFESTS, id_prefix(manifest), id_prefix(manifest + 1)))
+
+
 def part_numbers(value: bytes) -> memoryview:
     """Return the chunk numbers of a manifest part as little-endian u64; a hole has a number that no chunk has."""
     return memoryview(value)[: len(value) // 12 * 8]

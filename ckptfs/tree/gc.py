@@ -12,7 +12,7 @@ anywhere leaves something for the next collection. Belongs to the thread that ow
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -21,7 +21,7 @@ from ckptfs.errors import StoreReadOnlyError
 from ckptfs.store import Bitmap, Swept, Table, never
 from ckptfs.tree.extents import part_numbers
 from ckptfs.tree.inode import manifest_of
-from ckptfs.tree.rows import LIVE, Row, split_epoch
+from ckptfs.tree.rows import LIVE, with_next
 from ckptfs.tree.tree import Tree
 
 _STOP_ROWS = 256
@@ -81,7 +81,7 @@ class Collection:
 
     def mark(self, stop: Callable[[], bool] = never) -> bool:
         """Mark what is needed, in any thread; False when it ended early because `stop()` was true."""
-        for count, (prefix, row, until) in enumerate(_with_next(self._view.scan(Table.INODES))):
+        for count, (prefix, row, until) in enumerate(with_next(self._view.scan(Table.INODES))):
             if until <= LIVE and self._epochs[bisect_left(self._epochs, row.epoch)] >= until:
                 self._unseen.append((prefix, row.epoch, until))
             elif row.value:
@@ -122,18 +122,6 @@ class Collection:
         swept = self._store.sweep(self._needed, stop)
         self._is_complete = not stop()
         return swept
-
-
-def _with_next(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, Row, int]]:
-    """Yield (key without epoch, row, epoch of the next row of the same key, or one behind all) of a versioned table."""
-    current: tuple[bytes, Row] | None = None
-    for key, value in rows:
-        prefix, row = split_epoch(key, value)
-        if current is not None:
-            yield *current, row.epoch if current[0] == prefix else LIVE + 1
-        current = prefix, row
-    if current is not None:
-        yield *current, LIVE + 1
 
 
 def collect(tree: Tree, *, dry_run: bool = False) -> Collected:

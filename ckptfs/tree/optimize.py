@@ -8,7 +8,7 @@ is still stored by itself when it is needed. What the newest version of a lineag
 
 No record goes before its successor is durable, which is the store's promise, so a crash anywhere loses work only: a
 META row says up to where all pairs are done, and in a pair that is taken up again the deltas are passed over. Whoever
-drives it checkpoints and punches when `unfreed_bytes` are worth that.
+drives it checkpoints and punches when the bytes that the work returns are worth that.
 """
 
 import logging
@@ -21,22 +21,23 @@ from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from ckptfs.config import KIB, MIB
-from ckptfs.errors import DamagedError
-from ckptfs.store import Bitmap, DeltaCandidate, Table
-from ckptfs.tree.extents import Extents, load_manifest, part_numbers
+from ckptfs.errors import DamagedError, StoreReadOnlyError
+from ckptfs.store import Bitmap, ChunkStore, DeltaCandidate, Table
+from ckptfs.tree.extents import has_manifest, load_manifest, part_numbers
 from ckptfs.tree.inode import Inode
 from ckptfs.tree.lineage import FileVersion, Pair, pairs
 from ckptfs.tree.namespace import decode_dirent
 from ckptfs.tree.pairing import pair_chunks
-from ckptfs.tree.reader import ChunkReader
 from ckptfs.tree.rows import LIVE, Rows, split_epoch, split_name_prefix, with_next
 from ckptfs.tree.tree import Tree
 
 log = logging.getLogger(__name__)
 
 Stop = Callable[[], bool]
-Work = Callable[[Stop], None]
-"""Bounded work; ends early, within the time of a chunk, when what it is given says so."""
+Work = Callable[[Stop], int]
+"""Bounded work; ends early, within the time of a chunk, when what it is given says so.
+
+Returns the bytes of records that have successors now."""
 Scan = Callable[[Table], Iterable[tuple[bytes, bytes]]]
 
 VERSION_SIZE_MIN = 4 * KIB
@@ -65,8 +66,6 @@ class Optimizer:
         self._checked: frozenset[int] = frozenset()
         self.done_bytes = 0
         """Bytes of older versions that were gone through."""
-        self.unfreed_bytes = 0
-        """Bytes of records that have successors since the caller set this to 0."""
 
     @property
     def left_bytes(self) -> int:
@@ -75,7 +74,9 @@ class Optimizer:
         return planned + (self._pair.left_bytes if self._pair else 0)
 
     def take(self) -> Work | None:
-        """Return what is to be done next; None when nothing is, until the tree changes."""
+        """Return what is to be done next; None when nothing is, until the tree changes. StoreReadOnlyError."""
+        if self._tree.store.read_only:
+            raise StoreReadOnlyError(f"{self._tree.store.path} is open for reading only")
         plan = self._plan
         if plan is None:
             state = (self._tree.rows.next_id, self._tree.rows.open_epoch)
@@ -87,12 +88,16 @@ class Optimizer:
         if plan.restorable:
             return self._restore
         if self._pair is None:
-            pair = plan.pairs.popleft()
-            tables = self._tree.rows.tables
-            older = load_manifest(tables, pair.older.manifest, pair.older.size)
-            newer = load_manifest(tables, pair.newer.manifest, pair.newer.size)
-            self._pair = _Comparison(self._tree.reader, pair, older, newer, plan.kept)
+            self._pair = self._begin(plan.pairs.popleft(), plan.kept)
         return self._compare
+
+    def _begin(self, pair: Pair, kept: Bitmap) -> "_Comparison":
+        tables = self._tree.rows.tables
+        if not all(has_manifest(tables, version.manifest) for version in pair):  # collected since the plan was made
+            return _Comparison(pair, iter(()))
+        older = load_manifest(tables, pair.older.manifest, pair.older.size)
+        newer = load_manifest(tables, pair.newer.manifest, pair.newer.size)
+        return _Comparison(pair, pair_chunks(self._tree.reader, older, newer, kept))
 
     def finish(self) -> None:
         """Take over what the work that was taken has done, whether it came to its end or not."""
@@ -113,11 +118,7 @@ class Optimizer:
             if not plan.pairs and not plan.restorable:
                 self._plan = None
 
-    def forget(self) -> None:
-        """Plan anew: a collection may take what is planned for. Only while no work is out."""
-        self._plan = self._pair = self._planned = None
-
-    def _restore(self, stop: Stop) -> None:
+    def _restore(self, stop: Stop) -> int:
         """Store deltas by themselves again."""
         assert self._plan is not None
         numbers = self._plan.restorable
@@ -129,23 +130,49 @@ class Optimizer:
                 yield number
                 numbers.popleft()  # it is asked for the next one, so this one is done
 
-        self.unfreed_bytes += self._tree.store.reencode_plain(taken(), stop)
+        return self._tree.store.reencode_plain(taken(), stop)
 
-    def _compare(self, stop: Stop) -> None:
+    def _compare(self, stop: Stop) -> int:
         """Go through a part of the older version of the pair."""
         assert self._pair is not None
         before = self._pair.left_bytes
         deltas = self._tree.store.reencode_deltas(self._pair.candidates(), stop)
         self.done_bytes += before - self._pair.left_bytes
-        self.unfreed_bytes += deltas.before_bytes
+        return deltas.before_bytes
+
+
+class Progress(NamedTuple):
+    """What a part of the work came to, in bytes of chunks and of older versions; `finished`: there is no more."""
+
+    done_bytes: int
+    left_bytes: int
+    finished: bool
+
+
+def optimize_part(optimizer: Optimizer, store: ChunkStore, stop: Stop) -> Progress:
+    """Encode what waits, then optimize, until `stop()`; for callers without a loop, in the owner's thread."""
+    before, waiting_before = optimizer.done_bytes, store.waiting_bytes
+    store.commit(checkpoint=True)
+    store.reencode(waiting_before, stop)
+    while not stop() and (work := optimizer.take()) is not None:
+        try:
+            work(stop)
+        finally:
+            optimizer.finish()
+    finished = not stop()
+    store.commit(checkpoint=True)
+    store.punch()
+    encoded = waiting_before - store.waiting_bytes
+    left = store.waiting_bytes + optimizer.left_bytes
+    return Progress(encoded + optimizer.done_bytes - before, left, finished)
 
 
 class _Comparison:
     """The comparison of one pair, as far as it has come."""
 
-    def __init__(self, reader: ChunkReader, pair: Pair, older: Extents, newer: Extents, kept: Bitmap) -> None:
+    def __init__(self, pair: Pair, chunks: Iterator[tuple[int, DeltaCandidate | None]]) -> None:
         self._pair = pair
-        self._chunks = pair_chunks(reader, older, newer, kept)
+        self._chunks = chunks
         self._waiting: DeltaCandidate | None = None
         self._offset = 0
         self.is_done = False
@@ -206,7 +233,7 @@ class _Plan:
         """Let go of the rows that were looked at."""
         self._resources.close()
 
-    def run(self, stop: Stop) -> None:
+    def run(self, stop: Stop) -> int:
         """Fill in what there is to do; `is_complete` tells whether it was stopped before."""
 
         def scan(table: Table) -> Iterator[tuple[bytes, bytes]]:
@@ -224,6 +251,7 @@ class _Plan:
                     self._keep(manifest, part_numbers(value))
             self.pairs.extend(pair for pair in found if pair.stamp >= self.done)
             self.is_complete = True
+        return 0
 
     def _keep(self, manifest: int, packed: memoryview) -> None:
         """Keep the chunks of a head as they are, and note those that are deltas unless an earlier plan did."""
@@ -261,7 +289,7 @@ def file_versions(scan: Scan, epochs: Sequence[int]) -> Versions:
     return Versions(list(committed.values()), manifests)
 
 
-def waiting_bytes(tree: Tree) -> int:
+def uncompared_bytes(tree: Tree) -> int:
     """Return the bytes of older versions that no comparison has gone through yet."""
     epochs = [*(snapshot.id for snapshot in tree.snapshots.all()), tree.rows.open_epoch]
     done = done_until(tree.rows)
