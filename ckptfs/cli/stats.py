@@ -46,7 +46,7 @@ def _text(stats: Stats) -> str:
         ("live", size_text(stats["live_bytes"])),
         ("versions", f"{size_text(versions)} in {count_text(stats['snapshots'], 'snapshot')}"),
         ("waiting", f"{size_text(stats['waiting_bytes'])} stored raw, to be encoded when nobody reads or writes"),
-        ("", f"{size_text(stats['uncompared_bytes'])} of earlier versions, to be compared with later ones then"),
+        ("uncompared", f"{size_text(stats['uncompared_bytes'])} of earlier versions, to become differences then"),
         ("stored", f"{size_text(stored)} on disk in {count_text(stats['chunks'], 'chunk')}{share}"),
     ]
     if "buffered_bytes" in stats:

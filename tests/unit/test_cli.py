@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ckptfs.cli import main as main_module
-from ckptfs.cli import tables, target
+from ckptfs.cli import optimize, tables, target
 from ckptfs.cli.main import main
 from ckptfs.cli.tables import Column
 from ckptfs.cli.target import Target
@@ -48,6 +48,7 @@ STATS = {
     "version_bytes": 10 * 2**30,
     "stored_bytes": 2**30,
     "waiting_bytes": 4096,
+    "uncompared_bytes": 8192,
     "chunks": 12345,
     "snapshots": 1,
     "kernel": "avx2",
@@ -326,6 +327,67 @@ def test_prune_lists_what_goes(daemon, tmp_path, capsys):
     assert lines[5] == "This would delete 1 version."
     assert lines[6:] == ["The policy keeps every version."] * 2
     assert lines[1] == lines[4] and "auto-7" in lines[1]
+
+
+class Parts(dict):
+    """The answers of a mount process that needs three parts to optimize, and ends as the test says."""
+
+    def __init__(self, end):
+        part = {"done_bytes": 2**20, "left_bytes": 2**20, "finished": False}
+        self.parts = [part, part, end]
+        self.sizes = [8 * 2**20, 2 * 2**20]
+
+    def __getitem__(self, command):
+        return self.parts.pop(0) if command == "optimize" else STATS | {"stored_bytes": self.sizes.pop(0)}
+
+
+LAST_PART = {"done_bytes": 2**20, "left_bytes": 0, "finished": True}
+
+
+def test_optimize_asks_for_parts_until_there_is_no_more(daemon, tmp_path, capsys):
+    daemon.answers = Parts(LAST_PART)
+    assert main(["optimize", str(tmp_path / "ckpt")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "3.00 MiB gone through; the store had 8.00 MiB and has 2.00 MiB.\n"
+    assert captured.err == ""
+    assert [command for command, _ in daemon.asked] == ["stats", *["optimize"] * 3, "stats"]
+
+
+def test_optimize_reports_in_json(daemon, tmp_path, capsys):
+    daemon.answers = Parts(LAST_PART)
+    assert main(["optimize", str(tmp_path / "ckpt"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report.pop("seconds") >= 0
+    assert report == {"done_bytes": 3 * 2**20, "before_bytes": 8 * 2**20, "after_bytes": 2 * 2**20}
+
+
+def test_optimize_shows_how_far_it_is_on_a_terminal_and_clears_the_line(daemon, tmp_path, capsys, monkeypatch):
+    daemon.answers = Parts(LAST_PART)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main(["optimize", str(tmp_path / "ckpt")])
+    shown = capsys.readouterr().err.split(optimize.CLEAR_LINE)
+    assert [line.split(",")[0] for line in shown] == [
+        "",
+        " 50%  1.00 MiB of 2.00 MiB",
+        " 67%  2.00 MiB of 3.00 MiB",
+        "100%  3.00 MiB of 3.00 MiB",
+        "",
+    ]
+
+
+def test_optimize_prints_whole_lines_where_there_is_no_terminal(daemon, tmp_path, capsys, monkeypatch):
+    daemon.answers = Parts(LAST_PART)
+    monkeypatch.setattr(optimize, "LINE_SECONDS", 0.0)
+    main(["optimize", str(tmp_path / "ckpt")])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith(" 67%  2.00 MiB of 3.00 MiB, ") and lines[1].endswith(" left")
+
+
+def test_an_error_in_the_middle_of_optimize_is_the_exit_code(daemon, tmp_path, capsys):
+    daemon.answers = Parts(DaemonError("it died"))
+    assert main(["optimize", str(tmp_path / "ckpt")]) == DaemonError.exit_code
+    assert capsys.readouterr().err == "ckptfs: it died\n"
 
 
 def test_show_prints_every_change(daemon, tmp_path, capsys):

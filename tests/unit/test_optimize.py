@@ -36,7 +36,7 @@ def training(count: int) -> list[bytes]:
     saves = []
     for _ in range(count):
         for tensor in weights.values():
-            tensor += torch.randn(SHAPE, generator=random) * 2e-3
+            tensor.add_(torch.randn(SHAPE, generator=random) * 2e-3)
         file = io.BytesIO()
         torch.save({name: tensor.bfloat16() for name, tensor in weights.items()}, file)
         saves.append(file.getvalue())

@@ -103,6 +103,7 @@ def test_a_command_and_its_result_cross_a_real_socket(tmp_path):
         (lambda client: client.snapshot_rollback("3", "a/b"), ("snapshot_rollback", {"ref": "3", "path": "a/b"})),
         (lambda client: client.snapshot_delete(["1", "2"]), ("snapshot_delete", {"refs": ["1", "2"]})),
         (lambda client: client.stats(), ("stats", {})),
+        (lambda client: client.optimize(), ("optimize", {})),
     ],
 )
 def test_every_command_travels_with_its_arguments(tmp_path, call, request_made):
