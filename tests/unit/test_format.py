@@ -174,7 +174,10 @@ def test_the_keys_of_a_store_are_laid_out_as_documented(golden: Path) -> None:
     assert all(key["offset"] == 0 for key in keys[Table.MANIFESTS])
     assert {key["table"] for key in keys[Table.CHANGES]} == {Table.INODES, Table.DIRENTS, Table.XATTRS}
     assert [key["epoch"] for key in keys[Table.SNAPSHOTS]] == [1, 2]
-    assert {key["name"] for key in keys[Table.META]} == {cells[0].strip("`").encode() for cells in rows("Meta")}
+    there = {key["name"] for key in keys[Table.META]}
+    documented = {cells[0].strip("`").encode(): cells[1] for cells in rows("Meta")}
+    assert there <= documented.keys()
+    assert all("may be missing" in documented[name] for name in documented.keys() - there)
 
 
 def test_every_row_with_an_epoch_is_in_changes(golden: Path) -> None:
