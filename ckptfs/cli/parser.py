@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from ckptfs.cli.exitcodes import WIDTH, epilog
+from ckptfs.config import GIB, KIB, MIB
 from ckptfs.errors import CkptfsError, UsageError
 from ckptfs.retention import parse_policy
 
@@ -87,3 +88,16 @@ def policy(text: str) -> str:
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def size(text: str) -> int:
+    """Parse a number of bytes, at least 1, with an optional binary unit: 512K, 100M, 1.5G."""
+    units = {"K": KIB, "M": MIB, "G": GIB}
+    unit = units.get(text[-1:].upper())
+    try:
+        value = float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        value = math.nan
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 512K, 100M or 1G")
+    return int(value)

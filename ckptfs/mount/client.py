@@ -13,12 +13,15 @@ from ckptfs.mount.protocol import (
     ENDED,
     LINE_SIZE_MAX,
     Collected,
+    FileDamage,
     Progress,
     Request,
     Rollback,
     SnapshotDetails,
     SnapshotRow,
     Stats,
+    Structure,
+    Verified,
     control_address,
     decode_reply,
     encode_request,
@@ -63,6 +66,18 @@ class Client:
     def optimize(self) -> Progress:
         """Do a part of the work of idle time, about a second's."""
         return cast(Progress, self._call("optimize"))
+
+    def check_structure(self) -> Structure:
+        """Check whether the rows of the store agree with each other."""
+        return cast(Structure, self._call("check_structure"))
+
+    def check_data(self, start: int, stop: int, size: int) -> Verified:
+        """Verify about `size` bytes of the chunks numbered from `start` to before `stop`."""
+        return cast(Verified, self._call("check_data", start=start, stop=stop, size=size))
+
+    def check_files(self, damaged: list[tuple[int, str]]) -> list[FileDamage]:
+        """Return the ranges of files that lie in chunks which `check_data` found damaged."""
+        return cast(list[FileDamage], self._call("check_files", damaged=damaged))
 
     def stats(self) -> Stats:
         """Return the figures of the store."""

@@ -8,13 +8,13 @@ journal, never waits for a sync.
 import logging
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import trio
 
 from ckptfs.errors import CkptfsError
 from ckptfs.mount.offload import Offload
-from ckptfs.store import Changes, ChunkStore
+from ckptfs.store import Changes, ChunkStore, View
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,14 @@ class Committer:
             self._store.tables.give_back(changes)
             raise
         self._journalled = this
+
+    @asynccontextmanager
+    async def view(self) -> AsyncIterator[View]:
+        """Give all rows as they are now, for a thread to read; a checkpoint may go on as soon as it is given."""
+        with ExitStack() as stack:
+            async with self._checkpoint_lock:
+                view = stack.enter_context(self._store.view())
+            yield view
 
     async def checkpoint(self) -> None:
         """Journal everything and bring the index up to it; what fails is tried again at the next one."""

@@ -105,6 +105,33 @@ class Stats(StoreStats, total=False):
     buffered_bytes: int
 
 
+class Structure(TypedDict):
+    """What a check of the structure found, and how much there is to verify: chunks with numbers below `numbers_end`."""
+
+    problems: list[str]
+    chunks: int
+    raw_bytes: int
+    numbers_end: int
+
+
+class Verified(TypedDict):
+    """A slice of the verification: go on at `next_number`; `damaged` pairs a chunk's number with what is wrong."""
+
+    next_number: int
+    raw_bytes: int
+    damaged: list[tuple[int, str]]
+
+
+class FileDamage(TypedDict):
+    """A range of a file that cannot be read, in which versions, and why; in bytes."""
+
+    path: str
+    versions: list[str]
+    offset: int
+    size: int
+    reason: str
+
+
 class Commands(Protocol):
     """What a person can ask of a store; spoken to directly, or through the mount process that has it open."""
 
@@ -131,6 +158,15 @@ class Commands(Protocol):
 
     def optimize(self) -> Progress:
         """Do a part of the work of idle time, about a second's."""
+
+    def check_structure(self) -> Structure:
+        """Check whether the rows of the store agree with each other."""
+
+    def check_data(self, start: int, stop: int, size: int) -> Verified:
+        """Verify about `size` bytes of the chunks numbered from `start` to before `stop`."""
+
+    def check_files(self, damaged: list[tuple[int, str]]) -> list[FileDamage]:
+        """Return the ranges of files that lie in chunks which `check_data` found damaged."""
 
     def stats(self) -> Stats:
         """Return the figures of the store."""

@@ -105,7 +105,7 @@ class _Session:
             self._committer = Committer(self._store, offload)
             collector = Collector(self._tree, self._jobs, self._committer, offload)
             self._versions = MountedVersions(
-                *(self._tree, self._nodes, self._jobs, self._committer, collector),
+                *(self._tree, self._nodes, self._jobs, self._committer, collector, offload),
                 self._options.settle,
                 parse_policy(self._options.keep) if self._options.keep else None,
             )

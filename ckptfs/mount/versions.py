@@ -6,7 +6,7 @@ of them is fetched, stored and committed.
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ from ckptfs.mount.collector import Collector
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node, Nodes
+from ckptfs.mount.offload import Offload
 from ckptfs.mount.protocol import Request
 from ckptfs.retention import Policy
 from ckptfs.tree import Commands, Tree
@@ -40,6 +41,7 @@ class MountedVersions:
         jobs: Jobs,
         committer: Committer,
         collector: Collector,
+        offload: Offload,
         settle: float,
         policy: Policy | None,
     ) -> None:
@@ -48,6 +50,7 @@ class MountedVersions:
         self._jobs = jobs
         self._committer = committer
         self._collector = collector
+        self._offload = offload
         self._settle = settle
         self._policy = policy
         self._commands = Commands(tree)
@@ -133,6 +136,8 @@ class MountedVersions:
         if changing:
             await self._commit_logs()
         try:
+            if request.command in CHECKING:
+                return await self._check(command, request)
             result = command(**request.arguments)
         except TypeError as error:
             raise UsageError(f"{request.command}: {error}") from error
@@ -152,6 +157,13 @@ class MountedVersions:
                 return collected._asdict()
         raise UsageError("gc: it is not said whether this is a dry run")
 
+    async def _check(self, command: Callable[..., Any], request: Request) -> Any:
+        """Carry out a command that reads much, in a thread and, where it reads rows, of this moment."""
+        if request.command == "check_data":
+            return await self._offload.run(command, **request.arguments)
+        async with self._committer.view() as view:
+            return await self._offload.run(command, **request.arguments, view=view)
+
     async def _forget_content(self, rollback: RollbackResult | None, saved: int) -> None:
         """Make the kernel ask again for everything that a rollback changed."""
         assert rollback is not None
@@ -163,7 +175,8 @@ class MountedVersions:
 
 
 CHANGING = ("snapshot_create", "snapshot_rollback", "snapshot_delete", "prune")
-COMMANDS = (*CHANGING, "snapshot_list", "snapshot_show", "stats")
+CHECKING = ("check_structure", "check_data", "check_files")
+COMMANDS = ("snapshot_list", "snapshot_show", "stats", *CHANGING, *CHECKING)
 
 
 def _invalidate(entries: Iterable[tuple[int, bytes]], directories: Iterable[int]) -> None:

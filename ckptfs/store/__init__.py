@@ -1,6 +1,7 @@
 """Bytes: chunks, packs, the chunk index and the rows of the tree. ChunkStore is the door."""
 
 from ckptfs.store.bitmap import Bitmap
+from ckptfs.store.check import PROBLEMS_MAX, Verified
 from ckptfs.store.chunkstore import ChunkStore, StoreStats
 from ckptfs.store.codec import element_width
 from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
@@ -14,6 +15,7 @@ from ckptfs.store.tables import Changes, Frozen, Table, Tables, View
 __all__ = [
     "DELTA_CHAIN_MAX",
     "NO_CHUNK",
+    "PROBLEMS_MAX",
     "Alignment",
     "Bitmap",
     "Changes",
@@ -29,6 +31,7 @@ __all__ = [
     "Swept",
     "Table",
     "Tables",
+    "Verified",
     "View",
     "element_width",
     "never",

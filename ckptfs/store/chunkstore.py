@@ -10,8 +10,8 @@ belong to the owner's thread.
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,8 @@ from ckptfs.config import StoreConfig
 from ckptfs.errors import NoSpaceError, NotAStoreError, StoreReadOnlyError
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.bitmap import Bitmap
+from ckptfs.store.check import StructureReport, Verified, check_structure
+from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.fetch import Decoded, Fetcher
 from ckptfs.store.freed import FreedPlaces, build_row, merge, pieces
@@ -32,13 +34,14 @@ from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, 
 from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpack_state
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.sweep import Sweeper, Swept
-from ckptfs.store.tables import Changes, Environment, Frozen, Table, Tables
+from ckptfs.store.tables import TREE_TABLES, Changes, Environment, Frozen, Table, Tables, View
 
 PACKS_NAME = "packs"
 INDEX_NAME = "index.lmdb"
 _ASIDE_SUFFIX = ".before-rebuild"
 _PUNCH_PLACES = 64
 """So many places are looked up, and those of them that touch are punched as one."""
+_VERIFY_CHUNKS = 16
 
 
 class StoreStats(NamedTuple):
@@ -87,7 +90,8 @@ class ChunkStore:
         self._environment = environment
         self._index = ChunkIndex(environment)
         self._freed = FreedPlaces(environment)
-        self._fetcher = Fetcher(self._index, packs, config.seed)
+        self._damaged = DamagedChunks(environment, self._index)
+        self._fetcher = Fetcher(self._index, packs, config.seed, self._damaged.note)
         self._reencoder = Reencoder(self._index, self._fetcher, self._append_again)
         self._reserve = Reserve(path, disk)
         self._sweeper = Sweeper(self._index, self._release)
@@ -171,6 +175,7 @@ class ChunkStore:
         state = self._state if packed is None else unpack_state(packed)
         replay = Replay(self._packs, self.tables, self._index, self._freed, self.config.seed)
         self._mark = replay.run(state, index_lost=packed is None)
+        self._damaged.heal()
         self._state = state
         if self.read_only:
             return
@@ -208,6 +213,8 @@ class ChunkStore:
             lengths += section_lengths
             ids += section_ids
         numbers = self._index.lookup(ids)
+        if self._damaged:
+            numbers = self._damaged.left_out(numbers)
         if NO_CHUNK in numbers:
             self._check_writable()
             ends = accumulate(lengths)
@@ -221,13 +228,20 @@ class ChunkStore:
         return Ingested(numbers, lengths)
 
     def _store(self, fresh: dict[bytes, memoryview], encode: Callable[[memoryview], codec.Encoded]) -> dict[bytes, int]:
-        """Encode and append chunks, but those that another thread was faster with; return all their numbers."""
+        """Encode and append chunks, but those that another thread was faster with; return all their numbers.
+
+        A damaged chunk is stored anew under its number, and so heals the files that use it.
+        """
         encoded = []
         for chunk_id, view in fresh.items():
             encoding, payload = encode(view)
             encoded.append(EncodedChunk(chunk_id, len(view), encoding, payload, records.payload_check(payload)))
         with self._append_lock:
             numbers = dict(zip(fresh, self._index.lookup(list(fresh)), strict=True))
+            if damaged := self._damaged.among(numbers.values()):
+                again = {numbers[chunk.id]: chunk for chunk in encoded if numbers[chunk.id] in damaged}
+                self._append_chunks(list(again.values()), list(again))
+                self._damaged.heal()
             missing = [chunk for chunk in encoded if not numbers[chunk.id]]
             if missing:
                 first = self._mark.number
@@ -286,6 +300,45 @@ class ChunkStore:
     def expect(self, numbers: Sequence[int]) -> None:
         """Have the disk below begin to read chunks that will be asked for soon."""
         self._fetcher.expect(numbers)
+
+    # Checking
+
+    @contextmanager
+    def view(self, tables: Collection[Table] = TREE_TABLES, *, chunks: bool = True) -> Iterator[View]:
+        """Give the rows of some tables of the tree as they are now, to be read by one thread at a time.
+
+        With those of the chunks and freed places, which need that no checkpoint is under way, unless told otherwise.
+        For the owner's thread.
+        """
+        overlays = self.tables.rows_in_memory(tables)
+        if chunks:
+            overlays |= {**self._index.rows_in_memory(), **self._freed.rows_in_memory()}
+        with self._environment.view(overlays) as view:
+            yield view
+
+    def check(self, view: View) -> StructureReport:
+        """Tell whether the rows about chunks agree with each other and with the packs; reads no chunk."""
+        return check_structure(view, self._packs, self._mark.number)
+
+    def verify(self, start: int, stop: int, size_max: int) -> Verified:
+        """Read chunks numbered from `start` to `stop` (not included), about `size_max` bytes, and verify each.
+
+        What is damaged is remembered, and stored anew when the same bytes come in again.
+        """
+        located: dict[int, Location] = {}
+        raw_bytes = 0
+        while start < stop and raw_bytes < size_max:
+            end = min(start + _VERIFY_CHUNKS, stop)
+            found = self._index.locate_range(start, end)
+            located |= found
+            raw_bytes += sum(location.raw_size for location in found.values())
+            start = end
+        in_order = sorted(located, key=lambda number: located[number].position)
+        return Verified(start, raw_bytes, self._fetcher.verify(in_order))
+
+    def damaged(self) -> list[int]:
+        """Return the numbers of the chunks that somebody has found damaged and nobody has stored anew."""
+        return self._damaged.numbers()
 
     # Space
 
@@ -365,6 +418,7 @@ class ChunkStore:
                     self._index.register(released)
                     raise
                 self._freed.supersede(chunk.location.place(chunk.number) for chunk in released)
+                self._damaged.heal()
             return released
 
     def punch(self, stop: Callable[[], bool] = never) -> int:
@@ -429,6 +483,7 @@ class ChunkStore:
                         self._with_reserve(lambda: self._append_metadata(record))
                         self._freed.free(rows)
                     self._freed.freeze()
+                    self._damaged.freeze()
                     self._index.freeze()
                     self._index_cut = self._mark
                 # Rows younger than the frozen ones may be journalled already: the replay begins before them.
@@ -442,10 +497,12 @@ class ChunkStore:
                 self._write_index(self._state, [(Table.CHUNK_IDS, part)])
             tables = [(table, memtable.items()) for table, memtable in frozen.memtables.items()]
             indexed = [(Table.CHUNKS, self._index.frozen_locations()), (Table.CHUNK_IDS, ids)]
-            self._write_index(state, [*tables, *indexed, self._freed.frozen_rows()])
+            own = [self._freed.frozen_rows(), self._damaged.frozen_rows()]
+            self._write_index(state, [*tables, *indexed, *own])
             self._reserve.hold_again()
             self._index.release()
             self._freed.release()
+            self._damaged.release()
             with self._append_lock:
                 self._state = state
                 for generation in [each for each in self._first_marks if each <= frozen.generation]:
@@ -470,7 +527,8 @@ class ChunkStore:
             return
         if self.tables.frozen is not None:
             self._finish_checkpoint(self.tables.frozen)
-        if self._state.replay_from != self._mark or self._index.row_count or self._freed.row_count:
+        own_rows = self._index.row_count + self._freed.row_count + self._damaged.row_count
+        if self._state.replay_from != self._mark or own_rows:
             self._finish_checkpoint(self.tables.freeze())
 
     def _finish_checkpoint(self, frozen: Frozen) -> None:
@@ -533,7 +591,8 @@ class ChunkStore:
     @property
     def waiting_rows(self) -> int:
         """How many rows a checkpoint would bring to LMDB."""
-        return self.tables.row_count + self._index.row_count + self._freed.row_count
+        own_rows = self._index.row_count + self._freed.row_count + self._damaged.row_count
+        return self.tables.row_count + own_rows
 
     @property
     def waiting_bytes(self) -> int:

@@ -6,7 +6,7 @@ close together, as a save leaves them, are read by one call that puts their byte
 copied again. It caches nothing beyond a call. Any thread may call.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -88,10 +88,12 @@ class _Located(NamedTuple):
 class Fetcher:
     """Reads the chunks of one store."""
 
-    def __init__(self, index: ChunkIndex, packs: Packs, seed: int) -> None:
+    def __init__(self, index: ChunkIndex, packs: Packs, seed: int, on_damaged: Callable[[int, Location], None]) -> None:
+        """Take what to read from; `on_damaged` is told of a chunk that is not what was written, and where it lies."""
         self._index = index
         self._packs = packs
         self._seed = seed
+        self._on_damaged = on_damaged
 
     def read(self, number: int) -> bytes:
         """Return the bytes of a chunk; DamagedError names the place when they are not what was written."""
@@ -173,6 +175,23 @@ class Fetcher:
                 continue  # reading it alone says what is wrong, unless the chunk has only moved
         return found
 
+    def verify(self, numbers: Sequence[int]) -> dict[int, str]:
+        """Read chunks and return what is wrong with those that are not what was written, by number."""
+        try:
+            self.read_many(numbers)
+        except (DamagedError, OSError):
+            return {number: why for number in numbers if (why := self._why_damaged(number)) is not None}
+        return {}
+
+    def _why_damaged(self, number: int) -> str | None:
+        try:
+            self.read(number)
+        except DamagedError as error:
+            return str(error) if self._index.locate(number) is not None else None  # it was released meanwhile
+        except OSError as error:  # the disk below cannot read it
+            return f"chunk {number}: {error.strerror or error}"
+        return None
+
     def read_with_id(self, number: int) -> tuple[bytes, bytes]:
         """Return the bytes of a chunk and its id."""
         return self._read(number, _Memo(), DELTA_CHAIN_MAX)
@@ -188,6 +207,8 @@ class Fetcher:
                 # It may have been stored anew since the look-up, and the old place punched: look again.
                 before, location = location, self._index.locate(number)
                 if location is None or location.position == before.position:
+                    if location is not None:
+                        self._on_damaged(number, before)
                     raise
         raise DamagedError(f"chunk {number} is not in the index")
 

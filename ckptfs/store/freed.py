@@ -16,7 +16,7 @@ from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store.disk import whole_pages
 from ckptfs.store.records import Journal, Place, Position, Row
-from ckptfs.store.tables import Environment, Table
+from ckptfs.store.tables import Environment, Memtable, Table
 
 PIECE_SIZE = 16 * MIB
 
@@ -98,6 +98,11 @@ class FreedPlaces:
                         if position >= place.end:
                             break
                         self._superseded.pop(position, None)
+
+    def rows_in_memory(self) -> dict[Table, Memtable]:
+        """Return copies of the rows that LMDB may not have yet."""
+        with self._lock:
+            return {Table.FREED: {**self._frozen, **self._active}}
 
     @property
     def row_count(self) -> int:

@@ -7,7 +7,7 @@ records of the packs, so nothing here is journalled: what a crash takes from mem
 
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
 from ckptfs.store.records import HEADER_SIZE, Place, Position, Row, pack_bases, record_size
-from ckptfs.store.tables import Environment, Table, sorted_rows
+from ckptfs.store.tables import Environment, Memtable, Table, sorted_rows
 
 NO_CHUNK = 0
 """The number of no chunk: a hole in a manifest, an id that is not known."""
@@ -374,6 +374,23 @@ class ChunkIndex:
         self._count(totals)
         return places
 
+    def rows_in_memory(self) -> dict[Table, Memtable]:
+        """Return copies of the rows that LMDB may not have yet."""
+        with self._lock:
+            below = self._frozen or _Rows({}, {})
+            numbers = {**below.numbers, **self._active.numbers}
+            locations = {**below.locations, **self._active.locations}
+        return {Table.CHUNKS: _location_rows(locations), Table.CHUNK_IDS: _id_rows(numbers)}
+
+    def locate_range(self, start: int, stop: int) -> dict[int, Location]:
+        """Return where the chunks numbered from `start` to `stop` (not included) are stored, as many as there are."""
+        found: dict[int, Location] = {}
+        with self._lock:
+            for number in range(start, stop):
+                if (location := self._locate(NUMBER.pack(number))) is not None:
+                    found[number] = location
+        return found
+
     # Chunks that wait for an encoding
 
     def keep_raw(self, number: int) -> None:
@@ -451,21 +468,26 @@ class ChunkIndex:
         """
         if self._frozen is None:
             raise RuntimeError("no checkpoint of the chunk index is under way")
-        rows = sorted_rows(
-            {
-                chunk_id: None if number == _RELEASED else NUMBER.pack(number)
-                for chunk_id, number in self._frozen.numbers.items()
-            }
-        )
+        rows = sorted_rows(_id_rows(self._frozen.numbers))
         return [rows[start : start + _PART_ROWS] for start in range(0, len(rows) or 1, _PART_ROWS)]
 
     def frozen_locations(self) -> Sequence[tuple[bytes, bytes | None]]:
         """Return the rows of `chunks` of the checkpoint under way, sorted."""
         if self._frozen is None:
             raise RuntimeError("no checkpoint of the chunk index is under way")
-        return sorted_rows({key: packed or None for key, packed in self._frozen.locations.items()})
+        return sorted_rows(_location_rows(self._frozen.locations))
 
     def release(self) -> None:
         """End a checkpoint that succeeded: its rows are read from LMDB from here on."""
         with self._lock:
             self._frozen = None
+
+
+def _id_rows(numbers: Mapping[bytes, int]) -> Memtable:
+    """Return rows of `chunk_ids` as LMDB gets them."""
+    return {chunk_id: None if number == _RELEASED else NUMBER.pack(number) for chunk_id, number in numbers.items()}
+
+
+def _location_rows(locations: Mapping[bytes, bytes]) -> Memtable:
+    """Return rows of `chunks` as LMDB gets them."""
+    return {key: packed or None for key, packed in locations.items()}

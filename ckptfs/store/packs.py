@@ -120,6 +120,10 @@ class Packs:
         names = [name for name in self._disk.list_names(self._directory) if _PACK_NAME.fullmatch(name)]
         return sorted(int(name.removesuffix(_SUFFIX)) for name in names)
 
+    def sizes(self) -> dict[int, int]:
+        """Return the size of each pack in bytes, holes included, in the order of their numbers."""
+        return {pack: self._disk.size(self._reader(pack).fd) for pack in self.numbers()}
+
     def stored_size(self) -> int:
         """Return the bytes that the packs take on the disk below."""
         return sum(self._disk.stored_size(self.path(pack)) for pack in self.numbers())

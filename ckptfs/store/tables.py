@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +57,7 @@ class Table(IntEnum):
     CHUNK_IDS = 10
     STORE = 11
     FREED = 12
+    DAMAGED = 13
 
 
 PACKED_KEY_SIZE = 16
@@ -130,8 +131,7 @@ class Reader:
             return
         more = cursor.set_range_dup(_PACKED, start)
         while more:
-            row = cursor.value()
-            yield row[:PACKED_KEY_SIZE], row[PACKED_KEY_SIZE:]
+            yield _split(cursor.value())
             more = cursor.next_dup()
 
     def renew(self) -> None:
@@ -150,7 +150,7 @@ class Environment:
         self.lock_path = path.with_name(path.name + "-lock")
         self._disk = disk
         self._readers: list[Reader] = []
-        self._snapshots = 0
+        self._views = 0
         try:
             if not read_only:
                 if not path.exists():
@@ -167,12 +167,11 @@ class Environment:
                 max_dbs=_DATABASES_MAX,
                 meminit=False,
             )
-            # Of a store of version 1, open for reading only, the last table is missing.
-            self._databases = {
-                table: self._open_table(table, create=not read_only)
-                for table in Table
-                if table != Table.FREED or not read_only or self._has_freed()
-            }
+            self._databases: dict[Table, lmdb._Database] = {}
+            for table in Table:
+                # Tables that a store open for reading only does not have yet are empty.
+                with suppress(lmdb.NotFoundError):
+                    self._databases[table] = self._open_table(table, create=not read_only)
             if not read_only:
                 self._pack_rows()
         except lmdb.DiskError as error:
@@ -221,24 +220,33 @@ class Environment:
         finally:
             self._disk.close(fd)
 
-    def _has_freed(self) -> bool:
-        with self._env.begin() as transaction:
-            return transaction.get(Table.FREED.name.lower().encode()) is not None
-
     def reader(self, lock: threading.Lock) -> Reader:
         """Make a reader that is used under `lock`."""
         reader = Reader(self._env, self._databases, lock)
         self._readers.append(reader)
         return reader
 
+    @contextmanager
+    def view(self, overlays: Mapping[Table, Memtable]) -> Iterator[View]:
+        """Give the committed rows that some tables have now, with others laid over them, to any one thread at a time.
+
+        What a view shows does not change; the file keeps its pages, and grows, as long as the view lasts.
+        """
+        self._views += 1
+        try:
+            with self._env.begin() as transaction:
+                yield View(transaction, self._databases, overlays)
+        finally:
+            self._views -= 1
+
     def make_room(self) -> None:
         """Enlarge the map when half of it is used; called while nothing writes and no reader's lock is held.
 
-        Not while there is a snapshot, which could not begin again: half of the map is room enough until it ends.
+        Not while somebody has a view: it would lose its transaction, and the other half lasts until the next call.
         """
-        info = self._env.info()
-        if self._snapshots:
+        if self._views:
             return
+        info = self._env.info()
         if info["last_pgno"] * self._env.stat()["psize"] * _MAP_GROWTH < info["map_size"]:
             return
         # Resizing moves the map, so no transaction may be open: readers begin again at their next use.
@@ -278,18 +286,6 @@ class Environment:
         with self._env.begin() as transaction:
             return int(transaction.stat(self._databases[table])["entries"])
 
-    @contextmanager
-    def snapshot(self) -> Iterator[Reader]:
-        """Give a reader of what is committed now, of its holder's alone. LMDB keeps all of that until it ends."""
-        reader = Reader(self._env, self._databases, threading.Lock())
-        reader.cursor(Table.STORE)
-        self._snapshots += 1
-        try:
-            yield reader
-        finally:
-            self._snapshots -= 1
-            reader.renew()
-
     def stored_size(self) -> int:
         """Return the bytes that the index takes on the disk below."""
         return self._disk.stored_size(self.path)
@@ -299,6 +295,31 @@ class Environment:
         for reader in self._readers:
             reader.renew()
         self._env.close()
+
+
+class View:
+    """Rows of a store at one moment, made by `ChunkStore.view`; for one thread at a time."""
+
+    def __init__(
+        self,
+        transaction: lmdb.Transaction[bytes],
+        databases: Mapping[Table, lmdb._Database],
+        overlays: Mapping[Table, Memtable],
+    ) -> None:
+        self._transaction = transaction
+        self._databases = databases
+        self._overlays = overlays
+
+    def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows of a table, ascending."""
+        return _merged(self._stored(table), self._overlays[table])
+
+    def _stored(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        database = self._databases.get(table)
+        if database is None:
+            return iter(())
+        stored = iter(self._transaction.cursor(database))
+        return (_split(row) for _, row in stored) if database.flags()["dupfixed"] else stored
 
 
 def _write_rows(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
@@ -319,6 +340,11 @@ def _write_packed(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes 
         if value is not None:
             puts.append((_PACKED, key + value))
     cursor.putmulti(puts)
+
+
+def _split(packed: bytes) -> tuple[bytes, bytes]:
+    """Return key and value of a packed row."""
+    return packed[:PACKED_KEY_SIZE], packed[PACKED_KEY_SIZE:]
 
 
 def _seek_packed(cursor: lmdb.Cursor[bytes], key: bytes) -> bool:
@@ -393,12 +419,6 @@ class Tables:
         overlay.update(_range(self._active[table], start, stop))
         return overlay
 
-    @contextmanager
-    def view(self, tables: Iterable[Table]) -> Iterator[View]:
-        """Give all rows of some tables as they are now, to be read in any one thread; end it soon."""
-        with self._environment.snapshot() as reader:
-            yield View(reader, {table: self._in_memory(table, b"", END) for table in tables})
-
     def _scan_stored(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield rows of LMDB, read in batches so that no cursor is held between two steps."""
         while True:
@@ -465,6 +485,10 @@ class Tables:
         """How many rows wait in the active memtable for a checkpoint."""
         return sum(len(memtable) for memtable in self._active.values())
 
+    def rows_in_memory(self, tables: Iterable[Table]) -> dict[Table, Memtable]:
+        """Return copies of the rows of some of these tables that LMDB may not have yet."""
+        return {table: self._in_memory(table, b"", END) for table in tables}
+
     def freeze(self) -> Frozen:
         """Begin a checkpoint: what is in memory becomes the frozen memtable, which goes on being read."""
         if self._frozen is not None:
@@ -487,20 +511,6 @@ class Tables:
             raise RuntimeError("these rows are not those of the checkpoint under way")
         self._frozen = None
         self._below = {}
-
-
-class View:
-    """The rows of some tables as they were at one moment, whatever happens to them meanwhile; for one thread."""
-
-    def __init__(self, reader: Reader, overlays: Mapping[Table, Memtable]) -> None:
-        self._reader = reader
-        self._overlays = overlays
-
-    def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all rows of a table, ascending."""
-        cursor = self._reader.cursor(table)
-        cursor.first()
-        return _merged(iter(cursor), self._overlays[table])
 
 
 def _merged(stored: Iterator[tuple[bytes, bytes]], overlay: Memtable) -> Iterator[tuple[bytes, bytes]]:

@@ -5,10 +5,12 @@ relative to the root of the tree, "" being the root itself.
 """
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ckptfs.retention import parse_policy
-from ckptfs.store import Table
+from ckptfs.store import Table, View
+from ckptfs.tree.check import Check
 from ckptfs.tree.gc import collect
 from ckptfs.tree.inode import Inode
 from ckptfs.tree.optimize import Optimizer, optimize_part, uncompared_bytes
@@ -94,6 +96,26 @@ class Commands:
         """Do a part of the work that idle time has, as much as a second takes; ask again until it is `finished`."""
         deadline = time.monotonic() + PART_SECONDS
         return optimize_part(self._optimizer, self._tree.store, lambda: time.monotonic() >= deadline)._asdict()
+
+    # Checks, which are for any thread: one that is not the tree's owner brings a view with it.
+
+    def check_structure(self, *, view: View | None = None) -> Answer:
+        """Check the structure of the store; see `Check.structure`."""
+        with self._view(view) as view:
+            return Check(self._tree.store, view).structure()._asdict()
+
+    def check_data(self, start: int, stop: int, size: int) -> Answer:
+        """Verify a slice of the chunks; see `ChunkStore.verify`."""
+        verified = self._tree.store.verify(start, stop, size)
+        return verified._asdict() | {"damaged": list(verified.damaged.items())}
+
+    def check_files(self, damaged: list[tuple[int, str]], *, view: View | None = None) -> list[Answer]:
+        """Return the ranges of files that lie in damaged chunks, given by number and reason; see `Check.files`."""
+        with self._view(view) as view:
+            return [found._asdict() for found in Check(self._tree.store, view).files(dict(damaged))]
+
+    def _view(self, view: View | None) -> AbstractContextManager[View]:
+        return nullcontext(view) if view is not None else self._tree.store.view()
 
     def stats(self) -> Answer:
         """Return sizes and counts of the whole tree and its store."""

@@ -8,8 +8,9 @@ import struct
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import accumulate, chain
+from operator import gt, sub
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
@@ -111,6 +112,24 @@ class Extents:
                 return
             yield extent
 
+    def overruns(self, raw_sizes: Sequence[int]) -> Iterator[Extent]:
+        """Yield the extents that are longer than their chunk; `raw_sizes` has each chunk's size by its number."""
+        lengths = map(sub, self._ends, chain((0,), self._ends))
+        try:
+            if not any(map(gt, lengths, map(raw_sizes.__getitem__, self._numbers))):
+                return  # the usual case, at the speed of C
+        except IndexError:
+            pass
+        for extent in self.between(0, self.size):
+            if extent.number and (extent.number >= len(raw_sizes) or extent.length > raw_sizes[extent.number]):
+                yield extent
+
+    def using(self, numbers: Container[int]) -> Iterator[Extent]:
+        """Yield the extents that lie in some chunks."""
+        for index, number in enumerate(self._numbers):
+            if number in numbers:
+                yield self[index]
+
     def encode_part(self, start: int, stop: int) -> bytes:
         """Return the extents `start` to `stop` (not included) as bytes: their numbers, then their lengths."""
         ends = self._ends[start:stop]
@@ -154,12 +173,8 @@ def store_manifest(tables: Tables, manifest: int, extents: Extents) -> None:
 
 def load_manifest(tables: Tables, manifest: int, size: int) -> Extents:
     """Return the extents of a stored manifest; DamagedError where its parts do not add up to `size` bytes."""
-    extents = Extents()
-    if manifest:
-        for key, value in tables.scan(Table.MANIFESTS, id_prefix(manifest), id_prefix(manifest + 1)):
-            if not value or len(value) % 12 or int.from_bytes(key[8:], "big") != extents.size:
-                raise DamagedError(f"manifest {manifest} has a malformed part behind offset {extents.size}")
-            extents.append_part(value)
+    parts = tables.scan(Table.MANIFESTS, id_prefix(manifest), id_prefix(manifest + 1)) if manifest else ()
+    extents = join_parts(manifest, parts)
     if extents.size != size:
         raise DamagedError(f"manifest {manifest} covers {extents.size} of {size} bytes")
     return extents
@@ -173,6 +188,19 @@ def has_manifest(tables: Tables, manifest: int) -> bool:
 def part_numbers(value: bytes) -> memoryview:
     """Return the chunk numbers of a manifest part as little-endian u64; a hole has a number that no chunk has."""
     return memoryview(value)[: len(value) // 12 * 8]
+
+
+def join_parts(manifest: int, parts: Iterable[tuple[bytes, bytes]]) -> Extents:
+    """Return the extents in the rows of a manifest; DamagedError where one is malformed or missing."""
+    extents = Extents()
+    for key, value in parts:
+        if not value or len(value) % 12 or len(key) != _PART_KEY.size or _PART_KEY.unpack(key)[1] != extents.size:
+            raise DamagedError(f"manifest {manifest} has a malformed part behind offset {extents.size}")
+        try:
+            extents.append_part(value)
+        except OverflowError as error:
+            raise DamagedError(f"manifest {manifest} is longer than any file") from error
+    return extents
 
 
 def _little_endian(values: "array[int]") -> "array[int]":

@@ -77,7 +77,7 @@ class Collection:
             self._needed.add_packed(content.extents.packed_numbers)
         self._epochs = [*(snapshot.id for snapshot in self._tree.snapshots.all()), self._tree.rows.open_epoch]
         self._manifests = Bitmap(self._tree.rows.next_id)
-        self._view = self._resources.enter_context(self._tree.rows.tables.view((Table.INODES, Table.MANIFESTS)))
+        self._view = self._resources.enter_context(self._store.view((Table.INODES, Table.MANIFESTS), chunks=False))
 
     def mark(self, stop: Callable[[], bool] = never) -> bool:
         """Mark what is needed, in any thread; False when it ended early because `stop()` was true."""

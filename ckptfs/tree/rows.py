@@ -18,7 +18,7 @@ LIVE = 0xFFFFFFFF
 
 _EPOCH = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
-_CHANGE = struct.Struct(">IB")
+CHANGE = struct.Struct(">IB")
 _TOMBSTONE = b""
 _VERSIONED = (Table.INODES, Table.DIRENTS, Table.XATTRS)
 _PRESENT = b"\x01"
@@ -127,14 +127,14 @@ class Rows:
         """Write a row in the open epoch, or in `LIVE` to make it live-only."""
         epoch = self.open_epoch if epoch is None else epoch
         self.tables.put(table, prefix + _EPOCH.pack(epoch), value)
-        self.tables.put(Table.CHANGES, _CHANGE.pack(epoch, table) + prefix, _PRESENT)
+        self.tables.put(Table.CHANGES, CHANGE.pack(epoch, table) + prefix, _PRESENT)
 
     def erase(self, table: Table, prefix: bytes, epoch: int) -> None:
         """Take out the row that `epoch` itself wrote, if it did; older rows show again."""
         key = prefix + _EPOCH.pack(epoch)
         if self.tables.get(table, key) is not None:  # a deletion of nothing would be journalled as well
             self.tables.delete(table, key)
-            self.tables.delete(Table.CHANGES, _CHANGE.pack(epoch, table) + prefix)
+            self.tables.delete(Table.CHANGES, CHANGE.pack(epoch, table) + prefix)
 
     def remove(self, table: Table, prefix: bytes) -> None:
         """Make the open epoch see nothing under `prefix`: a tombstone, or no row at all where none is older."""
@@ -166,10 +166,10 @@ class Rows:
         """Yield (epoch, change) of what the epochs after `after`, up to and with `last`, wrote."""
         stop = _EPOCH.pack(last + 1) if last < LIVE else b"\xff\xff\xff\xff\xff"
         for key, _ in self.tables.scan(Table.CHANGES, _EPOCH.pack(after + 1), stop):
-            if len(key) < _CHANGE.size or key[_EPOCH.size] not in _VERSIONED:
+            if len(key) < CHANGE.size or key[_EPOCH.size] not in _VERSIONED:
                 raise DamagedError(f"the row {key.hex()} of changes names no row with an epoch")
-            epoch, table = _CHANGE.unpack_from(key)
-            yield epoch, Change(Table(table), key[_CHANGE.size :])
+            epoch, table = CHANGE.unpack_from(key)
+            yield epoch, Change(Table(table), key[CHANGE.size :])
 
     def live_only(self) -> Iterator[Change]:
         """Yield the keys of all live-only rows."""

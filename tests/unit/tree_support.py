@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ckptfs.config import FORMAT_VERSION, ChunkSizes, StoreConfig
 from ckptfs.store import ChunkStore, Disk, Table
 from ckptfs.tree import Tree
+from ckptfs.tree.check import Check
 from ckptfs.tree.content import FileContent
 from ckptfs.tree.extents import load_manifest
 from ckptfs.tree.files import OpenFile
@@ -239,6 +240,8 @@ def raw_inodes(tree: Tree, epoch: int) -> dict[int, Inode]:
 
 def check_tree(tree: Tree) -> None:
     """Assert that the rows agree with each other at every epoch that somebody can read."""
+    with tree.store.view() as view:
+        assert Check(tree.store, view).structure().problems == []
     _check_change_rows(tree)
     _check_snapshot_rows(tree)
     _check_live_only(tree)
