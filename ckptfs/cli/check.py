@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     target = find_store(args)
     with commands(target, write=False) as store:
         structure = store.check_structure()
-        damaged = verify(store, structure, args.limit) if args.read_data else None
+        damaged = verify(store, structure, args.limit) if args.read_data else structure["damaged"]
         files = store.check_files(damaged) if damaged else []
     if args.json:
         report = {
@@ -56,14 +56,14 @@ def run(args: argparse.Namespace) -> None:
             "chunks": structure["chunks"],
             "raw_bytes": structure["raw_bytes"],
             "read_data": args.read_data,
-            "damaged_chunks": [{"number": number, "reason": reason} for number, reason in damaged or ()],
+            "damaged_chunks": [{"number": number, "reason": reason} for number, reason in damaged],
             "files": files,
         }
         print(json.dumps(report, indent=2))
     else:
-        print(report_text(structure, damaged, files))
+        print(report_text(structure, damaged, files, read_data=args.read_data))
     if structure["problems"] or damaged:
-        raise DamagedError(_summary(target, structure, damaged or ()))
+        raise DamagedError(_summary(target, structure, damaged))
 
 
 def find_store(args: argparse.Namespace) -> Target:
@@ -89,14 +89,16 @@ def verify(store: Commands, structure: Structure, limit: int | None) -> list[tup
     return damaged
 
 
-def report_text(structure: Structure, damaged: Sequence[tuple[int, str]] | None, files: Sequence[FileDamage]) -> str:
-    """Return what a check found, for people; `damaged` is None when no data was read."""
+def report_text(
+    structure: Structure, damaged: Sequence[tuple[int, str]], files: Sequence[FileDamage], *, read_data: bool
+) -> str:
+    """Return what a check found, for people."""
     lines = [printable(problem) for problem in structure["problems"]]
     if damaged:
         lines.append(damage_text(damaged, files))
     if not lines:
         kept = f"{count_text(structure['chunks'], 'chunk')} of {size_text(structure['raw_bytes'])}"
-        read = "every byte is what was written" if damaged is not None else "--read-data would also verify the bytes"
+        read = "every byte is what was written" if read_data else "--read-data would also verify the bytes"
         lines.append(f"No damage: {kept}; {read}.")
     return "\n".join(lines)
 

@@ -106,9 +106,13 @@ class Stats(StoreStats, total=False):
 
 
 class Structure(TypedDict):
-    """What a check of the structure found, and how much there is to verify: chunks with numbers below `numbers_end`."""
+    """What a check of the structure found, and how much there is to verify: chunks with numbers below `numbers_end`.
+
+    `damaged` pairs the number of each chunk that was found damaged before with what is known of it.
+    """
 
     problems: list[str]
+    damaged: list[tuple[int, str]]
     chunks: int
     raw_bytes: int
     numbers_end: int

@@ -6,7 +6,7 @@ It changes nothing. One view belongs to one thread; others may go on with the st
 
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 from typing import NamedTuple
 
@@ -27,10 +27,14 @@ _ID_SIZE = 16
 
 
 class StructureReport(NamedTuple):
-    """What a check found: raw size of each chunk by its number (0: no such chunk), and a sentence for each problem."""
+    """What a check found: raw size of each chunk by its number (0: no such chunk), and a sentence for each problem.
+
+    `damaged` says by number what is wrong with the chunks that were found damaged before, and those that rest on them.
+    """
 
     raw_sizes: "array[int]"
     problems: list[str]
+    damaged: dict[int, str]
 
 
 class Verified(NamedTuple):
@@ -41,18 +45,22 @@ class Verified(NamedTuple):
     damaged: dict[int, str]
 
 
-def check_structure(view: View, packs: Packs, numbers_end: int) -> StructureReport:
-    """Check chunks, chunk ids and freed places against each other and the packs; numbers below `numbers_end` exist."""
-    check = _StructureCheck(view, packs, numbers_end)
+def check_structure(view: View, packs: Packs, numbers_end: int, damaged: Iterable[int]) -> StructureReport:
+    """Check chunks, chunk ids and freed places against each other and the packs; numbers below `numbers_end` exist.
+
+    Where chunks lie that are known to be damaged says nothing.
+    """
+    check = _StructureCheck(view, packs, numbers_end, damaged)
     problems = list(islice(check.run(), PROBLEMS_MAX))
-    return StructureReport(check.raw_sizes, problems)
+    return StructureReport(check.raw_sizes, problems, check.damaged)
 
 
 class _StructureCheck:
     """One check; the places of live chunks are gathered as integers, pack and offset in one, which sort like them."""
 
-    def __init__(self, view: View, packs: Packs, numbers_end: int) -> None:
+    def __init__(self, view: View, packs: Packs, numbers_end: int, damaged: Iterable[int]) -> None:
         self.raw_sizes = array("I", [0])
+        self.damaged = {number: f"chunk {number} was found damaged before" for number in damaged}
         self._heights = bytearray(1)
         self._deltas = array("Q")
         """Pairs of a delta's number and that of one of its bases."""
@@ -94,6 +102,8 @@ class _StructureCheck:
             self.raw_sizes.append(location.raw_size)
             self._heights.extend(bytes(number - len(self._heights)))
             self._heights.append(location.height)
+            if number in self.damaged:
+                continue
             if (location.encoding == Encoding.DELTA) != bool(location.bases):
                 yield f"chunk {number} has encoding {location.encoding} and {len(location.bases)} bases"
             for base in location.bases:
@@ -119,6 +129,8 @@ class _StructureCheck:
             elif depths[base] == DELTA_CHAIN_MAX:
                 yield f"chunk {number} rests on a chain of more than {DELTA_CHAIN_MAX} deltas"
             else:
+                if base in self.damaged:
+                    self.damaged[number] = f"chunk {number} rests on chunk {base}, which is damaged"
                 depths[number] = max(depths[number], depths[base] + 1)  # those of higher chunks are known by now
 
     def _check_ids(self) -> Iterator[str]:

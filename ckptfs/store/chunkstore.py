@@ -8,20 +8,22 @@ opening replays what came after the last checkpoint. It does not know files, nam
 belong to the owner's thread.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from ckptfs.config import StoreConfig
-from ckptfs.errors import NoSpaceError, NotAStoreError, StoreReadOnlyError
+from ckptfs.errors import DamagedError, NoSpaceError, NotAStoreError, StoreReadOnlyError
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.check import StructureReport, Verified, check_structure
+from ckptfs.store.compare import COMPARED, differences
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.fetch import Decoded, Fetcher
@@ -33,8 +35,11 @@ from ckptfs.store.records import EncodedChunk, RecordBytes, RecordType, Row
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, never
 from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpack_state
 from ckptfs.store.reserve import Reserve
+from ckptfs.store.seal import Seal
 from ckptfs.store.sweep import Sweeper, Swept
 from ckptfs.store.tables import TREE_TABLES, Changes, Environment, Frozen, Table, Tables, View
+
+logger = logging.getLogger(__name__)
 
 PACKS_NAME = "packs"
 INDEX_NAME = "index.lmdb"
@@ -61,6 +66,17 @@ class StoreStats(NamedTuple):
     delta_bytes: int
 
 
+class Opening(NamedTuple):
+    """What happened when a store was opened: what a salvage found lost, and what a rebuild changed.
+
+    `differences` counts, by the name of the table, the rows that are not the same as in the index before; None where
+    none was rebuilt, or there was nothing to compare with.
+    """
+
+    losses: list[str]
+    differences: dict[str, int] | None = None
+
+
 class Ingested(NamedTuple):
     """The chunks at the start of some bytes, one behind the other."""
 
@@ -77,6 +93,7 @@ class ChunkStore:
         config: StoreConfig,
         packs: Packs,
         environment: Environment,
+        seal: Seal,
         *,
         disk: Disk,
         read_only: bool,
@@ -97,6 +114,7 @@ class ChunkStore:
         self._sweeper = Sweeper(self._index, self._release)
         self._again_bytes = 0
         self._resources = ExitStack()
+        self._seal = seal
         self._journal_lock = threading.Lock()
         self._append_lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
@@ -105,6 +123,7 @@ class ChunkStore:
         self._state = State(self._mark, self._mark.position)
         self._index_cut = self._mark
         self._first_marks: dict[int, Mark] = {}
+        self.opening = Opening([])
 
     @classmethod
     def create(cls, path: Path, *, disk: Disk | None = None, config: StoreConfig | None = None) -> Self:
@@ -129,10 +148,13 @@ class ChunkStore:
         read_only: bool = False,
         disk: Disk | None = None,
         rebuild: bool = False,
+        salvage: bool = False,
         pack_size_max: int = PACK_SIZE_MAX,
     ) -> Self:
         """Open a store and replay what its index does not have yet; `rebuild` makes the whole index anew.
 
+        A `salvage` takes what is there where records are lost, and names it in `opening`. It leaves the index as it is
+        when that has more than a rebuild finds.
         Raises NotAStoreError, StoreVersionError, StoreInUseError, StoreReadOnlyError, and DamagedError when durable
         records are not what was written.
         """
@@ -156,31 +178,63 @@ class ChunkStore:
                 # A rebuild was cut short: the index before it is whole.
                 disk.rename(aside, index_path)
             rebuild = rebuild and index_path.exists()
+            seal = Seal(index_path, disk)
+            is_sound = seal.holds()
+            if not (is_sound or rebuild):
+                raise DamagedError(
+                    f"the index {index_path} is not what was written; "
+                    "`ckptfs repair --rebuild-index` makes it anew from the packs"
+                )
+            if is_sound and not read_only:
+                seal.remove()
+            resources.callback(seal.close)
             if rebuild:
                 disk.rename(index_path, aside)
                 undo.callback(disk.rename, aside, index_path)
             environment = Environment(index_path, disk, read_only=read_only)
             resources.callback(environment.close)
-            store = cls(path, config, packs, environment, disk=disk, read_only=read_only)
-            store._replay()
+            store = cls(path, config, packs, environment, seal, disk=disk, read_only=read_only)
+            store._replay(salvage=salvage)
             if rebuild:
+                if is_sound:  # LMDB is not to be trusted with another one
+                    store._compare_index(aside)
                 undo.pop_all()
                 disk.unlink(aside)
+                seal.remove()
             store._resources = resources.pop_all()
             return store
 
-    def _replay(self) -> None:
+    def _compare_index(self, before: Path) -> None:
+        """Note how the index that was rebuilt differs from the one before; DamagedError when that has more."""
+        try:
+            environment = Environment(before, self._disk, read_only=True)
+        except DamagedError as error:
+            logger.info("there is nothing to compare the index with: %s", error)
+            return
+        with closing(environment), environment.view({table: {} for table in COMPARED}) as old, self.view() as new:
+            self.opening = self.opening._replace(differences=differences(old, new))
+        if self.opening.losses and self.opening.differences:
+            lost = "; ".join(self.opening.losses)
+            raise DamagedError(f"the packs do not have all that the index has, which stays as it is: {lost}")
+
+    def _replay(self, *, salvage: bool) -> None:
         """Bring tables and index up to the packs, and cut off what follows the last thing that counts."""
         packed = self._environment.read_one(Table.STORE, STATE_KEY)
         state = self._state if packed is None else unpack_state(packed)
         replay = Replay(self._packs, self.tables, self._index, self._freed, self.config.seed)
-        self._mark = replay.run(state, index_lost=packed is None)
+        if salvage:
+            salvaged = replay.salvage(state, self._damaged)
+            self._mark = salvaged.mark
+            self._packs.make_missing(self._mark.position.pack)
+            self.opening = Opening(salvaged.losses)
+        else:
+            self._mark = replay.run(state, index_lost=packed is None)
         self._damaged.heal()
         self._state = state
         if self.read_only:
             return
         self._packs.truncate(self._mark.position)
-        self._packs.resume(state.kept_until, self._mark.position)
+        self._packs.resume(min(state.kept_until, self._mark.position), self._mark.position)
         if packed is None:
             # An index without a state, be it new, lost or half rebuilt, forbids cutting off even a harmless torn
             # tail; so it gets one now, and a name that a power cut does not take.
@@ -318,7 +372,7 @@ class ChunkStore:
 
     def check(self, view: View) -> StructureReport:
         """Tell whether the rows about chunks agree with each other and with the packs; reads no chunk."""
-        return check_structure(view, self._packs, self._mark.number)
+        return check_structure(view, self._packs, self._mark.number, self._damaged.numbers())
 
     def verify(self, start: int, stop: int, size_max: int) -> Verified:
         """Read chunks numbered from `start` to `stop` (not included), about `size_max` bytes, and verify each.
@@ -543,6 +597,7 @@ class ChunkStore:
         with self._resources:
             if commit and not self.read_only:
                 self.commit(checkpoint=True)
+                self._seal.set_on_close()
 
     def __enter__(self) -> Self:
         return self

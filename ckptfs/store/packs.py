@@ -22,7 +22,7 @@ from ckptfs.config import FORMAT_VERSION, MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.disk import Disk
-from ckptfs.store.records import Place, Position, Record, RecordBytes
+from ckptfs.store.records import Header, Place, Position, Record, RecordBytes
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +52,14 @@ class Found(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A place where a scan found no intact record, although the pack goes on or a later one exists."""
+    """A place where a scan found no intact record, although the pack goes on or a later one exists.
+
+    `header` is that of a record of which only the payload is damaged.
+    """
 
     position: Position
     reason: str
+    header: Header | None = None
 
 
 class Skipped(NamedTuple):
@@ -165,17 +169,22 @@ class Packs:
             path = self.path(pack)
             self._writer = _PackFile(self._disk, path, self._disk.open_write(path))
             return pack, offset
+        # At offset 0 a salvage goes on in a pack of its own, or the store is new.
+        previous_size = offset or self._size(pack - 1)
         if offset:
             pack += 1
         path = self.path(pack)
         # Whatever has this name is what a failed append left: the position is always behind all that counts.
         self._writer = _PackFile(self._disk, path, self._disk.open_write(path, create=True, empty=True))
         self._directory_dirty = True
-        header = records.build_pack_header(
-            pack, FORMAT_VERSION, self._identity.fingerprint, self._identity.seed, previous_size=offset
-        )
-        buffers += header.buffers
+        buffers += self._header(pack, previous_size).buffers
         return pack, 0
+
+    def _header(self, pack: int, previous_size: int) -> RecordBytes:
+        identity = self._identity
+        return records.build_pack_header(
+            pack, FORMAT_VERSION, identity.fingerprint, identity.seed, previous_size=previous_size
+        )
 
     def _cut_torn(self, size: int) -> None:
         """Cut off what a failed append left, now or, when the disk refuses, before the next append."""
@@ -239,6 +248,14 @@ class Packs:
                 if self._disk.size(file.fd) > position.offset:
                     self._disk.truncate(file.fd, position.offset, path)
                     self._disk.fdatasync(file.fd, path)
+
+    def make_missing(self, until: int) -> None:
+        """Put a pack that has only its header in the place of each one that is lost, up to before the pack `until`."""
+        sizes = self.sizes()
+        for pack in range(FIRST_PACK, until):
+            if sizes.get(pack, 0) < records.HEADER_SIZE:
+                header = self._header(pack, self._size(pack - 1))
+                self._disk.publish(self.path(pack), b"".join(header.buffers))
 
     @property
     def can_punch(self) -> bool:
@@ -338,14 +355,14 @@ class Packs:
             return
         while offset < window.size:
             position = Position(pack, offset)
-            record = window.record(offset)
-            if isinstance(record, str):
+            record = window.record(position)
+            if isinstance(record, Gap):
                 place = freed_at(position)
                 if place is not None:
                     yield Skipped(position, place)
                     offset = place.end.offset
                     continue
-                yield Gap(position, record)
+                yield record
                 offset = window.next_magic(offset + records.ALIGNMENT)
                 continue
             offset += record.header.size
@@ -384,16 +401,17 @@ class _Window:
             self._start = offset
         return self._data[offset - self._start : offset - self._start + size]
 
-    def record(self, offset: int) -> Record | str:
-        """Return the record at `offset`, or why there is none."""
+    def record(self, position: Position) -> Record | Gap:
+        """Return the record at a position of this pack, or why there is none."""
+        offset = position.offset
         header = records.parse_header(self._at(offset, records.HEADER_SIZE))
         if header is None:
-            return "no record begins here"
+            return Gap(position, "no record begins here")
         if offset + header.size > self.size:
-            return "the record ends behind its pack"
+            return Gap(position, "the record ends behind its pack", header)
         body_size = header.size - records.HEADER_SIZE
         record = records.parse_body(header, self._at(offset + records.HEADER_SIZE, body_size))
-        return record if records.is_intact(record) else "the payload is not what was written"
+        return record if records.is_intact(record) else Gap(position, "the payload is not what was written", header)
 
     def next_magic(self, offset: int) -> int:
         """Return the next aligned offset whose header holds, or the size of the pack; holes are skipped."""

@@ -9,6 +9,7 @@ have been synced: LMDB says it up to `kept_until`, and every metadata record say
 Damage there is a DamagedError, and nothing is cut. Damage elsewhere was never confirmed by a sync that anything
 tells of, even if later records survived it (pages reach the disk in any order): the replay ends before it.
 When the index was lost, every intact metadata record behind damage forbids the cut.
+A salvage is a replay that takes every intact record, whatever is missing between them, and says what that is.
 A freed place is no damage when metadata that counts says so; it lies behind the place, hence the look ahead.
 """
 
@@ -19,10 +20,11 @@ from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
+from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.freed import FreedPlaces, journal_places
-from ckptfs.store.index import FIRST_NUMBER, Chunk, ChunkIndex, Location, Summary, Totals
-from ckptfs.store.packs import Found, Gap, Packs, Skipped
-from ckptfs.store.records import Journal, Place, Position, RecordType, Row
+from ckptfs.store.index import FIRST_NUMBER, NO_CHUNK, Chunk, ChunkIndex, Location, Summary, Totals
+from ckptfs.store.packs import FIRST_PACK, Found, Gap, Packs, Skipped
+from ckptfs.store.records import Header, Journal, Place, Position, Record, RecordType, Row
 from ckptfs.store.tables import TREE_TABLES, Table, Tables
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,9 @@ FIRST_SEQUENCE = 1
 
 _INDEX_TABLES = (Table.CHUNKS, Table.CHUNK_IDS)
 """Their rows are made from the chunk records; the journal only says of which there is none any more."""
+
+_LOST_NUMBERS_MAX = 1 << 24
+"""A salvage believes in no gap of more chunks: a number is what the sizes of tables follow from."""
 
 
 class Mark(NamedTuple):
@@ -83,6 +88,13 @@ def _is_known(row: Row) -> bool:
     return row.table in TREE_TABLES or row.table == Table.FREED or (row.table in _INDEX_TABLES and row.value is None)
 
 
+class Salvaged(NamedTuple):
+    """The mark behind all that counts, and a sentence for each thing that is lost before it."""
+
+    mark: Mark
+    losses: list[str]
+
+
 class _Freed(NamedTuple):
     """A freed place, and where the metadata record that says so lies."""
 
@@ -103,6 +115,7 @@ class Replay:
         self._reached = Mark(Position(0, 0))
         self._ahead: list[_Freed] | None = None
         self._skipped: list[Place] = []
+        self._salvaging = False
 
     def run(self, state: State, *, index_lost: bool) -> Mark:
         """Replay the records from `state` on and return the mark behind the last one that counts."""
@@ -140,6 +153,59 @@ class Replay:
             logger.info("%s: what follows was never confirmed (%s)", self._packs.place(good.position), reason)
         return good
 
+    def salvage(self, state: State, damaged: DamagedChunks) -> Salvaged:
+        """Replay every intact record from `state` on; chunks of which only the header is left are noted as damaged.
+
+        The mark lies in a pack of its own where less is left than was durable.
+        """
+        self._index.resume(state.summary)
+        self._salvaging = True
+        good = self._reached = state.replay_from
+        losses: list[Gap] = []
+        headers: list[Chunk] = []
+        for item in self._packs.scan(good.position, self._freed_at):
+            if isinstance(item, Skipped):
+                self._skip(item.place)
+                continue
+            found = item if isinstance(item, Found) else _left_of(item)
+            if isinstance(item, Gap):
+                losses.append(item)
+                if found is not None:
+                    headers.append(_chunk(found))
+            if found is None:
+                continue
+            header = found.record.header
+            before = self._reached
+            step = self._step(found, self._jumped(header))
+            if isinstance(step, Gap):
+                losses.append(step)
+                continue
+            if header.type == RecordType.METADATA and header.number > before.sequence:
+                losses.append(Gap(found.position, f"{header.number - before.sequence} journal steps before are lost"))
+            self._reached = step
+            if header.type == RecordType.METADATA or found.end <= state.kept_until:
+                self._register_waiting()
+                good = self._reached
+        losses = [loss for loss in losses if loss.position < max(good.position, state.kept_until)]
+        sizes = self._packs.sizes()
+        if good.position < state.kept_until or good.position.offset > sizes.get(good.position.pack, 0):
+            losses.append(Gap(good.position, "less is left than was durable"))
+            # No record may come to lie where a lost one was: by its place a chunk is told from its healed self.
+            good = good._replace(position=Position(max(state.kept_until.pack, *sizes, FIRST_PACK) + 1, 0))
+        for chunk in headers:
+            if chunk.location.position < good.position:
+                damaged.note(chunk.number, chunk.location)
+        return Salvaged(good, [f"{self._packs.place(loss.position)}: {loss.reason}" for loss in losses])
+
+    def _jumped(self, header: Header) -> Mark:
+        """Return the mark reached, moved on to the number that a record has when those before it are lost."""
+        mark = self._reached
+        if header.type == RecordType.METADATA:
+            return mark._replace(sequence=max(mark.sequence, header.number))
+        if header.type == RecordType.CHUNK and header.number - mark.number < _LOST_NUMBERS_MAX:
+            return mark._replace(number=max(mark.number, header.number))
+        return mark
+
     def _register_waiting(self) -> None:
         """Take over the chunks read so far; where one was before is superseded."""
         self._freed.supersede(self._index.register(self._waiting))
@@ -164,9 +230,11 @@ class Replay:
         for found in self._packs.scan(start):
             if not isinstance(found, Found) or found.record.header.type != RecordType.METADATA:
                 continue
-            journal = self._journal(found) if found.record.header.number == sequence else None
+            number = found.record.header.number
+            is_next = number >= sequence if self._salvaging else number == sequence
+            journal = self._journal(found) if is_next else None
             if journal is not None:
-                sequence += 1
+                sequence = number + 1
                 ahead += [_Freed(place, found.position) for place in journal_places(journal)]
         return sorted(ahead)
 
@@ -182,10 +250,7 @@ class Replay:
             # A number already given is a chunk stored anew, in another encoding: the later record counts.
             if not FIRST_NUMBER <= header.number <= mark.number:
                 return Gap(found.position, f"chunk {header.number} where {mark.number} comes next")
-            location = Location(
-                *found.position, header.stored_size, header.raw_size, header.encoding, found.record.bases
-            )
-            self._waiting.append(Chunk(header.number, header.id, location))
+            self._waiting.append(_chunk(found))
             if header.number == mark.number:
                 mark = mark._replace(number=mark.number + 1)
         elif header.type == RecordType.METADATA:
@@ -222,3 +287,19 @@ class Replay:
 
     def _damaged(self, gap: Gap, why: str) -> DamagedError:
         return DamagedError(f"{self._packs.place(gap.position)}: {gap.reason}, but {why}")
+
+
+def _chunk(found: Found) -> Chunk:
+    """Return the chunk of a chunk record."""
+    header = found.record.header
+    location = Location(*found.position, header.stored_size, header.raw_size, header.encoding, found.record.bases)
+    return Chunk(header.number, header.id, location)
+
+
+def _left_of(gap: Gap) -> Found | None:
+    """Return a damaged chunk record as far as it is left: without its payload."""
+    if gap.header is None or gap.header.type != RecordType.CHUNK:
+        return None
+    end = gap.position._replace(offset=gap.position.offset + gap.header.size)
+    bases = (NO_CHUNK,) * gap.header.base_count  # not known any more; the record is as long as if they were
+    return Found(gap.position, end, Record(gap.header, bases, memoryview(b"")))

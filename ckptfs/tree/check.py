@@ -23,9 +23,13 @@ VERSIONED = (Table.INODES, Table.DIRENTS, Table.XATTRS)
 
 
 class Structure(NamedTuple):
-    """What a check of the structure found: a sentence for each problem, and how much there is to verify."""
+    """What a check of the structure found: a sentence for each problem, and how much there is to verify.
+
+    `damaged` pairs the number of each chunk that is known to be damaged with what is known of it.
+    """
 
     problems: list[str]
+    damaged: list[tuple[int, str]]
     chunks: int
     raw_bytes: int
     numbers_end: int
@@ -54,7 +58,8 @@ class Check:
         report = self._store.check(self._view)
         problems = list(islice(self._problems(report.raw_sizes), PROBLEMS_MAX))
         count = len(report.raw_sizes) - report.raw_sizes.count(0)
-        return Structure([*report.problems, *problems], count, sum(report.raw_sizes), len(report.raw_sizes))
+        damaged = sorted(report.damaged.items())
+        return Structure([*report.problems, *problems], damaged, count, sum(report.raw_sizes), len(report.raw_sizes))
 
     def files(self, damaged: Mapping[int, str]) -> list[FileDamage]:
         """Return the ranges of files that lie in damaged chunks; `damaged` says by number what is wrong with them.

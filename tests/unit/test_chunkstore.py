@@ -338,7 +338,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path, path: Path) -> None:
 
 def test_a_creation_that_was_cut_short_is_begun_again(path: Path) -> None:
     ChunkStore.create(path).close()
-    for name in ("store.json", "index.lmdb", "index.lmdb-lock"):
+    for name in ("store.json", "index.lmdb", "index.lmdb-lock", "index.lmdb.seal"):
         (path / name).unlink()
     ChunkStore.create(path).close()
 

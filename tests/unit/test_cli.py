@@ -491,6 +491,8 @@ def test_a_wrong_command_line_is_a_usage_error(arguments, capsys):
         ["stats"],
         ["gc"],
         ["prune"],
+        ["check"],
+        ["repair"],
         ["snapshot", "list"],
         ["snapshot", "create"],
         ["snapshot", "show"],

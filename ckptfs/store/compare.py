@@ -1,0 +1,50 @@
+"""Whether two indexes of one store say the same, entry by entry."""
+
+from collections.abc import Iterator
+
+from ckptfs.errors import DamagedError
+from ckptfs.store.codec import Encoding
+from ckptfs.store.index import build_location, parse_location
+from ckptfs.store.tables import TREE_TABLES, Table, View
+
+COMPARED = (*TREE_TABLES, Table.CHUNKS, Table.CHUNK_IDS)
+"""The others say how far LMDB is, which places are still to be punched, and what was found damaged."""
+
+
+def differences(one: View, two: View) -> dict[str, int]:
+    """Return, by the name of the table, how many rows of two indexes are not the same; only tables that differ."""
+    counts = {table.name.lower(): _count(_comparable(one, table), _comparable(two, table)) for table in COMPARED}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _comparable(view: View, table: Table) -> Iterator[tuple[bytes, bytes]]:
+    """Yield rows but for what LMDB alone knows: that a waiting chunk was tried and stays raw, and old heights."""
+    for key, value in view.scan(table):
+        yield key, _comparable_location(value) if table is Table.CHUNKS else value
+
+
+def _comparable_location(packed: bytes) -> bytes:
+    try:
+        location = parse_location(packed)
+    except DamagedError:
+        return packed
+    encoding = Encoding.RAW if location.encoding == Encoding.WAITING else location.encoding
+    return build_location(location._replace(encoding=encoding, height=0))
+
+
+def _count(one: Iterator[tuple[bytes, bytes]], two: Iterator[tuple[bytes, bytes]]) -> int:
+    """Count the keys of two ascending runs of rows that are not in both with the same value."""
+    count = 0
+    left, right = next(one, None), next(two, None)
+    while left is not None or right is not None:
+        if left == right:
+            left, right = next(one, None), next(two, None)
+            continue
+        count += 1
+        behind = right is None or (left is not None and left[0] < right[0])
+        same_key = left is not None and right is not None and left[0] == right[0]
+        if behind or same_key:
+            left = next(one, None)
+        if not behind or same_key:
+            right = next(two, None)
+    return count

@@ -1,0 +1,131 @@
+"""A salvage: a store is opened whatever is lost of it, what is lost is named, and what is there is right."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptfs.errors import DamagedError
+from ckptfs.store import ChunkStore
+from ckptfs.tree import Tree
+from tests.unit.test_check import damaged, flip, problems
+from tests.unit.tree_support import CONFIG, NoSyncDisk, make_directory, open_tree, read, save
+
+DATA = {f"run/{name}": random.Random(name).randbytes(4000) for name in "abc"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """Give a store with three files, each in a snapshot, in several packs."""
+    path = tmp_path / "store"
+    ChunkStore.create(path, disk=NoSyncDisk(), config=CONFIG).close()
+    tree = Tree(ChunkStore.open(path, disk=NoSyncDisk(), pack_size_max=2000))
+    make_directory(tree, "run")
+    for name, data in DATA.items():
+        save(tree, name, data)
+        tree.take_snapshot(name.replace("/", "-"))
+        tree.store.commit()
+    tree.store.close()
+    yield path
+
+
+def salvaged(path: Path, *, rebuild: bool = False) -> Tree:
+    """Open a store as `ckptfs repair` does."""
+    return Tree(ChunkStore.open(path, disk=NoSyncDisk(), salvage=True, rebuild=rebuild))
+
+
+def readable(tree: Tree) -> set[str]:
+    """Return the names of the files that can be read; what is read has to be right."""
+    found = set()
+    for name, data in DATA.items():
+        try:
+            assert read(tree, name) == data
+            found.add(name)
+        except (DamagedError, OSError):
+            pass
+    return found
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_whole_store_loses_nothing(path: Path, rebuild: bool) -> None:
+    tree = salvaged(path, rebuild=rebuild)
+    assert tree.store.opening == ([], {} if rebuild else None)
+    assert readable(tree) == set(DATA)
+    assert problems(tree) == []
+    assert damaged(tree) == []
+    tree.store.close()
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_chunk_without_its_payload_is_remembered_and_healed(path: Path, rebuild: bool) -> None:
+    tree = open_tree(path)
+    flip(tree, 2)
+    tree.store.close()
+    tree = salvaged(path, rebuild=rebuild)
+    assert [number for number, _ in damaged(tree)] == tree.store.damaged() == [2]
+    assert readable(tree) == {"run/b", "run/c"}
+    save(tree, "again", DATA["run/a"])
+    assert readable(tree) == set(DATA)
+    assert problems(tree) == []
+    tree.store.close()
+    tree = salvaged(path, rebuild=True)
+    assert readable(tree) == set(DATA)
+    tree.store.close()
+
+
+def test_an_index_that_has_more_than_the_packs_stays(path: Path) -> None:
+    tree = open_tree(path)
+    flip(tree, 2, at=10)  # the header: a rebuild cannot know the chunk's id
+    tree.store.close()
+    with pytest.raises(DamagedError, match="the index has, which stays"):
+        salvaged(path, rebuild=True)
+    tree = salvaged(path)
+    assert readable(tree) == {"run/b", "run/c"}
+    tree.store.close()
+
+
+def test_without_an_index_all_that_is_intact_comes_back(path: Path) -> None:
+    tree = open_tree(path)
+    flip(tree, 2, at=10)
+    tree.store.close(commit=False)
+    (path / "index.lmdb").unlink()
+    with pytest.raises(DamagedError, match="intact"):
+        ChunkStore.open(path)
+    tree = salvaged(path)
+    assert any("no record begins here" in loss for loss in tree.store.opening.losses)
+    assert readable(tree) == {"run/b", "run/c"}
+    tree.store.close()
+    tree = open_tree(path)
+    assert readable(tree) == {"run/b", "run/c"}
+    tree.store.close()
+
+
+@pytest.mark.parametrize("lost_index", [False, True])
+@pytest.mark.parametrize("pack", [1, 2, 3, -1])
+@pytest.mark.parametrize("left", [0, 30, 1000, None])
+def test_a_pack_that_is_lost_or_cut_short(path: Path, lost_index: bool, pack: int, left: int | None) -> None:
+    packs = sorted((path / "packs").iterdir())
+    lost = packs[pack - (pack > 0)]
+    if left is None:
+        lost.unlink()
+    else:
+        with lost.open("r+b") as file:
+            file.truncate(min(left, lost.stat().st_size - 8))
+    if lost_index:
+        (path / "index.lmdb").unlink()
+    tree = salvaged(path)
+    if not lost_index:
+        assert len(readable(tree)) >= 1
+    kept = readable(tree)
+    damaged(tree)
+    tree.store.close()
+    tree = open_tree(path)
+    assert readable(tree) == kept
+    for name, data in DATA.items():
+        save(tree, f"again-{name[-1]}", data)
+        assert read(tree, f"again-{name[-1]}") == data
+    tree.store.close()
+    tree = open_tree(path)
+    assert all(read(tree, f"again-{name[-1]}") == data for name, data in DATA.items())
+    tree.store.close()
