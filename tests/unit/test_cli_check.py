@@ -1,7 +1,6 @@
 """`ckptfs check` and `ckptfs repair` on a store that is not mounted."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,14 @@ from ckptfs.cli.progress import Progress
 from ckptfs.errors import DamagedError, StoreInUseError, UsageError
 from ckptfs.store import ChunkStore
 from tests.unit.test_check import flip
-from tests.unit.test_salvage import DATA, path  # noqa: F401  # a fixture
+from tests.unit.test_salvage import DATA, make_store
 from tests.unit.tree_support import open_tree
 
 
 @pytest.fixture
-def store(path: Path, mounts: object) -> Iterator[str]:
+def store(tmp_path: Path, mounts: object) -> str:
     """Give the store of three files, not mounted."""
-    yield str(path)
+    return str(make_store(tmp_path / "store"))
 
 
 @pytest.fixture

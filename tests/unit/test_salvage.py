@@ -1,7 +1,6 @@
 """A salvage: a store is opened whatever is lost of it, what is lost is named, and what is there is right."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,8 @@ from tests.unit.tree_support import CONFIG, NoSyncDisk, make_directory, open_tre
 DATA = {f"run/{name}": random.Random(name).randbytes(4000) for name in "abc"}
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    """Give a store with three files, each in a snapshot, in several packs."""
-    path = tmp_path / "store"
+def make_store(path: Path) -> Path:
+    """Make a store with three files, each in a snapshot, in several packs."""
     ChunkStore.create(path, disk=NoSyncDisk(), config=CONFIG).close()
     tree = Tree(ChunkStore.open(path, disk=NoSyncDisk(), pack_size_max=2000))
     make_directory(tree, "run")
@@ -27,7 +24,13 @@ def path(tmp_path: Path) -> Iterator[Path]:
         tree.take_snapshot(name.replace("/", "-"))
         tree.store.commit()
     tree.store.close()
-    yield path
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Give a store that `make_store` made."""
+    return make_store(tmp_path / "store")
 
 
 def salvaged(path: Path, *, rebuild: bool = False) -> Tree:
