@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ckptfs import __version__
-from ckptfs.cli import check, gc, mount, optimize, prune, repair, snapshot, stats, umount
+from ckptfs.cli import backup, check, gc, mount, optimize, prune, repair, snapshot, stats, umount
 from ckptfs.cli.exitcodes import BROKEN_PIPE, DONE, INTERRUPTED, epilog
 from ckptfs.cli.parser import Parser
 from ckptfs.cli.tables import printable
@@ -33,7 +33,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"ckptfs {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for command in (mount, umount, snapshot, prune, gc, optimize, stats, check, repair):
+    for command in (mount, umount, snapshot, prune, gc, optimize, stats, check, repair, backup):
         command.add_parser(subparsers)
     return parser
 

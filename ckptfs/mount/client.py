@@ -12,6 +12,7 @@ from ckptfs.errors import DaemonError
 from ckptfs.mount.protocol import (
     ENDED,
     LINE_SIZE_MAX,
+    BackupCut,
     Collected,
     FileDamage,
     Progress,
@@ -78,6 +79,10 @@ class Client:
     def check_files(self, damaged: list[tuple[int, str]]) -> list[FileDamage]:
         """Return the ranges of files that lie in chunks which `check_data` found damaged."""
         return cast(list[FileDamage], self._call("check_files", damaged=damaged))
+
+    def backup_cut(self) -> BackupCut:
+        """Commit what can be, and return up to where a backup that is made now goes."""
+        return cast(BackupCut, self._call("backup_cut"))
 
     def stats(self) -> Stats:
         """Return the figures of the store."""

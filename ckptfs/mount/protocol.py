@@ -136,6 +136,14 @@ class FileDamage(TypedDict):
     reason: str
 
 
+class BackupCut(TypedDict):
+    """Up to where a backup goes, and how often the store had been punched by then."""
+
+    pack: int
+    offset: int
+    punch_count: int
+
+
 class Commands(Protocol):
     """What a person can ask of a store; spoken to directly, or through the mount process that has it open."""
 
@@ -171,6 +179,9 @@ class Commands(Protocol):
 
     def check_files(self, damaged: list[tuple[int, str]]) -> list[FileDamage]:
         """Return the ranges of files that lie in chunks which `check_data` found damaged."""
+
+    def backup_cut(self) -> BackupCut:
+        """Commit what can be, and return up to where a backup that is made now goes."""
 
     def stats(self) -> Stats:
         """Return the figures of the store."""

@@ -133,8 +133,10 @@ class MountedVersions:
         if command is None or request.command not in COMMANDS:
             raise UsageError(f"the mount process knows no command {request.command!r}; is it of another version?")
         changing = request.command in CHANGING and not request.arguments.get("dry_run")
-        if changing:
+        if changing or request.command == "backup_cut":
             await self._commit_logs()
+        if request.command == "backup_cut":
+            await self._committer.commit(durable=True)
         try:
             if request.command in CHECKING:
                 return await self._check(command, request)
@@ -176,7 +178,7 @@ class MountedVersions:
 
 CHANGING = ("snapshot_create", "snapshot_rollback", "snapshot_delete", "prune")
 CHECKING = ("check_structure", "check_data", "check_files")
-COMMANDS = ("snapshot_list", "snapshot_show", "stats", *CHANGING, *CHECKING)
+COMMANDS = ("snapshot_list", "snapshot_show", "stats", "backup_cut", *CHANGING, *CHECKING)
 
 
 def _invalidate(entries: Iterable[tuple[int, bytes]], directories: Iterable[int]) -> None:

@@ -1,5 +1,6 @@
 """Bytes: chunks, packs, the chunk index and the rows of the tree. ChunkStore is the door."""
 
+from ckptfs.store.backup import BackupResult, Cut, back_up
 from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.check import PROBLEMS_MAX, Verified
 from ckptfs.store.chunkstore import ChunkStore, StoreStats
@@ -8,6 +9,7 @@ from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.fetch import Decoded
 from ckptfs.store.index import NO_CHUNK
+from ckptfs.store.records import Position
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, never
 from ckptfs.store.sweep import Swept
 from ckptfs.store.tables import Changes, Frozen, Table, Tables, View
@@ -17,14 +19,17 @@ __all__ = [
     "NO_CHUNK",
     "PROBLEMS_MAX",
     "Alignment",
+    "BackupResult",
     "Bitmap",
     "Changes",
     "ChunkStore",
+    "Cut",
     "Decoded",
     "DeltaCandidate",
     "Deltas",
     "Disk",
     "Frozen",
+    "Position",
     "Reencoded",
     "Space",
     "StoreStats",
@@ -34,5 +39,6 @@ __all__ = [
     "Verified",
     "View",
     "element_width",
+    "back_up",
     "never",
 ]

@@ -31,7 +31,7 @@ from ckptfs.store.freed import FreedPlaces, build_row, merge, pieces
 from ckptfs.store.index import NO_CHUNK, Chunk, ChunkIndex, Known, Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
-from ckptfs.store.records import EncodedChunk, RecordBytes, RecordType, Row
+from ckptfs.store.records import EncodedChunk, Position, RecordBytes, RecordType, Row
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, never
 from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpack_state
 from ckptfs.store.reserve import Reserve
@@ -393,6 +393,16 @@ class ChunkStore:
     def damaged(self) -> list[int]:
         """Return the numbers of the chunks that somebody has found damaged and nobody has stored anew."""
         return self._damaged.numbers()
+
+    @property
+    def position(self) -> Position:
+        """Where the next record goes; all that is journalled lies before."""
+        return self._mark.position
+
+    @property
+    def punch_count(self) -> int:
+        """How often places of the packs have been punched since the store was opened."""
+        return self._packs.punch_count
 
     # Space
 

@@ -109,7 +109,7 @@ class Disk:
         """Have the disk begin to read a range that will be asked for soon; a hint, and nothing more."""
         os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
 
-    def pwrite(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int, path: Path) -> None:
+    def pwrite(self, fd: int, buffers: Sequence[bytes | bytearray | memoryview], offset: int, path: Path) -> None:
         """Write the buffers one behind the other at `offset`; on an error an unknown part of them is written."""
         pending = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
         first = 0
@@ -122,6 +122,21 @@ class Disk:
                     first += 1
                 if count:
                     pending[first] = pending[first][count:]
+
+    def copy_range(self, source: int, target: int, offset: int, size: int, path: Path) -> int:
+        """Copy up to `size` bytes at `offset` to the same place in another file; return how many, 0 at the end.
+
+        The disk below shares them where it can.
+        """
+        with _writing(path):
+            try:
+                return os.copy_file_range(source, target, size, offset, offset)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+        data = self.pread(source, size, offset)
+        self.pwrite(target, [data], offset, path)
+        return len(data)
 
     def fdatasync(self, fd: int, path: Path) -> None:
         """Make the bytes and the size of a file durable."""
@@ -216,6 +231,15 @@ class Disk:
                 return None
             if error.errno == errno.EINVAL:
                 return offset
+            raise
+
+    def next_hole(self, fd: int, offset: int) -> int:
+        """Return the first offset from `offset`, which has data, on that lies in a hole; the size where none does."""
+        try:
+            return os.lseek(fd, offset, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return self.size(fd)
             raise
 
     def space(self, path: Path) -> Space:

@@ -36,6 +36,11 @@ _SUFFIX = ".pack"
 _PACK_NAME = re.compile(r"(?!0+\.)(0\d{7}|[1-9]\d{7,9})\.pack", re.ASCII)
 
 
+def pack_name(pack: int) -> str:
+    """Return the name of the file of a pack."""
+    return f"{pack:08d}{_SUFFIX}"
+
+
 class PackIdentity(NamedTuple):
     """What the header of every pack of a store is made from."""
 
@@ -110,10 +115,11 @@ class Packs:
         self._readers: OrderedDict[int, _PackFile] = OrderedDict()
         self._readers_lock = threading.Lock()
         self._can_punch = True
+        self.punch_count = 0
 
     def path(self, pack: int) -> Path:
         """Return the path of a pack."""
-        return self._directory / f"{pack:08d}{_SUFFIX}"
+        return self._directory / pack_name(pack)
 
     def place(self, position: Position) -> str:
         """Name a position for a message."""
@@ -271,6 +277,7 @@ class Packs:
         if not self._can_punch:
             return 0
         file = _PackFile(self._disk, path, self._disk.open_write(path))
+        self.punch_count += 1  # before, so that whoever sees no change has read no hole
         try:
             return self._disk.punch(file.fd, place.offset, place.size, path)
         except OSError as error:

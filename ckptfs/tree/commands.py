@@ -114,6 +114,10 @@ class Commands:
         with self._view(view) as view:
             return [found._asdict() for found in Check(self._tree.store, view).files(dict(damaged))]
 
+    def backup_cut(self) -> Answer:
+        """Return up to where a backup goes that is made now: pack, offset, and how often the packs were punched."""
+        return {**self._tree.store.position._asdict(), "punch_count": self._tree.store.punch_count}
+
     def _view(self, view: View | None) -> AbstractContextManager[View]:
         return nullcontext(view) if view is not None else self._tree.store.view()
 

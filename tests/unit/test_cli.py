@@ -493,6 +493,7 @@ def test_a_wrong_command_line_is_a_usage_error(arguments, capsys):
         ["prune"],
         ["check"],
         ["repair"],
+        ["backup"],
         ["snapshot", "list"],
         ["snapshot", "create"],
         ["snapshot", "show"],
