@@ -6,6 +6,7 @@ done is then unknown, and its message says so.
 """
 
 import socket
+from contextlib import suppress
 from typing import Any, cast
 
 from ckptfs.errors import DaemonError
@@ -98,7 +99,8 @@ class Client:
             except OSError as error:
                 raise DaemonError(f"no mount process answers for the store {self._store} ({error.strerror})") from error
             try:
-                connection.sendall(line)
+                with suppress(BrokenPipeError):  # it has answered already, and refuses
+                    connection.sendall(line)
                 with connection.makefile("rb") as stream:
                     reply = stream.readline(LINE_SIZE_MAX)
             except OSError as error:

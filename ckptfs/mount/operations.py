@@ -339,8 +339,27 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        number = await self._handles.open(self._nodes.resolve(inode), flags, ctx.pid)
+        node = self._nodes.resolve(inode)
+        number = await self._handles.open(node, flags, ctx.pid)
+        if flags & os.O_TRUNC and ctx.uid:
+            await self._remove_privileges(node)
         return self._opened(number, flags)
+
+    async def _remove_privileges(self, node: Node) -> None:
+        """Clear suid and sgid of a file that another than root has changed.
+
+        The kernel sees to it at every write and truncate, but leaves an O_TRUNC to the filesystem, and then has to be
+        told.
+        """
+        inode = self._tree.attributes(node.ino)
+        mode = inode.mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            mode &= ~stat.S_ISGID
+        if mode != inode.mode:
+            self._names.change_attributes(replace(self._names.inode(node.ino), mode=mode))
+            self._versions.touched()
+            node_id = InodeT(self._nodes.node_id(node))
+            await trio.to_thread.run_sync(lambda: pyfuse3.invalidate_inode(node_id, attr_only=True))
 
     @answered
     async def read(self, fh: FileHandleT, off: int, size: int) -> Bytes:  # type: ignore[override]  # any will do

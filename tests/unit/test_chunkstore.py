@@ -363,7 +363,7 @@ def test_every_file_is_private_whatever_the_umask(path: Path) -> None:
     modes = {file.name: oct(file.stat().st_mode & 0o777) for file in [path, *path.rglob("*")]}
     directories = {"store", "packs"}
     assert modes == {name: "0o700" if name in directories else "0o600" for name in modes}
-    assert len(modes) == 7
+    assert len(modes) == 8
 
 
 def test_a_disk_that_refuses_to_write_is_named() -> None:

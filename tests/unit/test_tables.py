@@ -219,3 +219,23 @@ def test_the_map_grows_while_readers_are_in_use(tmp_path: Path) -> None:
         assert tables.get(Table.MANIFESTS, key_of(0)) == bytes(8192)
         bring_down(tables, environment)
     assert sum(1 for _ in tables.scan(Table.MANIFESTS)) == 800
+
+
+def test_the_map_grows_while_readers_and_views_are_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckptfs.store.tables.MAP_SIZE", 1 << 20)
+    with ChunkStore.create(tmp_path / "store") as store:
+        for step in range(24):
+            for number in range(500):
+                store.tables.put(Table.INODES, b"%d-%d" % (step, number), bytes(200))
+            held = store.tables.scan(Table.INODES)
+            first = next(held)
+            store.commit(checkpoint=True)
+            assert store.tables.get(Table.INODES, first[0]) == first[1]
+            assert len(list(held)) == 500 * (step + 1) - 1
+        assert (tmp_path / "store" / "index.lmdb").stat().st_size > 2 << 20
+        with store.view() as view:
+            store.tables.put(Table.INODES, b"later", b"")
+            store.commit(checkpoint=True)  # does not move the map under the view
+            assert len(list(view.scan(Table.INODES))) == 500 * 24
+    with ChunkStore.open(tmp_path / "store") as store:
+        assert len(list(store.tables.scan(Table.INODES))) == 500 * 24 + 1

@@ -1,0 +1,214 @@
+"""Who may do what: other users are kept out, or let in as far as the modes of files allow, as on the disk below.
+
+Children of the test become other users, which takes root. Each test runs on a mount with --allow-other and on a plain
+directory.
+"""
+
+import errno
+import os
+import shutil
+import socket
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from ckptfs.errors import UsageError
+from ckptfs.mount import protocol
+from ckptfs.mount.client import Client
+from tests.mount.running import RunningMount
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
+
+OWNER, GROUP = 4001, 4100
+MEMBER, STRANGER = 4002, 4003
+
+
+def as_user(uid: int, act: Callable[[], object], *, gid: int = 4999, groups: Sequence[int] = ()) -> int:
+    """Do something as another user, in a child; return the errno that it fails with, or 0."""
+    pid = os.fork()
+    if not pid:
+        code = 255
+        try:
+            os.setgroups(list(groups))
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            act()
+            code = 0
+        except OSError as error:
+            code = error.errno or 255
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture(scope="module")
+def open_mount(fuse: None) -> Iterator[RunningMount]:
+    """Give a mount that other users may enter, at a place that they can reach."""
+    base = Path(tempfile.mkdtemp())
+    base.chmod(0o755)
+    (base / "ckpt").mkdir()
+    mount = RunningMount(base / "ckpt", base / "ckpt.store")
+    try:
+        mount.mount("--allow-other")
+        mount.path.chmod(0o755)
+        yield mount
+        mount.umount()
+        assert not mount.unexpected_in_log()
+    finally:
+        mount.clean_up()
+        shutil.rmtree(base)
+
+
+@pytest.fixture(params=["mount", "plain"])
+def shared(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Give a directory that everybody can enter and change: on ckptfs, and on the disk below."""
+    if request.param == "mount":
+        directory = request.getfixturevalue("open_mount").new_directory(request.node.name)
+    else:
+        directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o777)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+def make(path: Path, mode: int, data: bytes = b"data") -> Path:
+    """Make a file of OWNER and GROUP."""
+    path.write_bytes(data)
+    os.chown(path, OWNER, GROUP)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "groups", "reads", "writes"),
+    [
+        (0o600, OWNER, [], 0, 0),
+        (0o600, STRANGER, [], errno.EACCES, errno.EACCES),
+        (0o640, MEMBER, [GROUP], 0, errno.EACCES),
+        (0o660, MEMBER, [GROUP], 0, 0),
+        (0o640, MEMBER, [], errno.EACCES, errno.EACCES),
+        (0o604, STRANGER, [], 0, errno.EACCES),
+        (0o604, MEMBER, [GROUP], errno.EACCES, errno.EACCES),
+        (0o066, OWNER, [], errno.EACCES, errno.EACCES),
+    ],
+)
+def test_modes_decide_who_reads_and_writes(
+    shared: Path, mode: int, uid: int, groups: list[int], reads: int, writes: int
+) -> None:
+    file = make(shared / "file", mode)
+    assert as_user(uid, file.read_bytes, groups=groups) == reads
+    assert as_user(uid, lambda: file.write_bytes(b"new"), groups=groups) == writes
+
+
+def test_a_supplementary_group_opens_a_directory(shared: Path) -> None:
+    (shared / "group").mkdir()
+    os.chown(shared / "group", OWNER, GROUP)
+    (shared / "group").chmod(0o770)
+    make(shared / "group" / "file", 0o644)
+    assert as_user(MEMBER, (shared / "group" / "file").read_bytes, groups=[7, GROUP]) == 0
+    assert as_user(MEMBER, (shared / "group" / "new").touch, groups=[7, GROUP]) == 0
+    assert as_user(STRANGER, (shared / "group" / "file").read_bytes) == errno.EACCES
+    assert as_user(STRANGER, lambda: os.listdir(shared / "group")) == errno.EACCES
+
+
+def test_in_a_sticky_directory_only_the_owner_removes(shared: Path) -> None:
+    shared.chmod(0o1777)
+    file = make(shared / "file", 0o666)
+    assert as_user(STRANGER, file.unlink) == errno.EPERM
+    assert as_user(STRANGER, lambda: file.rename(shared / "mine")) == errno.EPERM
+    assert as_user(STRANGER, (shared / "own").touch) == 0
+    assert as_user(STRANGER, lambda: (shared / "own").rename(file)) == errno.EPERM
+    assert as_user(OWNER, file.unlink) == 0
+
+
+def test_only_the_owner_changes_modes_and_nobody_gives_files_away(shared: Path) -> None:
+    file = make(shared / "file", 0o666)
+    assert as_user(STRANGER, lambda: file.chmod(0o600)) == errno.EPERM
+    assert as_user(OWNER, lambda: file.chmod(0o600), gid=GROUP) == 0
+    assert as_user(OWNER, lambda: os.chown(file, STRANGER, -1)) == errno.EPERM
+    assert as_user(OWNER, lambda: os.chown(file, -1, 7), groups=[7]) == 0
+    assert as_user(OWNER, lambda: os.chown(file, -1, 8), groups=[7]) == errno.EPERM
+    assert as_user(STRANGER, lambda: os.utime(file, (1, 1))) == errno.EPERM
+
+
+def test_what_a_user_makes_is_theirs(shared: Path) -> None:
+    assert as_user(OWNER, (shared / "file").touch, gid=GROUP) == 0
+    assert as_user(OWNER, (shared / "directory").mkdir, gid=GROUP) == 0
+    for name in ("file", "directory"):
+        status = (shared / name).stat()
+        assert (status.st_uid, status.st_gid) == (OWNER, GROUP)
+    os.chown(shared, 0, 7)
+    shared.chmod(0o2777)
+    assert as_user(OWNER, (shared / "inherits").mkdir, gid=GROUP) == 0
+    status = (shared / "inherits").stat()
+    assert (status.st_gid, status.st_mode & stat.S_ISGID) == (7, stat.S_ISGID)
+
+
+def overwrite(file: Path) -> None:
+    """Write into a file without truncating it."""
+    with file.open("r+b") as stream:
+        stream.write(b"x")
+
+
+def overwrite_blindly(file: Path) -> None:
+    """Write into a file that is open for writing only."""
+    fd = os.open(file, os.O_WRONLY)
+    os.write(fd, b"x")
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [overwrite, overwrite_blindly, lambda file: os.truncate(file, 1), lambda file: file.write_bytes(b"")],
+    ids=["write", "write-only", "truncate", "open-truncating"],
+)
+def test_a_write_takes_the_suid_and_sgid_bits(shared: Path, change: Callable[[Path], object]) -> None:
+    file = make(shared / "file", 0o6775)
+    assert as_user(OWNER, lambda: change(file), gid=GROUP, groups=[GROUP]) == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o775
+
+
+def test_a_new_owner_does_not_get_the_suid_bit(shared: Path) -> None:
+    file = make(shared / "file", 0o6755)
+    assert as_user(OWNER, lambda: os.chown(file, -1, 7), gid=GROUP, groups=[7]) == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o755
+
+
+def test_nobody_else_gets_into_a_mount_without_allow_other(mount: RunningMount) -> None:
+    os.chmod(mount.path, 0o777)
+    fd = os.open(mount.path.parent, os.O_PATH)
+    assert as_user(STRANGER, lambda: os.listdir(f"/proc/self/fd/{fd}/{mount.path.name}")) == errno.EACCES
+    os.close(fd)
+
+
+def test_the_store_and_its_socket_are_closed_to_others(open_mount: RunningMount) -> None:
+    for path in [open_mount.store, *open_mount.store.rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    assert as_user(STRANGER, lambda: os.listdir(open_mount.store)) == errno.EACCES
+
+
+def test_the_control_socket_refuses_another_user_who_got_hold_of_it(open_mount: RunningMount) -> None:
+    answers, child = socket.socketpair()
+
+    def ask() -> None:
+        try:
+            Client(str(open_mount.store)).stats()
+        except UsageError as error:
+            child.sendall(str(error).encode())
+
+    modes = {path: path.stat().st_mode for path in (open_mount.store, open_mount.store / protocol.SOCKET_NAME)}
+    try:
+        for path in modes:
+            path.chmod(0o777)
+        assert as_user(STRANGER, ask) == 0
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+    assert b"another user" in answers.recv(4096)
+    answers.close()
+    child.close()
