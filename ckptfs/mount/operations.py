@@ -343,7 +343,10 @@ class Operations(pyfuse3.Operations):
         number = await self._handles.open(node, flags, ctx.pid)
         if flags & os.O_TRUNC and ctx.uid:
             await self._remove_privileges(node)
-        return self._opened(number, flags)
+        info = self._opened(number, flags)
+        if self._tree.attributes(node.ino, node.epoch).mode & (stat.S_ISUID | stat.S_ISGID):
+            info.direct_io = False  # past its page cache the kernel would leave the bits as they are
+        return info
 
     async def _remove_privileges(self, node: Node) -> None:
         """Clear suid and sgid of a file that another than root has changed.
