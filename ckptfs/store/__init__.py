@@ -38,7 +38,7 @@ __all__ = [
     "Tables",
     "Verified",
     "View",
-    "element_width",
     "back_up",
+    "element_width",
     "never",
 ]

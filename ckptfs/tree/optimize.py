@@ -227,7 +227,7 @@ class _Plan:
         self.is_complete = False
         self._resources = ExitStack()
         tables = (Table.INODES, Table.DIRENTS, Table.MANIFESTS)
-        self._view = self._resources.enter_context(tree.rows.tables.view(tables))
+        self._view = self._resources.enter_context(self._store.view(tables, chunks=False))
 
     def close(self) -> None:
         """Let go of the rows that were looked at."""
