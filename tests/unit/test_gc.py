@@ -17,11 +17,8 @@ from hypothesis import strategies as st
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
-from ckptfs.store import Alignment, Bitmap, ChunkStore, Disk, Table, kernels, records, reference
-from ckptfs.store.codec import Encoding
-from ckptfs.store.delta import encode_delta
+from ckptfs.store import Bitmap, ChunkStore, Disk, Table, kernels, reference
 from ckptfs.store.index import NUMBER, Known, Location, build_location
-from ckptfs.store.records import EncodedChunk
 from ckptfs.tree import Tree
 from ckptfs.tree.extents import load_manifest
 from ckptfs.tree.gc import Collected, Collection, collect
@@ -30,7 +27,7 @@ from ckptfs.tree.rows import id_prefix
 from ckptfs.tree.snapshots import Snapshot
 from tests.unit import tree_support as support
 from tests.unit.second_reader import SecondReader
-from tests.unit.tree_support import check_tree, open_path, read, save
+from tests.unit.tree_support import append_delta, check_tree, open_path, read, save
 
 SEED = 5150
 
@@ -323,14 +320,6 @@ def test_what_is_needed_includes_bases(tree: Tree) -> None:
         store.need_bases(needed)
         assert {number for number in numbers if number in needed} == set(chain)
         store.end_sweep()
-
-
-def append_delta(store: ChunkStore, number: int, base: int) -> None:
-    """Store a chunk as a delta against one that is no smaller, however little that saves."""
-    raw, chunk_id = store._fetcher.read_with_id(number)
-    payload = encode_delta(raw, store.read(base), Alignment(0, 1, 0))
-    check = records.payload_check(payload, records.pack_bases([base]))
-    store._append_again([EncodedChunk(chunk_id, len(raw), Encoding.DELTA, payload, check, (base,))], [number])
 
 
 # Crashes

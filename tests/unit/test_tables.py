@@ -180,7 +180,7 @@ def test_an_index_of_format_version_2_gets_packed_rows(tmp_path: Path) -> None:
     with lmdb.open(str(path), subdir=False, max_dbs=16) as old, old.begin(write=True) as transaction:
         transaction.cursor(old.open_db(b"chunk_ids", transaction)).putmulti(rows.items())
         for table in Table:
-            if table not in (Table.CHUNK_IDS, Table.FREED):
+            if table not in (Table.CHUNK_IDS, Table.FREED, Table.DAMAGED):
                 old.open_db(table.name.lower().encode(), transaction)
     for read_only in (True, False, False, True):
         environment = Environment(path, Disk(), read_only=read_only)
@@ -189,6 +189,9 @@ def test_an_index_of_format_version_2_gets_packed_rows(tmp_path: Path) -> None:
             if not read_only:
                 assert reader.find_packed(sorted(rows)) == rows
             assert_walks(reader, rows)
+        with environment.view({Table.CHUNK_IDS: {}, Table.DAMAGED: {}}) as view:
+            assert list(view.scan(Table.CHUNK_IDS)) == sorted(rows.items())
+            assert list(view.scan(Table.DAMAGED)) == []
         environment.close()
 
 

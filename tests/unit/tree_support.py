@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptfs.config import FORMAT_VERSION, ChunkSizes, StoreConfig
-from ckptfs.store import ChunkStore, Disk, Table
+from ckptfs.store import Alignment, ChunkStore, Disk, Table, records
+from ckptfs.store.codec import Encoding
+from ckptfs.store.delta import encode_delta
+from ckptfs.store.records import EncodedChunk
 from ckptfs.tree import Tree
 from ckptfs.tree.check import Check
 from ckptfs.tree.content import FileContent
@@ -83,6 +86,14 @@ def crash(tree: Tree) -> None:
 def journal(tree: Tree) -> None:
     """Journal what has changed, as the mount does after a close."""
     tree.store.append_journal(tree.store.tables.take_changes())
+
+
+def append_delta(store: ChunkStore, number: int, base: int) -> None:
+    """Store a chunk as a delta against one that is no smaller, however little that saves."""
+    raw, chunk_id = store._fetcher.read_with_id(number)
+    payload = encode_delta(raw, store.read(base), Alignment(0, 1, 0))
+    check = records.payload_check(payload, records.pack_bases([base]))
+    store._append_again([EncodedChunk(chunk_id, len(raw), Encoding.DELTA, payload, check, (base,))], [number])
 
 
 # Names
