@@ -7,12 +7,13 @@ from ckptfs.store.chunkstore import ChunkStore, StoreStats
 from ckptfs.store.codec import element_width
 from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
 from ckptfs.store.disk import Disk, Space
+from ckptfs.store.environment import Table, View
 from ckptfs.store.fetch import Decoded
 from ckptfs.store.index import NO_CHUNK
 from ckptfs.store.records import Position
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, never
 from ckptfs.store.sweep import Swept
-from ckptfs.store.tables import Changes, Frozen, Table, Tables, View
+from ckptfs.store.tables import Changes, Frozen, Tables
 
 __all__ = [
     "DELTA_CHAIN_MAX",

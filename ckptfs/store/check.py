@@ -13,11 +13,11 @@ from typing import NamedTuple
 from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
 from ckptfs.store.delta import DELTA_CHAIN_MAX
+from ckptfs.store.environment import Table, View
 from ckptfs.store.freed import merge, parse_row
 from ckptfs.store.index import NUMBER, parse_location
 from ckptfs.store.packs import Packs
 from ckptfs.store.records import ALIGNMENT, HEADER_SIZE, Position
-from ckptfs.store.tables import Table, View
 
 PROBLEMS_MAX = 1000
 """So many problems are named; more would help nobody."""

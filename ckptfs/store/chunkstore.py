@@ -26,6 +26,7 @@ from ckptfs.store.check import StructureReport, Verified, check_structure
 from ckptfs.store.compare import COMPARED, differences
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
+from ckptfs.store.environment import TREE_TABLES, Environment, Table, View
 from ckptfs.store.fetch import Decoded, Fetcher
 from ckptfs.store.freed import FreedPlaces, build_row, merge, pieces
 from ckptfs.store.index import NO_CHUNK, Chunk, ChunkIndex, Known, Location
@@ -37,7 +38,7 @@ from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpa
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.seal import Seal
 from ckptfs.store.sweep import Sweeper, Swept
-from ckptfs.store.tables import TREE_TABLES, Changes, Environment, Frozen, Table, Tables, View
+from ckptfs.store.tables import Changes, Frozen, Tables
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from ckptfs.store.delta import DELTA_CHAIN_MAX
+from ckptfs.store.environment import Environment, Table
 from ckptfs.store.index import NO_CHUNK, NUMBER, ChunkIndex, Location, build_location, parse_location
-from ckptfs.store.tables import Environment, Table
 
 
 class DamagedChunks:

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store.disk import whole_pages
+from ckptfs.store.environment import Environment, Memtable, Table
 from ckptfs.store.records import Journal, Place, Position, Row
-from ckptfs.store.tables import Environment, Memtable, Table
 
 PIECE_SIZE = 16 * MIB
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
+from ckptfs.store.environment import Environment, Memtable, Table, sorted_rows
 from ckptfs.store.records import HEADER_SIZE, Place, Position, Row, pack_bases, record_size
-from ckptfs.store.tables import Environment, Memtable, Table, sorted_rows
 
 NO_CHUNK = 0
 """The number of no chunk: a hole in a manifest, an id that is not known."""

@@ -21,11 +21,12 @@ from typing import NamedTuple
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.damaged import DamagedChunks
+from ckptfs.store.environment import TREE_TABLES, Table
 from ckptfs.store.freed import FreedPlaces, journal_places
 from ckptfs.store.index import FIRST_NUMBER, NO_CHUNK, Chunk, ChunkIndex, Location, Summary, Totals
 from ckptfs.store.packs import FIRST_PACK, Found, Gap, Packs, Skipped
 from ckptfs.store.records import Header, Journal, Place, Position, Record, RecordType, Row
-from ckptfs.store.tables import TREE_TABLES, Table, Tables
+from ckptfs.store.tables import Tables
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from ckptfs.config import GIB
 from ckptfs.errors import CkptfsError
 from ckptfs.store import ChunkStore, Disk
+from ckptfs.store.environment import TREE_TABLES
 from ckptfs.store.records import Row
-from ckptfs.store.tables import TREE_TABLES, Changes
+from ckptfs.store.tables import Changes
 from tests.faults.crashes import scratch
 from tests.faults.workload import Promises, Workload, state_of
 from tests.unit import tree_support as support

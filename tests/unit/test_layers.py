@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "mount": {"base", "store", "formats", "tree", "mount"},
     "cli": {"base", "store", "formats", "tree", "mount", "cli"},
 }
-ONLY_IN = {"lmdb": ("store/tables.py",), "pyfuse3": ("mount/",), "trio": ("mount/",)}
+ONLY_IN = {"lmdb": ("store/environment.py",), "pyfuse3": ("mount/",), "trio": ("mount/",)}
 CHANGES_THE_DISK = {
     "chmod", "copy_file_range", "fallocate", "fdatasync", "fsync", "ftruncate", "link", "makedirs", "mkdir",
     "posix_fallocate", "pwrite", "pwritev", "remove", "rename", "renames", "replace", "rmdir", "sendfile", "symlink",

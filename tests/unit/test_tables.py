@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ckptfs.store import ChunkStore, Frozen, Table
 from ckptfs.store.disk import Disk
-from ckptfs.store.tables import END, KEY_SIZE_MAX, PACKED_KEY_SIZE, Environment, Reader, Tables
+from ckptfs.store.environment import PACKED_KEY_SIZE, Environment, Reader
+from ckptfs.store.tables import END, KEY_SIZE_MAX, Tables
 
 keys = st.binary(min_size=1, max_size=3).map(lambda key: key.translate(bytes(97 + byte % 3 for byte in range(256))))
 values = st.binary(max_size=3)
@@ -225,7 +226,7 @@ def test_the_map_grows_while_readers_are_in_use(tmp_path: Path) -> None:
 
 
 def test_the_map_grows_while_readers_and_views_are_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckptfs.store.tables.MAP_SIZE", 1 << 20)
+    monkeypatch.setitem(Environment.__init__.__kwdefaults__, "map_size", 1 << 20)
     with ChunkStore.create(tmp_path / "store") as store:
         for step in range(24):
             for number in range(500):
