@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class PeerError(Exception):
     """A peer failed, and its row is left out; the message says how."""
 
 
-class Peer:
+class Peer(ABC):
     """What all peers share: the directories, and running commands in the scratch directory."""
 
     name: str
@@ -42,9 +43,9 @@ class Peer:
         """Say whether the tool is there."""
         return bool(shutil.which(cls.needs) or importlib.util.find_spec(cls.needs))
 
+    @abstractmethod
     def keep(self, number: int, names: Sequence[Path]) -> None:
         """Keep a version of the live directory, in which the save of this number has just written these files."""
-        raise NotImplementedError
 
     def version(self, number: int) -> Path:
         """Return a directory that shows a version as it was kept, valid until the next call."""
@@ -52,10 +53,11 @@ class Peer:
         self.restored.mkdir()
         return self._restore(number)
 
+    @abstractmethod
     def _restore(self, number: int) -> Path:
-        raise NotImplementedError
+        """Bring a version back, into `restored` or where it is shown, and return the directory."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027, most peers have nothing running
         """End what the peer has running; the scratch directory goes with its owner."""
 
     def _run(self, *command: object, **environment: object) -> None:
@@ -87,11 +89,13 @@ class _PerFile(Peer):
                 target.write_bytes(self._decompress(file.read_bytes()))
         return self.restored
 
+    @abstractmethod
     def _compress(self, data: bytes) -> bytes:
-        raise NotImplementedError
+        """Return the compressed bytes of a file."""
 
+    @abstractmethod
     def _decompress(self, data: bytes) -> bytes:
-        raise NotImplementedError
+        """Undo `_compress`."""
 
 
 class Zstd(_PerFile):
