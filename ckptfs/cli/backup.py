@@ -17,6 +17,7 @@ from ckptfs.errors import (
     NotAStoreError,
     StoreInUseError,
     StoreReadOnlyError,
+    UsageError,
 )
 
 
@@ -56,6 +57,9 @@ def run(args: argparse.Namespace) -> None:
 
     target = find(args.path)
     destination = os.path.realpath(args.destination)
+    for place in (target.mountpoint, target.store):
+        if place and Path(destination).is_relative_to(os.path.realpath(place)):
+            raise UsageError(f"{destination} lies in {place}, which it would be a backup of; choose another directory")
     with commands(target, write=False) as store:
 
         def cut() -> Cut:

@@ -102,3 +102,14 @@ def test_a_backup_of_a_store_in_use_can_be_mounted(mount: RunningMount, tmp_path
     finally:
         restored.clean_up()
     assert mount.json("backup", backup, mount.path)["copied_bytes"] < 10_000
+
+
+def test_a_backup_into_what_it_is_of_is_refused(mount: RunningMount) -> None:
+    (mount.path / "file").write_bytes(b"content")
+    before = sorted(mount.path.iterdir())
+    for destination in (mount.path / "inside", mount.path, mount.store / "inside"):
+        refused = mount.run("backup", destination, mount.path, check=False)
+        assert refused.returncode == 2, refused
+        assert "choose another directory" in refused.stderr
+    assert sorted(mount.path.iterdir()) == before
+    assert not (mount.store / "inside").exists()
