@@ -47,7 +47,7 @@ class Collector:
                     await self._committer.commit(durable=False)
                     swept = await self._offload.run(collection.sweep, stop)
             await self._committer.checkpoint()
-            return Collected(*swept, await self._offload.run(self._tree.store.punch, stop))
+            return Collected(*swept, await self._offload.run(self._tree.store.reclaimer.punch, stop))
 
     async def _mark(self, collection: Collection, stop: Callable[[], bool]) -> bool:
         while not collection.can_look:

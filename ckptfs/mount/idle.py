@@ -138,5 +138,5 @@ class Idle:
     async def _free(self, stop: Stop) -> None:
         await self._committer.checkpoint()
         self._unfreed = 0
-        freed = await self._offload.run(self._store.punch, stop)
+        freed = await self._offload.run(self._store.reclaimer.punch, stop)
         log.info("encoding what was saved gave %d bytes back to the disk below", freed)

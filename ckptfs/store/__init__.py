@@ -9,7 +9,7 @@ from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.environment import Table, View
 from ckptfs.store.fetch import Decoded
-from ckptfs.store.index import NO_CHUNK
+from ckptfs.store.location import NO_CHUNK
 from ckptfs.store.records import Position
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, never
 from ckptfs.store.sweep import Swept

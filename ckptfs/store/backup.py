@@ -19,7 +19,8 @@ from ckptfs.store import description
 from ckptfs.store.chunkstore import PACKS_NAME, ChunkStore
 from ckptfs.store.disk import Disk
 from ckptfs.store.lock import LOCK_NAME, StoreLock
-from ckptfs.store.packs import FIRST_PACK, pack_name
+from ckptfs.store.packfile import pack_name
+from ckptfs.store.packs import FIRST_PACK
 from ckptfs.store.records import Position
 
 STATE_NAME = "backup.json"

@@ -15,7 +15,7 @@ from ckptfs.store.codec import Encoding
 from ckptfs.store.delta import DELTA_CHAIN_MAX
 from ckptfs.store.environment import Table, View
 from ckptfs.store.freed import merge, parse_row
-from ckptfs.store.index import NUMBER, parse_location
+from ckptfs.store.location import NUMBER, parse_location
 from ckptfs.store.packs import Packs
 from ckptfs.store.records import ALIGNMENT, HEADER_SIZE, Position
 

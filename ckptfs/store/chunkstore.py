@@ -3,8 +3,8 @@
 ChunkStore owns the order of durability: chunks and then the rows that speak of them are appended to the packs; a
 kill of the process loses nothing appended; `sync` makes it durable; a checkpoint then brings LMDB up to it, and
 opening replays what came after the last checkpoint. It does not know files, names or snapshots.
-`ingest`, `read`, `punch`, `sync`, `stats`, `deltas_among` and all `reencode` may be called from any thread;
-`append_journal`, `checkpoint` and those of a sweep from any one thread at a time each; `tables`, `commit` and `close`
+`ingest`, `read`, `sync`, `stats`, `deltas_among` and all `reencode` may be called from any thread; `append_journal`,
+`checkpoint`, sweeps and reclaiming from any one thread at a time each; `tables`, `commit` and `close`
 belong to the owner's thread.
 """
 
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -21,23 +21,24 @@ from typing import NamedTuple, Self
 from ckptfs.config import StoreConfig
 from ckptfs.errors import DamagedError, NoSpaceError, NotAStoreError, StoreReadOnlyError
 from ckptfs.store import codec, description, kernels, records
-from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.check import StructureReport, Verified, check_structure
 from ckptfs.store.compare import COMPARED, differences
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.environment import TREE_TABLES, Environment, Table, View
 from ckptfs.store.fetch import Decoded, Fetcher
-from ckptfs.store.freed import FreedPlaces, build_row, merge, pieces
-from ckptfs.store.index import NO_CHUNK, Chunk, ChunkIndex, Known, Location
+from ckptfs.store.freed import FreedPlaces, build_row
+from ckptfs.store.index import ChunkIndex
+from ckptfs.store.location import NO_CHUNK, Chunk, Known, Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
+from ckptfs.store.reclaim import Reclaimer
 from ckptfs.store.records import EncodedChunk, Position, RecordBytes, RecordType, Row
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, never
 from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpack_state
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.seal import Seal
-from ckptfs.store.sweep import Sweeper, Swept
+from ckptfs.store.sweep import Sweeper
 from ckptfs.store.tables import Changes, Frozen, Tables
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,6 @@ logger = logging.getLogger(__name__)
 PACKS_NAME = "packs"
 INDEX_NAME = "index.lmdb"
 _ASIDE_SUFFIX = ".before-rebuild"
-_PUNCH_PLACES = 64
-"""So many places are looked up, and those of them that touch are punched as one."""
 _VERIFY_CHUNKS = 16
 
 
@@ -112,7 +111,8 @@ class ChunkStore:
         self._fetcher = Fetcher(self._index, packs, config.seed, self._damaged.note)
         self._reencoder = Reencoder(self._index, self._fetcher, self._append_again)
         self._reserve = Reserve(path, disk)
-        self._sweeper = Sweeper(self._index, self._release)
+        self.sweeper = Sweeper(self._index, self._freed, self._release)
+        self.reclaimer = Reclaimer(packs, self._freed, self._check_writable)
         self._again_bytes = 0
         self._resources = ExitStack()
         self._seal = seal
@@ -437,40 +437,9 @@ class ChunkStore:
         self._check_writable()
         return self._reencoder.run_plain(numbers, stop)
 
-    def begin_sweep(self) -> Bitmap:
-        """Begin to look for chunks that nothing needs, and return the empty set of those needed.
-
-        To be marked in it is every chunk that somebody knew before this call; what `ingest` returns when it was called
-        after this one is kept anyway, and so is what a delta made after it rests on. `end_sweep` is called in any case.
-        """
-        with self._append_lock:
-            self._index.watch(on=True)
-            return Bitmap(self._mark.number)
-
-    def need_bases(self, needed: Bitmap) -> None:
-        """Add to the chunks that are needed those that they rest on."""
-        self._sweeper.need_bases(needed)
-
-    def sweep(self, needed: Bitmap, stop: Callable[[], bool] = never) -> Swept:
-        """Release the chunks that are not needed; the rows that spoke of them have to be journalled before.
-
-        What is released is journalled on return; a checkpoint frees the places, for `punch`. Ends early, within
-        milliseconds, when `stop()` is true.
-        """
-        self._check_writable()
-        return self._sweeper.run(needed, stop)
-
-    def preview_sweep(self, needed: Bitmap) -> tuple[Swept, int]:
-        """Return what `sweep` would release, and the bytes that `punch` would then give back to the disk below."""
-        swept, places = self._sweeper.preview(needed)
-        return swept, self._freed.freeable(places)
-
-    def end_sweep(self) -> None:
-        """End what `begin_sweep` began."""
-        self._index.watch(on=False)
-
     def _release(self, chunks: Sequence[Known]) -> list[Chunk]:
         """Journal that chunks are none any more, and take them out; but those that are watched."""
+        self._check_writable()
         with self._journal_lock, self._append_lock:
             # First out of the index: an `ingest` that misses one appends it anew, behind this record.
             released = self._index.take_out(chunks)
@@ -485,22 +454,6 @@ class ChunkStore:
                 self._freed.supersede(chunk.location.place(chunk.number) for chunk in released)
                 self._damaged.heal()
             return released
-
-    def punch(self, stop: Callable[[], bool] = never) -> int:
-        """Give what is free since a checkpoint back to the disk below; return its bytes, 0 where the disk cannot.
-
-        Ends early, within milliseconds, when `stop()` is true; the next call goes on.
-        """
-        self._check_writable()
-        size = 0
-        while self._packs.can_punch and (places := self._freed.take(_PUNCH_PLACES)):
-            for piece in chain.from_iterable(map(pieces, merge(places))):
-                if stop():
-                    return size
-                size += self._packs.punch(piece)
-            if self._packs.can_punch:
-                self._freed.punched(places)
-        return size
 
     # Durability
 

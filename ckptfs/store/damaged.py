@@ -14,7 +14,8 @@ from itertools import islice
 
 from ckptfs.store.delta import DELTA_CHAIN_MAX
 from ckptfs.store.environment import Environment, Table
-from ckptfs.store.index import NO_CHUNK, NUMBER, ChunkIndex, Location, build_location, parse_location
+from ckptfs.store.index import ChunkIndex
+from ckptfs.store.location import NO_CHUNK, NUMBER, Location, build_location, parse_location
 
 
 class DamagedChunks:

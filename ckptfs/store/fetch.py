@@ -17,7 +17,8 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import codec, kernels, records
 from ckptfs.store.codec import Encoding
 from ckptfs.store.delta import BASES_SIZE_MAX, DELTA_CHAIN_MAX
-from ckptfs.store.index import ChunkIndex, Location
+from ckptfs.store.index import ChunkIndex
+from ckptfs.store.location import Location
 from ckptfs.store.packs import Packs
 from ckptfs.store.records import HEADER_SIZE, Record
 

@@ -5,22 +5,26 @@ amount to. It does not read packs. Every method may be called from any thread. I
 records of the packs, so nothing here is journalled: what a crash takes from memory, the replay puts back.
 """
 
-import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
 from ckptfs.store.environment import Environment, Memtable, Table, sorted_rows
-from ckptfs.store.records import HEADER_SIZE, Place, Position, Row, pack_bases, record_size
-
-NO_CHUNK = 0
-"""The number of no chunk: a hole in a manifest, an id that is not known."""
-
-FIRST_NUMBER = 1
+from ckptfs.store.location import (
+    FIRST_NUMBER,
+    HEIGHT_MAX,
+    NO_CHUNK,
+    NUMBER,
+    Chunk,
+    Known,
+    Location,
+    build_location,
+    parse_location,
+)
+from ckptfs.store.records import Place, Row
 
 _WALK_ROWS = 1024
 _PART_ROWS = 2048
@@ -29,79 +33,9 @@ _RELEASED = -1
 _NOWHERE = b""
 """In memory, the location of a chunk whose row in LMDB does not count any more."""
 
-LOCATION = struct.Struct("<IQIIHBB")
-NUMBER = struct.Struct(">Q")
 _BASE_COUNT = slice(20, 22)
 """Where a location has it."""
 _NO_BASES = bytes(2)
-HEIGHT_MAX = 255
-
-
-class Location(NamedTuple):
-    """Where a chunk is stored and how; sizes in bytes.
-
-    `bases` are the chunks that a delta needs to be read, `height` is how long the chain of deltas is that rest on this
-    chunk: at least, since it does not become lower when a delta is stored anew as something else.
-    """
-
-    pack: int
-    offset: int
-    stored_size: int
-    raw_size: int
-    encoding: int
-    bases: tuple[int, ...] = ()
-    height: int = 0
-
-    @property
-    def position(self) -> Position:
-        """The position of the chunk's record."""
-        return Position(self.pack, self.offset)
-
-    @property
-    def read_size(self) -> int:
-        """The bytes of the record, without the padding behind it."""
-        return HEADER_SIZE + 8 * len(self.bases) + self.stored_size
-
-    def place(self, number: int) -> Place:
-        """The place that the record of this chunk takes."""
-        return Place(self.pack, self.offset, record_size(self.stored_size, len(self.bases)), number)
-
-
-def build_location(location: Location) -> bytes:
-    """Return the value of a row of the table `chunks`."""
-    pack, offset, stored_size, raw_size, encoding, bases, height = location
-    fixed = LOCATION.pack(pack, offset, stored_size, raw_size, len(bases), encoding, height)
-    return fixed + pack_bases(bases) if bases else fixed
-
-
-def parse_location(packed: bytes) -> Location:
-    """Undo `build_location`; DamagedError when it is no such row."""
-    try:
-        pack, offset, stored_size, raw_size, base_count, encoding, height = LOCATION.unpack_from(packed)
-        bases = struct.unpack(f"<{base_count}Q", packed[LOCATION.size :])
-    except struct.error as error:
-        raise DamagedError("the location of a chunk has another size than it must have; rebuild the index") from error
-    return Location(pack, offset, stored_size, raw_size, encoding, bases, height)
-
-
-class Chunk(NamedTuple):
-    """A stored chunk as the index takes it."""
-
-    number: int
-    id: bytes
-    location: Location
-
-
-class Known(NamedTuple):
-    """A chunk as the dedup knows it."""
-
-    id: bytes
-    number: int
-
-    @property
-    def release_rows(self) -> tuple[Row, Row]:
-        """The rows of the journal by which the chunk is no chunk any more."""
-        return Row(Table.CHUNKS, NUMBER.pack(self.number), None), Row(Table.CHUNK_IDS, self.id, None)
 
 
 class Totals(NamedTuple):
@@ -287,13 +221,19 @@ class ChunkIndex:
 
     # Chunks that nothing needs
 
-    def watch(self, *, on: bool) -> None:
-        """Note from here on which chunks `lookup` tells of, or a delta is made against; or end that.
+    def watch(self) -> int:
+        """Note from here on which chunks `lookup` tells of, or a delta is made against; return the next new number.
 
         `take_out` leaves these alone, and what they rest on.
         """
         with self._lock:
-            self._watched = set() if on else None
+            self._watched = set()
+            return self._next_number
+
+    def end_watch(self) -> None:
+        """End what `watch` began."""
+        with self._lock:
+            self._watched = None
 
     def _watch(self, numbers: Iterable[int]) -> None:
         """Note that chunks are not to be taken out, nor what they rest on, as far as that is not noted yet."""

@@ -11,7 +11,6 @@ have dropped the pages it could not write.
 
 import errno
 import logging
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,8 @@ from ckptfs.config import FORMAT_VERSION, MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.disk import Disk
-from ckptfs.store.records import Header, Place, Position, Record, RecordBytes
+from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, Skipped, pack_name, pack_numbers
+from ckptfs.store.records import Place, Position, Record, RecordBytes
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +31,6 @@ PACK_SIZE_MAX = 512 * MIB
 
 FIRST_PACK = 1
 _OPEN_PACKS_MAX = 64
-_SCAN_WINDOW = 4 * MIB
-_SUFFIX = ".pack"
-_PACK_NAME = re.compile(r"(?!0+\.)(0\d{7}|[1-9]\d{7,9})\.pack", re.ASCII)
-
-
-def pack_name(pack: int) -> str:
-    """Return the name of the file of a pack."""
-    return f"{pack:08d}{_SUFFIX}"
 
 
 class PackIdentity(NamedTuple):
@@ -48,48 +40,8 @@ class PackIdentity(NamedTuple):
     seed: int
 
 
-class Found(NamedTuple):
-    """An intact record that a scan came by; `end` is the position behind it."""
-
-    position: Position
-    end: Position
-    record: Record
-
-
-class Gap(NamedTuple):
-    """A place where a scan found no intact record, although the pack goes on or a later one exists.
-
-    `header` is that of a record of which only the payload is damaged.
-    """
-
-    position: Position
-    reason: str
-    header: Header | None = None
-
-
-class Skipped(NamedTuple):
-    """A freed place that a scan went around from `position` on, because no intact record was there."""
-
-    position: Position
-    place: Place
-
-
 def _nothing_freed(_position: Position) -> Place | None:
     return None
-
-
-class _PackFile:
-    """An open pack. Its last user closes it by letting go, so that a reader never meets a closed descriptor."""
-
-    __slots__ = ("_disk", "fd", "path")
-
-    def __init__(self, disk: Disk, path: Path, fd: int) -> None:
-        self._disk = disk
-        self.path = path
-        self.fd = fd
-
-    def __del__(self) -> None:
-        self._disk.close(self.fd)
 
 
 class Packs:
@@ -107,12 +59,12 @@ class Packs:
         self._pack_size_max = pack_size_max
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
-        self._writer: _PackFile | None = None
+        self._writer: PackFile | None = None
         self._torn = False
-        self._dirty: dict[int, _PackFile] = {}
+        self._dirty: dict[int, PackFile] = {}
         self._directory_dirty = False
         self._sync_error: Exception | None = None
-        self._readers: OrderedDict[int, _PackFile] = OrderedDict()
+        self._readers: OrderedDict[int, PackFile] = OrderedDict()
         self._readers_lock = threading.Lock()
         self._can_punch = True
         self.punch_count = 0
@@ -127,8 +79,7 @@ class Packs:
 
     def numbers(self) -> list[int]:
         """Return the numbers of the packs that exist, ascending; other names in the directory are left alone."""
-        names = [name for name in self._disk.list_names(self._directory) if _PACK_NAME.fullmatch(name)]
-        return sorted(int(name.removesuffix(_SUFFIX)) for name in names)
+        return pack_numbers(self._disk.list_names(self._directory))
 
     def sizes(self) -> dict[int, int]:
         """Return the size of each pack in bytes, holes included, in the order of their numbers."""
@@ -173,7 +124,7 @@ class Packs:
         """Open the pack to append to, a new one with its header record put into `buffers` when it is time."""
         if 0 < offset < self._pack_size_max:
             path = self.path(pack)
-            self._writer = _PackFile(self._disk, path, self._disk.open_write(path))
+            self._writer = PackFile(self._disk, path, self._disk.open_write(path))
             return pack, offset
         # At offset 0 a salvage goes on in a pack of its own, or the store is new.
         previous_size = offset or self._size(pack - 1)
@@ -181,7 +132,7 @@ class Packs:
             pack += 1
         path = self.path(pack)
         # Whatever has this name is what a failed append left: the position is always behind all that counts.
-        self._writer = _PackFile(self._disk, path, self._disk.open_write(path, create=True, empty=True))
+        self._writer = PackFile(self._disk, path, self._disk.open_write(path, create=True, empty=True))
         self._directory_dirty = True
         buffers += self._header(pack, previous_size).buffers
         return pack, 0
@@ -233,7 +184,7 @@ class Packs:
             for pack in self.numbers():
                 if synced.pack <= pack <= position.pack:
                     path = self.path(pack)
-                    self._dirty[pack] = _PackFile(self._disk, path, self._disk.open_write(path))
+                    self._dirty[pack] = PackFile(self._disk, path, self._disk.open_write(path))
             self._directory_dirty = True
 
     def truncate(self, position: Position) -> None:
@@ -250,7 +201,7 @@ class Packs:
             self._disk.sync_directory(self._directory)
             if position.offset:
                 path = self.path(position.pack)
-                file = _PackFile(self._disk, path, self._disk.open_write(path))
+                file = PackFile(self._disk, path, self._disk.open_write(path))
                 if self._disk.size(file.fd) > position.offset:
                     self._disk.truncate(file.fd, position.offset, path)
                     self._disk.fdatasync(file.fd, path)
@@ -276,7 +227,7 @@ class Packs:
         path = self.path(place.pack)
         if not self._can_punch:
             return 0
-        file = _PackFile(self._disk, path, self._disk.open_write(path))
+        file = PackFile(self._disk, path, self._disk.open_write(path))
         self.punch_count += 1  # before, so that whoever sees no change has read no hole
         try:
             return self._disk.punch(file.fd, place.offset, place.size, path)
@@ -309,7 +260,7 @@ class Packs:
         """Have the disk below begin to read what will be asked for soon."""
         self._disk.expect(self._existing(position.pack).fd, position.offset, size)
 
-    def _existing(self, pack: int) -> _PackFile:
+    def _existing(self, pack: int) -> PackFile:
         try:
             return self._reader(pack)
         except FileNotFoundError as error:
@@ -324,13 +275,13 @@ class Packs:
             raise DamagedError(f"{self.place(position)}: the record has another size than the index says")
         return records.parse_body(header, data[records.HEADER_SIZE :])
 
-    def _reader(self, pack: int) -> _PackFile:
+    def _reader(self, pack: int) -> PackFile:
         """Return an open pack for reading; the least recently used one is let go when too many are open."""
         with self._readers_lock:
             file = self._readers.get(pack)
             if file is None:
                 path = self.path(pack)
-                file = self._readers[pack] = _PackFile(self._disk, path, self._disk.open_read(path))
+                file = self._readers[pack] = PackFile(self._disk, path, self._disk.open_read(path))
                 if len(self._readers) > _OPEN_PACKS_MAX:
                     self._readers.popitem(last=False)
             else:
@@ -356,7 +307,7 @@ class Packs:
     def _scan_pack(
         self, pack: int, offset: int, freed_at: Callable[[Position], Place | None]
     ) -> Iterator[Found | Gap | Skipped]:
-        window = _Window(self._disk, _PackFile(self._disk, self.path(pack), self._disk.open_read(self.path(pack))))
+        window = PackWindow(self._disk, PackFile(self._disk, self.path(pack), self._disk.open_read(self.path(pack))))
         if window.size < max(offset, records.HEADER_SIZE):
             yield Gap(Position(pack, min(offset, window.size)), "the pack ends too early")
             return
@@ -385,55 +336,7 @@ class Packs:
         """Return the size of a pack, 0 when there is none."""
         path = self.path(pack)
         try:
-            file = _PackFile(self._disk, path, self._disk.open_read(path))
+            file = PackFile(self._disk, path, self._disk.open_read(path))
         except FileNotFoundError:
             return 0
         return self._disk.size(file.fd)
-
-
-class _Window:
-    """A pack read from front to back in large pieces."""
-
-    def __init__(self, disk: Disk, file: _PackFile) -> None:
-        self.size = disk.size(file.fd)
-        self._disk = disk
-        self._file = file
-        self._data = memoryview(b"")
-        self._start = 0
-
-    def _at(self, offset: int, size: int) -> memoryview:
-        """Return `size` bytes from `offset`, fewer at the end of the pack."""
-        if not (self._start <= offset and offset + size <= self._start + len(self._data)):
-            self._data = memoryview(self._disk.pread(self._file.fd, max(size, _SCAN_WINDOW), offset))
-            self._start = offset
-        return self._data[offset - self._start : offset - self._start + size]
-
-    def record(self, position: Position) -> Record | Gap:
-        """Return the record at a position of this pack, or why there is none."""
-        offset = position.offset
-        header = records.parse_header(self._at(offset, records.HEADER_SIZE))
-        if header is None:
-            return Gap(position, "no record begins here")
-        if offset + header.size > self.size:
-            return Gap(position, "the record ends behind its pack", header)
-        body_size = header.size - records.HEADER_SIZE
-        record = records.parse_body(header, self._at(offset + records.HEADER_SIZE, body_size))
-        return record if records.is_intact(record) else Gap(position, "the payload is not what was written", header)
-
-    def next_magic(self, offset: int) -> int:
-        """Return the next aligned offset whose header holds, or the size of the pack; holes are skipped."""
-        while offset < self.size:
-            data_at = self._disk.next_data(self._file.fd, offset)
-            if data_at is None:
-                break
-            offset = max(offset, data_at - data_at % records.ALIGNMENT)
-            piece = bytes(self._at(offset, min(_SCAN_WINDOW, self.size - offset)))
-            found = piece.find(records.MAGIC)
-            while found >= 0:
-                at = offset + found
-                if at % records.ALIGNMENT == 0 and records.parse_header(self._at(at, records.HEADER_SIZE)):
-                    return at
-                found = piece.find(records.MAGIC, found + 1)
-            # The pieces begin aligned, and an aligned magic never straddles two of them.
-            offset += len(piece) - len(piece) % records.ALIGNMENT or records.ALIGNMENT
-        return self.size

@@ -16,7 +16,8 @@ from ckptfs.store import codec, records
 from ckptfs.store.codec import Encoding
 from ckptfs.store.delta import BASES_SIZE_MAX, DELTA_CHAIN_MAX, Alignment, encode_delta
 from ckptfs.store.fetch import Fetcher
-from ckptfs.store.index import ChunkIndex, Location
+from ckptfs.store.index import ChunkIndex
+from ckptfs.store.location import Location
 from ckptfs.store.planes import RATIO_WORTH
 from ckptfs.store.records import EncodedChunk
 

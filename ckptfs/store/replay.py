@@ -23,8 +23,10 @@ from ckptfs.store import records
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.environment import TREE_TABLES, Table
 from ckptfs.store.freed import FreedPlaces, journal_places
-from ckptfs.store.index import FIRST_NUMBER, NO_CHUNK, Chunk, ChunkIndex, Location, Summary, Totals
-from ckptfs.store.packs import FIRST_PACK, Found, Gap, Packs, Skipped
+from ckptfs.store.index import ChunkIndex, Summary, Totals
+from ckptfs.store.location import FIRST_NUMBER, NO_CHUNK, Chunk, Location
+from ckptfs.store.packfile import Found, Gap, Skipped
+from ckptfs.store.packs import FIRST_PACK, Packs
 from ckptfs.store.records import Header, Journal, Place, Position, Record, RecordType, Row
 from ckptfs.store.tables import Tables
 

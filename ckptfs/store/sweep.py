@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ckptfs.store.bitmap import Bitmap
-from ckptfs.store.index import Chunk, ChunkIndex, Known
-from ckptfs.store.records import Place
+from ckptfs.store.freed import FreedPlaces
+from ckptfs.store.index import ChunkIndex
+from ckptfs.store.location import Chunk, Known
+from ckptfs.store.reencode import never
 
 _BATCH_CHUNKS = 1024
 """So many chunks are released by one metadata record."""
@@ -29,12 +31,27 @@ class Swept(NamedTuple):
 class Sweeper:
     """The sweeps of one store; `release` journals and takes out those of some chunks that nobody watches."""
 
-    def __init__(self, index: ChunkIndex, release: Callable[[Sequence[Known]], list[Chunk]]) -> None:
+    def __init__(
+        self, index: ChunkIndex, freed: FreedPlaces, release: Callable[[Sequence[Known]], list[Chunk]]
+    ) -> None:
         self._index = index
+        self._freed = freed
         self._release = release
 
+    def begin(self) -> Bitmap:
+        """Begin to look for chunks that nothing needs, and return the empty set of those needed.
+
+        To be marked in it is every chunk that somebody knew before this call; what `ingest` returns when it was called
+        after this one is kept anyway, and so is what a delta made after it rests on. `end` is called in any case.
+        """
+        return Bitmap(self._index.watch())
+
+    def end(self) -> None:
+        """End what `begin` began."""
+        self._index.end_watch()
+
     def need_bases(self, needed: Bitmap) -> None:
-        """Add to what is needed what it rests on, and that in turn."""
+        """Add to the chunks that are needed those that they rest on, and those in turn."""
         start: int | None = 0
         while start is not None:
             numbers, start = self._index.walk_encoded_against(start)
@@ -45,8 +62,12 @@ class Sweeper:
                         needed.add(base)
                         pending.append(base)
 
-    def run(self, needed: Bitmap, stop: Callable[[], bool]) -> Swept:
-        """Release what is not needed; ends early, within milliseconds, when `stop()` is true."""
+    def sweep(self, needed: Bitmap, stop: Callable[[], bool] = never) -> Swept:
+        """Release the chunks that are not needed; the rows that spoke of them have to be journalled before.
+
+        What is released is journalled on return; a checkpoint frees the places, for `Reclaimer.punch`. Ends early,
+        within milliseconds, when `stop()` is true. StoreReadOnlyError.
+        """
         done = Swept()
         for known in self._walk(needed):
             if stop():
@@ -56,15 +77,15 @@ class Sweeper:
             done = Swept(done.chunks + len(released), done.raw_bytes + raw_bytes)
         return done
 
-    def preview(self, needed: Bitmap) -> tuple[Swept, list[Place]]:
-        """Return what `run` would do, and the places that it would free."""
+    def preview(self, needed: Bitmap) -> tuple[Swept, int]:
+        """Return what `sweep` would release, and the bytes that `punch` would then give back to the disk below."""
         located = {}
         for known in self._walk(needed):
             for _, number in known:
                 if (location := self._index.locate(number)) is not None:
                     located[number] = location
         swept = Swept(len(located), sum(location.raw_size for location in located.values()))
-        return swept, [location.place(number) for number, location in located.items()]
+        return swept, self._freed.freeable(location.place(number) for number, location in located.items())
 
     def _walk(self, needed: Bitmap) -> Iterator[list[Known]]:
         """Yield the chunks that are not needed, some (or none) at a time, and every delta before what it rests on.

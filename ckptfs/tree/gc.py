@@ -4,7 +4,7 @@ Needed is what a row of an inode names that a snapshot or the live tree sees, an
 sees both at one moment, `look`, and marks in a thread while saves and loads go on:
 
 - A chunk that a job got from the store before the collection began is in its file's content by `look`, which waits
-  for those jobs; one that it gets later, the store keeps (`ChunkStore.begin_sweep`).
+  for those jobs; one that it gets later, the store keeps (`Sweeper.begin`).
 - A manifest written after `look` has such chunks, or those of contents and manifests that were there at `look`.
 
 So what is not marked can never be needed again. Manifests go first, then, when that is journalled, chunks. A crash
@@ -47,9 +47,9 @@ class Collection:
         self._store = tree.store
         if self._store.read_only and not dry_run:
             raise StoreReadOnlyError(f"{self._store.path} is open for reading only")
-        self._needed = self._store.begin_sweep()
+        self._needed = self._store.sweeper.begin()
         self._resources = ExitStack()
-        self._resources.callback(self._store.end_sweep)
+        self._resources.callback(self._store.sweeper.end)
         self._is_complete = False
         self._out = [(content, content.job) for content in tree.files.contents if content.job is not None]
         self._dead_parts: list[bytes] = []
@@ -95,12 +95,12 @@ class Collection:
                 self._dead_parts.append(key)
             if count % _STOP_ROWS == 0 and stop():
                 return False
-        self._store.need_bases(self._needed)
+        self._store.sweeper.need_bases(self._needed)
         return True
 
     def preview(self) -> Collected:
         """Return what the rest of the collection would free, in any thread."""
-        swept, freed_bytes = self._store.preview_sweep(self._needed)
+        swept, freed_bytes = self._store.sweeper.preview(self._needed)
         return Collected(*swept, freed_bytes)
 
     def delete_rows(self, count_max: int) -> bool:
@@ -119,7 +119,7 @@ class Collection:
 
     def sweep(self, stop: Callable[[], bool] = never) -> Swept:
         """Release the chunks that nothing needs, in any thread, once everything before is journalled."""
-        swept = self._store.sweep(self._needed, stop)
+        swept = self._store.sweeper.sweep(self._needed, stop)
         self._is_complete = not stop()
         return swept
 
@@ -136,4 +136,4 @@ def collect(tree: Tree, *, dry_run: bool = False) -> Collected:
         tree.store.commit(durable=False)
         swept = collection.sweep()
     tree.store.commit(checkpoint=True)
-    return Collected(*swept, tree.store.punch())
+    return Collected(*swept, tree.store.reclaimer.punch())

@@ -161,7 +161,7 @@ def optimize_part(optimizer: Optimizer, store: ChunkStore, stop: Stop) -> Progre
             optimizer.finish()
     finished = not stop()
     store.commit(checkpoint=True)
-    store.punch()
+    store.reclaimer.punch()
     encoded = waiting_before - store.waiting_bytes
     left = store.waiting_bytes + optimizer.left_bytes
     return Progress(encoded + optimizer.done_bytes - before, left, finished)

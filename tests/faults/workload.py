@@ -329,10 +329,10 @@ class Workload:
         """Do what a mount does when it is idle: encode, and free the places of what became smaller."""
         self.checkpoint()
         self.tree.store.reencode(1 << 20)
-        self.tree.store.punch()  # nothing that this call has encoded may go before the next checkpoint
+        self.tree.store.reclaimer.punch()  # nothing that this call has encoded may go before the next checkpoint
         if self._source.random() < 0.7:
             self.checkpoint()
-            self.tree.store.punch()
+            self.tree.store.reclaimer.punch()
 
     def rebuild(self) -> None:
         """Be killed, and make the index anew from the packs."""

@@ -9,7 +9,7 @@ import pytest
 
 from ckptfs.errors import DamagedError
 from ckptfs.store import Table
-from ckptfs.store.index import NUMBER, Location, build_location
+from ckptfs.store.location import NUMBER, Location, build_location
 from ckptfs.tree import Commands, Tree
 from ckptfs.tree.namespace import DIRENT_STRUCT
 from ckptfs.tree.rows import id_prefix, name_prefix

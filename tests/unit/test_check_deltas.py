@@ -10,7 +10,7 @@ import pytest
 from ckptfs.errors import DamagedError
 from ckptfs.store import DELTA_CHAIN_MAX, ChunkStore
 from ckptfs.store.codec import Encoding
-from ckptfs.store.index import NUMBER, Location, build_location
+from ckptfs.store.location import NUMBER, Location, build_location
 from ckptfs.tree import Commands, Tree
 from ckptfs.tree.gc import collect
 from tests.unit.test_check import damaged, flip, problems

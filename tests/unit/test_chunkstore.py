@@ -24,7 +24,8 @@ from ckptfs.errors import (
     StoreVersionError,
 )
 from ckptfs.store import NO_CHUNK, ChunkStore, Disk, Table, description, index
-from ckptfs.store.packs import Found, PackIdentity, Packs
+from ckptfs.store.packfile import Found
+from ckptfs.store.packs import PackIdentity, Packs
 from ckptfs.store.records import Position
 
 SEED = 20240607

@@ -29,7 +29,7 @@ from ckptfs.store import (
 )
 from ckptfs.store.codec import Encoding
 from ckptfs.store.delta import encode_delta
-from ckptfs.store.index import Chunk, Known, Location
+from ckptfs.store.location import Chunk, Known, Location
 from ckptfs.store.records import EncodedChunk
 from tests.unit.second_reader import SecondReader
 
@@ -132,7 +132,7 @@ def test_a_chunk_becomes_smaller_and_reads_as_before(path: Path) -> None:
         assert store.appended_bytes == appended, "it is no new chunk"
         assert_reads(store, kept)
         checkpoint(store)
-        assert store.punch() > 0
+        assert store.reclaimer.punch() > 0
         assert_reads(store, kept)
         assert store.reencode_deltas(chain(1)) == (0, 0, 0), "it is one already"
     for rebuild in (False, True):
@@ -243,7 +243,7 @@ def test_a_base_may_be_stored_anew(path: Path, tmp_path: Path) -> None:
         assert store.reencode(ALL).chunks == 2
         assert location(store, 2).encoding == Encoding.PLANES
         checkpoint(store)
-        assert store.punch() > 0
+        assert store.reclaimer.punch() > 0
         assert_reads(store, kept)
         assert heights(store) == [0, 1, 0], "also where the old record of the base is gone"
         crashed = crash(path, tmp_path / "crashed")
@@ -270,7 +270,7 @@ def test_a_kill_at_any_step_loses_no_chunk(path: Path, tmp_path: Path, index_los
             copies.append(crash(path, tmp_path / f"journalled-{step}"))
             checkpoint(store)
             copies.append(crash(path, tmp_path / f"checkpointed-{step}"))
-            assert store.punch() > 0
+            assert store.reclaimer.punch() > 0
             copies.append(crash(path, tmp_path / f"punched-{step}"))
     for copy in copies:
         if index_lost:
@@ -363,17 +363,17 @@ def test_neighbours_decode_a_common_base_once(path: Path, monkeypatch: pytest.Mo
 def sweep(store: ChunkStore, needed: Sequence[int]) -> int:
     """Release all chunks but those that are needed and what these rest on; return how many went."""
     try:
-        return store.sweep(mark(store, needed)).chunks
+        return store.sweeper.sweep(mark(store, needed)).chunks
     finally:
-        store.end_sweep()
+        store.sweeper.end()
 
 
 def mark(store: ChunkStore, needed: Sequence[int]) -> Bitmap:
     """Begin a sweep, and mark what is needed."""
-    bitmap = store.begin_sweep()
+    bitmap = store.sweeper.begin()
     for number in needed:
         bitmap.add(number)
-    store.need_bases(bitmap)
+    store.sweeper.need_bases(bitmap)
     return bitmap
 
 
@@ -390,7 +390,7 @@ def test_a_sweep_keeps_what_the_needed_rests_on(path: Path) -> None:
         assert list(stored(store, kept)) == [3, 4, 5]
         assert_reads(store, stored(store, kept))
         checkpoint(store)
-        assert store.punch() > 0
+        assert store.reclaimer.punch() > 0
         assert_reads(store, stored(store, kept))
         assert sweep(store, []) == 3
         assert deltas(store) == []
@@ -405,7 +405,7 @@ def test_a_sweep_releases_every_delta_before_what_it_rests_on(path: Path, tmp_pa
         kept = put(store, list(versions(8)))
         assert store.reencode_deltas(chain(6)).chunks == 6
         checkpoint(store)
-        release = store._sweeper._release
+        release = store.sweeper._release
 
         def releasing(known: Sequence[Known]) -> list[Chunk]:
             released = release(known)
@@ -413,7 +413,7 @@ def test_a_sweep_releases_every_delta_before_what_it_rests_on(path: Path, tmp_pa
             copies.append(crash(path, tmp_path / f"released-{len(copies)}"))
             return released
 
-        store._sweeper._release = releasing
+        store.sweeper._release = releasing
         assert sweep(store, [8]) == 7
     left = []
     for copy in copies:
@@ -431,8 +431,8 @@ def test_a_delta_made_during_a_sweep_keeps_what_it_comes_to_rest_on(path: Path) 
         assert store.reencode_deltas(chain(4)[1:3]).chunks == 2
         needed = mark(store, [1])
         assert store.reencode_deltas(chain(1)).chunks == 1
-        assert store.sweep(needed).chunks == 1
-        store.end_sweep()
+        assert store.sweeper.sweep(needed).chunks == 1
+        store.sweeper.end()
         assert list(stored(store, kept)) == [1, 2, 3, 4]
         assert deltas(store) == [1, 2, 3]
         assert_reads(store, stored(store, kept))
@@ -477,8 +477,8 @@ def test_a_delta_found_again_during_a_sweep_keeps_what_it_rests_on(path: Path) -
         assert store.reencode_deltas(chain(3)).chunks == 3
         needed = mark(store, [5])
         assert store.ingest(memoryview(contents[1]), True).numbers == [2]
-        assert store.sweep(needed).chunks == 1
-        store.end_sweep()
+        assert store.sweeper.sweep(needed).chunks == 1
+        store.sweeper.end()
         assert list(stored(store, kept)) == [2, 3, 4, 5]
         assert_reads(store, stored(store, kept))
 
@@ -507,7 +507,7 @@ def test_whatever_rests_on_whatever_reads_as_before(
         assert known == longest_above(store)
         store.reencode(ALL)
         checkpoint(store)
-        store.punch()
+        store.reclaimer.punch()
     with ChunkStore.open(path, rebuild=True) as store:
         assert_reads(store, kept)
         assert (heights(store), deltas(store)) == (known, made)

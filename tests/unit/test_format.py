@@ -309,7 +309,7 @@ def test_a_reader_written_from_the_document_alone_reads_around_freed_places(tmp_
         assert SecondReader(path).encodings == {codec.Encoding.WAITING}
         store.reencode(1 << 30)
         store.commit(checkpoint=True)
-        assert store.punch() > 200_000
+        assert store.reclaimer.punch() > 200_000
     reader = SecondReader(path)
     assert reader.files(LIVE) == files
     assert reader.encodings == {codec.Encoding.WAITING, codec.Encoding.ZSTD, codec.Encoding.PLANES}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import Bitmap, ChunkStore, Disk, Table, kernels, reference
-from ckptfs.store.index import NUMBER, Known, Location, build_location
+from ckptfs.store.location import NUMBER, Known, Location, build_location
 from ckptfs.tree import Tree
 from ckptfs.tree.extents import load_manifest
 from ckptfs.tree.gc import Collected, Collection, collect
@@ -315,11 +315,11 @@ def test_what_is_needed_includes_bases(tree: Tree) -> None:
     for checkpointed in (False, True):
         if checkpointed:
             store.commit(checkpoint=True)
-        needed = store.begin_sweep()
+        needed = store.sweeper.begin()
         needed.add(chain[0])
-        store.need_bases(needed)
+        store.sweeper.need_bases(needed)
         assert {number for number in numbers if number in needed} == set(chain)
-        store.end_sweep()
+        store.sweeper.end()
 
 
 # Crashes
@@ -525,6 +525,7 @@ def many_versions(tree: Tree) -> set[int]:
         ]
     )
     tree.store._mark = tree.store._mark._replace(number=CHUNKS_MANY + 1)
+    tree.store._index._next_number = CHUNKS_MANY + 1
     tree.rows._next_id = SNAPSHOTS_MANY + 2
     tree.rows.open_epoch = SNAPSHOTS_MANY + 1
     for reader in tree.store._environment._readers:

@@ -63,7 +63,7 @@ def encode(tree: Tree) -> None:
 def freed(tree: Tree) -> int:
     """Free what has a successor and return what the store takes then."""
     tree.store.commit(checkpoint=True)
-    tree.store.punch()
+    tree.store.reclaimer.punch()
     return tree.store.stats().stored_bytes
 
 

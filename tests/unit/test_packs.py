@@ -11,7 +11,8 @@ import pytest
 from ckptfs.errors import DamagedError, NoSpaceError
 from ckptfs.store import records
 from ckptfs.store.disk import Disk
-from ckptfs.store.packs import Found, Gap, PackIdentity, Packs
+from ckptfs.store.packfile import Found, Gap
+from ckptfs.store.packs import PackIdentity, Packs
 from ckptfs.store.records import HEADER_SIZE, Position, RecordBytes, RecordType
 
 IDENTITY = PackIdentity(fingerprint=77, seed=5)

@@ -24,7 +24,7 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import ChunkStore, Disk, Table, description, records
 from ckptfs.store.codec import Encoding
 from ckptfs.store.freed import PIECE_SIZE, build_row, merge, pieces
-from ckptfs.store.packs import Found
+from ckptfs.store.packfile import Found
 from ckptfs.store.records import Place, Position, RecordType
 
 SEED = 90210
@@ -103,15 +103,15 @@ def test_what_waits_is_encoded_and_its_place_comes_back(path: Path) -> None:
         done = store.reencode(ALL)
         assert (done.chunks, done.raw_bytes) == (64, 64 * CHUNK_SIZE)
         assert done.saved_bytes > 0.1 * done.raw_bytes
-        assert store.punch() == 0, "the new places are not durable yet"
+        assert store.reclaimer.punch() == 0, "the new places are not durable yet"
         assert waiting(store) == (0, 0)
         assert_reads(store, kept)
         checkpoint(store)
-        freed = store.punch()
+        freed = store.reclaimer.punch()
         # Adjacent records are one place: of 64 of them, a page or two at the ends stay.
         assert 64 * CHUNK_SIZE - 8192 <= freed <= 64 * (CHUNK_SIZE + 48)
         assert pack_blocks(path) <= raw_blocks - done.saved_bytes + 3 * 8192
-        assert store.punch() == 0
+        assert store.reclaimer.punch() == 0
         assert store.reencode(ALL).chunks == 0
         assert_reads(store, kept)
         assert store.ingest(memoryview(floats(64)), True, encode=False).numbers == list(kept)
@@ -188,8 +188,8 @@ def test_the_work_stops_when_asked(path: Path) -> None:
         assert store.reencode(1).chunks == 1
         assert store.reencode(ALL).chunks == 34
         checkpoint(store)
-        assert store.punch(lambda: True) == 0
-        assert store.punch() > 0
+        assert store.reclaimer.punch(lambda: True) == 0
+        assert store.reclaimer.punch() > 0
         assert_reads(store, kept)
 
 
@@ -230,13 +230,13 @@ def test_a_disk_that_cannot_punch_keeps_the_places(path: Path) -> None:
         checkpoint(store)
         store.reencode(ALL)
         checkpoint(store)
-        assert [store.punch(), store.punch()] == [0, 0]
+        assert [store.reclaimer.punch(), store.reclaimer.punch()] == [0, 0]
         assert disk.asked == 1
         checkpoint(store)
         assert_reads(store, kept)
     # A disk that can, later (the store was moved), gets them.
     with ChunkStore.open(path) as store:
-        assert store.punch() > 8 * CHUNK_SIZE
+        assert store.reclaimer.punch() > 8 * CHUNK_SIZE
         assert_reads(store, kept)
 
 
@@ -251,9 +251,9 @@ def test_a_punch_that_fails_is_tried_again(path: Path) -> None:
         store.reencode(ALL)
         checkpoint(store)
         with pytest.raises(OSError, match="broken"):
-            store.punch()
+            store.reclaimer.punch()
     with ChunkStore.open(path) as store:
-        assert store.punch() > 8 * CHUNK_SIZE
+        assert store.reclaimer.punch() > 8 * CHUNK_SIZE
         assert_reads(store, kept)
 
 
@@ -357,7 +357,7 @@ def history(path: Path) -> list[Image]:
         if step:
             checkpoint(store, step)
             disk.snap("second checkpoint")
-            assert store.punch() > 0
+            assert store.reclaimer.punch() > 0
     store.close(commit=False)
     disk.snap("left")
     return disk.images
@@ -396,7 +396,7 @@ def test_a_kill_at_every_step_loses_no_chunk(images: list[Image], tmp_path: Path
             checkpoint(store, 9)
             store.reencode(ALL)
             checkpoint(store, 9)
-            store.punch()
+            store.reclaimer.punch()
             kept = kept_of(image, store)
             assert_reads(store, kept)
             totals = store.stats()
@@ -456,7 +456,7 @@ def punched_store(path: Path) -> tuple[dict[int, bytes], Position, list[Place]]:
         checkpoint(store)
         store.reencode(ALL)
         checkpoint(store)
-        store.punch()
+        store.reclaimer.punch()
         ((said_at, places),) = freed_at(store)
     return kept, said_at, places
 
@@ -504,7 +504,7 @@ def test_metadata_inside_a_freed_record_says_nothing(path: Path) -> None:
         checkpoint(store, 2)
         assert store.reencode(ALL).chunks == 2
         checkpoint(store, 3)
-        store.punch()
+        store.reclaimer.punch()
     with ChunkStore.open(path, rebuild=True) as store:
         assert_reads(store, kept)
         assert store.tables.get(Table.META, b"step") == b"3"
@@ -549,7 +549,7 @@ def test_a_record_that_is_replayed_over_its_own_row_is_not_superseded(path: Path
         assert store.stats()[:2] == (6, 6 * CHUNK_SIZE)
         assert store.stats().waiting_chunks == 6
         checkpoint(store)
-        assert store.punch() == 0
+        assert store.reclaimer.punch() == 0
         assert_reads(store, kept)
 
 
@@ -569,7 +569,7 @@ def test_reads_never_meet_a_hole(path: Path) -> None:
                 looked_up.append(position)
                 store.reencode(ALL)
                 checkpoint(store)
-                assert store.punch() > 6 * CHUNK_SIZE
+                assert store.reclaimer.punch() > 6 * CHUNK_SIZE
                 return packs_read(position, stored_size, base_count)
             looked_up.append(position)
             return packs_read(position, stored_size, base_count)
@@ -605,7 +605,7 @@ def test_everything_at_once(path: Path) -> None:
             freed = 0
             while not done.is_set():
                 store.reencode(3 * CHUNK_SIZE)
-                freed += store.punch()
+                freed += store.reclaimer.punch()
             return freed
 
         putting = pool.submit(put)
@@ -622,7 +622,7 @@ def test_everything_at_once(path: Path) -> None:
         assert all(each.result() for each in reading)
         freed = encoding.result()
         checkpoint(store, step)
-        assert freed + store.punch() > 30 * CHUNK_SIZE
+        assert freed + store.reclaimer.punch() > 30 * CHUNK_SIZE
         assert_reads(store, kept)
     with ChunkStore.open(path, rebuild=True) as store:
         assert_reads(store, kept)
@@ -700,7 +700,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def punch(self) -> None:
-        self.store.punch()
+        self.store.reclaimer.punch()
 
     @rule(rebuild=st.booleans())
     def kill(self, rebuild: bool) -> None:

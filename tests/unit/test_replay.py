@@ -10,7 +10,7 @@ import pytest
 
 from ckptfs.errors import DamagedError
 from ckptfs.store import ChunkStore, Table
-from ckptfs.store.packs import Found
+from ckptfs.store.packfile import Found
 from ckptfs.store.records import Position, RecordType, Row
 
 SEED = 4711

@@ -73,10 +73,10 @@ def test_a_full_disk_lets_chunks_be_released(tmp_path: Path) -> None:
         fill(store)
         fill(store, 64)
         chunks = store.stats().chunks
-        assert store.sweep(store.begin_sweep()).chunks == chunks > 40
-        store.end_sweep()
+        assert store.sweeper.sweep(store.sweeper.begin()).chunks == chunks > 40
+        store.sweeper.end()
         store.commit(checkpoint=True)
-        assert store.punch() > 40 * 4096
+        assert store.reclaimer.punch() > 40 * 4096
 
 
 def test_what_was_given_up_is_kept_back_again_when_there_is_room(tmp_path: Path) -> None:

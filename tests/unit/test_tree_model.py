@@ -443,7 +443,7 @@ class TreeModel(RuleBasedStateMachine):
             collection.sweep()
         if punch and self.frozen is None:
             self.tree.store.commit(checkpoint=True)
-            self.tree.store.punch()
+            self.tree.store.reclaimer.punch()
 
     def _abandon_collection(self) -> None:
         if self.collection is not None:

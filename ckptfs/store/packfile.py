@@ -1,0 +1,117 @@
+"""One pack: the name of its file, its descriptor, and its records read from front to back.
+
+PackWindow tells intact records from everything else; what they mean, and what follows from a gap, is for others. Writes
+nothing. A PackFile may be used from any thread, a PackWindow from one.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptfs.config import MIB
+from ckptfs.store import records
+from ckptfs.store.disk import Disk
+from ckptfs.store.records import Header, Place, Position, Record
+
+_SCAN_WINDOW = 4 * MIB
+_SUFFIX = ".pack"
+_PACK_NAME = re.compile(r"(?!0+\.)(0\d{7}|[1-9]\d{7,9})\.pack", re.ASCII)
+
+
+def pack_name(pack: int) -> str:
+    """Return the name of the file of a pack."""
+    return f"{pack:08d}{_SUFFIX}"
+
+
+def pack_numbers(names: Iterable[str]) -> list[int]:
+    """Return the numbers of the packs among some names, ascending; others are left alone."""
+    return sorted(int(name.removesuffix(_SUFFIX)) for name in names if _PACK_NAME.fullmatch(name))
+
+
+class Found(NamedTuple):
+    """An intact record that a scan came by; `end` is the position behind it."""
+
+    position: Position
+    end: Position
+    record: Record
+
+
+class Gap(NamedTuple):
+    """A place where a scan found no intact record, although the pack goes on or a later one exists.
+
+    `header` is that of a record of which only the payload is damaged.
+    """
+
+    position: Position
+    reason: str
+    header: Header | None = None
+
+
+class Skipped(NamedTuple):
+    """A freed place that a scan went around from `position` on, because no intact record was there."""
+
+    position: Position
+    place: Place
+
+
+class PackFile:
+    """An open pack. Its last user closes it by letting go, so that a reader never meets a closed descriptor."""
+
+    __slots__ = ("_disk", "fd", "path")
+
+    def __init__(self, disk: Disk, path: Path, fd: int) -> None:
+        self._disk = disk
+        self.path = path
+        self.fd = fd
+
+    def __del__(self) -> None:
+        self._disk.close(self.fd)
+
+
+class PackWindow:
+    """A pack read from front to back in large pieces."""
+
+    def __init__(self, disk: Disk, file: PackFile) -> None:
+        self.size = disk.size(file.fd)
+        self._disk = disk
+        self._file = file
+        self._data = memoryview(b"")
+        self._start = 0
+
+    def _at(self, offset: int, size: int) -> memoryview:
+        """Return `size` bytes from `offset`, fewer at the end of the pack."""
+        if not (self._start <= offset and offset + size <= self._start + len(self._data)):
+            self._data = memoryview(self._disk.pread(self._file.fd, max(size, _SCAN_WINDOW), offset))
+            self._start = offset
+        return self._data[offset - self._start : offset - self._start + size]
+
+    def record(self, position: Position) -> Record | Gap:
+        """Return the record at a position of this pack, or why there is none."""
+        offset = position.offset
+        header = records.parse_header(self._at(offset, records.HEADER_SIZE))
+        if header is None:
+            return Gap(position, "no record begins here")
+        if offset + header.size > self.size:
+            return Gap(position, "the record ends behind its pack", header)
+        body_size = header.size - records.HEADER_SIZE
+        record = records.parse_body(header, self._at(offset + records.HEADER_SIZE, body_size))
+        return record if records.is_intact(record) else Gap(position, "the payload is not what was written", header)
+
+    def next_magic(self, offset: int) -> int:
+        """Return the next aligned offset whose header holds, or the size of the pack; holes are skipped."""
+        while offset < self.size:
+            data_at = self._disk.next_data(self._file.fd, offset)
+            if data_at is None:
+                break
+            offset = max(offset, data_at - data_at % records.ALIGNMENT)
+            piece = bytes(self._at(offset, min(_SCAN_WINDOW, self.size - offset)))
+            found = piece.find(records.MAGIC)
+            while found >= 0:
+                at = offset + found
+                if at % records.ALIGNMENT == 0 and records.parse_header(self._at(at, records.HEADER_SIZE)):
+                    return at
+                found = piece.find(records.MAGIC, found + 1)
+            # The pieces begin aligned, and an aligned magic never straddles two of them.
+            offset += len(piece) - len(piece) % records.ALIGNMENT or records.ALIGNMENT
+        return self.size
