@@ -78,6 +78,18 @@ class Disk:
                 os.fchmod(fd, FILE_MODE)
         return fd
 
+    def open_direct(self, path: Path) -> int | None:
+        """Open an existing file for writing whole pages past the page cache; None where the disk has no such thing.
+
+        The memory that is written has to begin at a page too.
+        """
+        try:
+            return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            return None
+
     def close(self, fd: int) -> None:
         """Close a descriptor."""
         os.close(fd)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from ckptfs.config import FORMAT_VERSION, MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
+from ckptfs.store.appender import Appender, AppendFile
 from ckptfs.store.disk import Disk
 from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, Skipped, pack_name, pack_numbers
 from ckptfs.store.records import Place, Position, Record, RecordBytes
@@ -59,9 +60,10 @@ class Packs:
         self._pack_size_max = pack_size_max
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
-        self._writer: PackFile | None = None
+        self._appender = Appender(disk)
+        self._writer: AppendFile | None = None
         self._torn = False
-        self._dirty: dict[int, PackFile] = {}
+        self._dirty: dict[int, PackFile | AppendFile] = {}
         self._directory_dirty = False
         self._sync_error: Exception | None = None
         self._readers: OrderedDict[int, PackFile] = OrderedDict()
@@ -112,7 +114,7 @@ class Packs:
             # Dirty from here on, also when the write fails: what it leaves is cut off or overwritten, and synced.
             self._dirty[pack] = self._writer
             try:
-                self._disk.pwrite(self._writer.fd, buffers, start, self._writer.path)
+                self._appender.write(self._writer, buffers, start)
             except BaseException:
                 self._cut_torn(start)
                 raise
@@ -123,16 +125,14 @@ class Packs:
     def _open_pack(self, pack: int, offset: int, buffers: list[bytes | memoryview]) -> tuple[int, int]:
         """Open the pack to append to, a new one with its header record put into `buffers` when it is time."""
         if 0 < offset < self._pack_size_max:
-            path = self.path(pack)
-            self._writer = PackFile(self._disk, path, self._disk.open_write(path))
+            self._writer = AppendFile(self._disk, self.path(pack))
             return pack, offset
         # At offset 0 a salvage goes on in a pack of its own, or the store is new.
         previous_size = offset or self._size(pack - 1)
         if offset:
             pack += 1
-        path = self.path(pack)
         # Whatever has this name is what a failed append left: the position is always behind all that counts.
-        self._writer = PackFile(self._disk, path, self._disk.open_write(path, create=True, empty=True))
+        self._writer = AppendFile(self._disk, self.path(pack), create=True)
         self._directory_dirty = True
         buffers += self._header(pack, previous_size).buffers
         return pack, 0

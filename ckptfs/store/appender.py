@@ -1,0 +1,113 @@
+"""How a batch of records gets to the disk: past the page cache where the disk is fast, through it elsewhere.
+
+A checkpoint is far larger than a cache, and written to be kept, not to be read soon. Through the page cache each of
+its bytes is copied into memory that the kernel has to find first, which has been the largest single cost of a save;
+and it puts out of the cache what the training does read again. Direct writes cost no processor time, but take as
+long as the disk: so a disk that is slower than bytes come in gets them through the cache, and is tried again later.
+
+What is not whole pages, at both ends of a batch, always goes through the cache. No page is written both ways at once,
+because the ends of a batch lie in other pages than its middle. Belongs to whoever holds the lock for appending.
+"""
+
+import errno
+import logging
+import mmap
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckptfs.config import KIB, MIB
+from ckptfs.store.disk import Disk, whole_pages
+
+logger = logging.getLogger(__name__)
+
+DIRECT_RATE_MIN = 500 * MIB
+"""Bytes per second that a disk has to take directly: about half of what one process writes into a FUSE mount."""
+_DIRECT_SIZE_MIN = 256 * KIB
+_STAGING_SIZE = 8 * MIB
+_CACHED_BYTES = 1024 * MIB
+"""What a disk that was too slow gets through the cache before it is tried again."""
+_TRIAL_BYTES = 32 * MIB
+"""After how many bytes the rate of a disk is judged."""
+
+
+class AppendFile:
+    """A pack that is open for appending; `direct_fd` writes past the page cache, None where the disk cannot."""
+
+    __slots__ = ("_disk", "direct_fd", "fd", "path")
+
+    def __init__(self, disk: Disk, path: Path, *, create: bool = False) -> None:
+        self._disk = disk
+        self.path = path
+        self.direct_fd: int | None = None
+        self.fd = disk.open_write(path, create=create, empty=create)
+        self.direct_fd = disk.open_direct(path)
+
+    def __del__(self) -> None:
+        for fd in (self.fd, self.direct_fd):
+            if fd is not None:
+                self._disk.close(fd)
+
+
+class Appender:
+    """Writes batches to packs, directly as long as that is fast enough."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._staging: memoryview | None = None
+        self._cached_left = 0
+        self._bytes = 0
+        self._seconds = 0.0
+
+    def write(self, file: AppendFile, buffers: Sequence[bytes | memoryview], offset: int) -> None:
+        """Write the buffers one behind the other at `offset`; on an error an unknown part of them is written."""
+        size = sum(map(len, buffers))
+        pages = whole_pages(offset, size)
+        if file.direct_fd is None or len(pages) < _DIRECT_SIZE_MIN or size > _STAGING_SIZE - mmap.PAGESIZE:
+            self._disk.pwrite(file.fd, buffers, offset, file.path)
+        elif self._cached_left > 0:
+            self._cached_left -= size
+            self._disk.pwrite(file.fd, buffers, offset, file.path)
+        else:
+            self._write_directly(file, buffers, offset, pages)
+
+    def _write_directly(
+        self, file: AppendFile, buffers: Sequence[bytes | memoryview], offset: int, pages: range
+    ) -> None:
+        """Write the middle of a batch, `pages` of the file, past the cache, and the ends through it."""
+        assert file.direct_fd is not None
+        batch = self._stage(buffers, offset)
+        middle = batch[pages.start - offset : pages.stop - offset]
+        begun = time.monotonic()
+        try:
+            self._disk.pwrite(file.direct_fd, [middle], pages.start, file.path)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            logger.info("%s: the disk below takes no direct writes: %s", file.path, error)
+            self._disk.close(file.direct_fd)
+            file.direct_fd = None
+            self._disk.pwrite(file.fd, [batch], offset, file.path)
+            return
+        self._judge(len(middle), time.monotonic() - begun)
+        self._disk.pwrite(file.fd, [batch[: pages.start - offset]], offset, file.path)
+        self._disk.pwrite(file.fd, [batch[pages.stop - offset :]], pages.stop, file.path)
+
+    def _stage(self, buffers: Sequence[bytes | memoryview], offset: int) -> memoryview:
+        """Copy a batch to where its whole pages are whole pages of memory too, as direct writes need."""
+        if self._staging is None:
+            self._staging = memoryview(mmap.mmap(-1, _STAGING_SIZE))
+        start = end = offset % mmap.PAGESIZE
+        for buffer in buffers:
+            self._staging[end : end + len(buffer)] = buffer
+            end += len(buffer)
+        return self._staging[start:end]
+
+    def _judge(self, size: int, seconds: float) -> None:
+        """Leave direct writes for a while when the last of them were too slow."""
+        self._bytes += size
+        self._seconds += seconds
+        if self._bytes >= _TRIAL_BYTES:
+            if self._bytes < DIRECT_RATE_MIN * self._seconds:
+                self._cached_left = _CACHED_BYTES
+            self._bytes, self._seconds = 0, 0.0
