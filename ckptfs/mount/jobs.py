@@ -1,17 +1,19 @@
 """Data work of open files in worker threads, and the memory that may wait for it.
 
-One job of a file runs at a time, jobs of several files side by side. Whoever writes more than the threads keep up
-with is held until there is room. A job that fails makes its file's error sticky.
+Jobs of several files run side by side; of one file, a piece is cut while the one before is stored, which may wait for
+the disk. Whoever writes more than the threads keep up with is held until there is room. A job that fails makes its
+file's error sticky.
 """
 
 import logging
+from functools import partial
 
 import trio
 
 from ckptfs.config import KIB, MIB
 from ckptfs.errors import CkptfsError
 from ckptfs.mount.offload import Offload
-from ckptfs.tree.content import Job
+from ckptfs.tree.content import Job, StreamJob
 from ckptfs.tree.files import OpenFile
 from ckptfs.tree.stream import PIECE_SIZE
 from ckptfs.tree.tree import Tree
@@ -31,41 +33,53 @@ class Jobs:
         self._tree = tree
         self._nursery = nursery
         self._offload = offload
-        self._running: set[OpenFile] = set()
+        self._running: dict[Job, OpenFile] = {}
+        self._token = trio.lowlevel.current_trio_token()
         self._step = trio.Event()
 
     @property
     def buffered(self) -> int:
         """Bytes of all files that are in no chunk yet."""
-        return sum(file.content.buffered for file in {*self._tree.files, *self._running})
+        return sum(file.content.buffered for file in {*self._tree.files, *self._running.values()})
 
-    def start(self, file: OpenFile) -> None:
-        """Begin the work that a file has, if it has any and none is under way."""
-        if file not in self._running and (job := file.content.take_job()) is not None:
-            self._running.add(file)
-            self._nursery.start_soon(self._run, file, job)
+    def start(self, file: OpenFile, *, final: bool = False) -> None:
+        """Begin the next work that a file has, if it has any that can begin; `final` as for `take_job`."""
+        if (job := file.content.take_job(final=final)) is not None:
+            self._nursery.start_soon(self._run, file, job, final)
 
-    async def _run(self, file: OpenFile, job: Job | None) -> None:
+    async def _run(self, file: OpenFile, job: Job, final: bool) -> None:
+        await self._carry_out(file, job, final)
+        self.start(file, final=final)
+
+    async def _carry_out(self, file: OpenFile, job: Job, final: bool) -> None:
+        self._running[job] = file
+        jobs = file.content.jobs
         try:
-            while job is not None:
-                await self._carry_out(file, job)
-                job = file.content.take_job()
-        finally:
-            self._running.discard(file)
-            self._wake()
-
-    async def _carry_out(self, file: OpenFile, job: Job) -> None:
-        run = self._offload.run_small if job.size <= SMALL_SIZE else self._offload.run
-        try:
-            await run(job.run)
+            if job.size <= SMALL_SIZE:
+                await self._offload.run_small(job.run)
+            else:
+                if isinstance(job, StreamJob):
+                    job.on_cut = partial(self._token.run_sync_soon, self._hand_on, file, job, final)
+                await self._offload.run(job.run)
+            while job in jobs and job is not jobs[0]:
+                await self._step.wait()
         except Exception as error:
-            file.error = error
-            file.content.abandon_job()
+            if job in jobs:
+                file.error = error
+                file.content.abandon_jobs()
             unforeseen = not isinstance(error, (CkptfsError, OSError))
             log.error("%s cannot be stored: %s", self._tree.names.path(file.ino), error, exc_info=unforeseen)
         else:
-            file.content.finish_job()
-        self._wake()
+            if job in jobs:
+                file.content.finish_job()
+        finally:
+            del self._running[job]
+            self._wake()
+
+    def _hand_on(self, file: OpenFile, job: StreamJob, final: bool) -> None:
+        if job in file.content.jobs:
+            file.content.hand_on(job)
+            self.start(file, final=final)
 
     def _wake(self) -> None:
         self._step.set()
@@ -77,23 +91,19 @@ class Jobs:
 
     async def idle(self, file: OpenFile) -> None:
         """Return when no job of the file is out."""
-        while file in self._running:
+        while file in self._running.values():
             await self._step.wait()
 
     async def drain(self, file: OpenFile) -> None:
         """Return when every byte of the file is in a chunk, or lost to its sticky error."""
         while not file.content.settled:
-            await self.idle(file)
             if (job := file.content.take_job(final=True)) is not None:
-                self._running.add(file)
-                try:
-                    await self._carry_out(file, job)
-                finally:
-                    self._running.discard(file)
-                    self._wake()
+                await self._carry_out(file, job, True)
+            else:
+                await self._step.wait()
 
     async def accept(self, file: OpenFile) -> None:
         """Put a file that was written to to work, and return when another write to it may be accepted."""
         self.start(file)
-        while file in self._running and (file.content.buffered > FILE_BUFFERED_MAX or self.buffered > BUFFERED_MAX):
+        while file.content.jobs and (file.content.buffered > FILE_BUFFERED_MAX or self.buffered > BUFFERED_MAX):
             await self._step.wait()

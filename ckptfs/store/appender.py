@@ -27,8 +27,8 @@ _DIRECT_SIZE_MIN = 256 * KIB
 _STAGING_SIZE = 8 * MIB
 _CACHED_BYTES = 1024 * MIB
 """What a disk that was too slow gets through the cache before it is tried again."""
-_TRIAL_BYTES = 32 * MIB
-"""After how many bytes the rate of a disk is judged."""
+_TRIAL_WRITES = 8
+"""After how many writes a disk is judged; it is slow when most of them were, whatever one or two of them met."""
 
 
 class AppendFile:
@@ -56,8 +56,8 @@ class Appender:
         self._disk = disk
         self._staging: memoryview | None = None
         self._cached_left = 0
-        self._bytes = 0
-        self._seconds = 0.0
+        self._writes = 0
+        self._slow_writes = 0
 
     def write(self, file: AppendFile, buffers: Sequence[bytes | memoryview], offset: int) -> None:
         """Write the buffers one behind the other at `offset`; on an error an unknown part of them is written."""
@@ -104,10 +104,10 @@ class Appender:
         return self._staging[start:end]
 
     def _judge(self, size: int, seconds: float) -> None:
-        """Leave direct writes for a while when the last of them were too slow."""
-        self._bytes += size
-        self._seconds += seconds
-        if self._bytes >= _TRIAL_BYTES:
-            if self._bytes < DIRECT_RATE_MIN * self._seconds:
+        """Leave direct writes for a while when most of the last of them were too slow."""
+        self._writes += 1
+        self._slow_writes += size < DIRECT_RATE_MIN * seconds
+        if self._writes == _TRIAL_WRITES:
+            if 2 * self._slow_writes > _TRIAL_WRITES:
                 self._cached_left = _CACHED_BYTES
-            self._bytes, self._seconds = 0, 0.0
+            self._writes = self._slow_writes = 0

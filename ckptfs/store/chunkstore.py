@@ -77,6 +77,13 @@ class Opening(NamedTuple):
     differences: dict[str, int] | None = None
 
 
+class Chunked(NamedTuple):
+    """The chunks at the start of some bytes, one behind the other, by their lengths and ids."""
+
+    lengths: list[int]
+    ids: list[bytes]
+
+
 class Ingested(NamedTuple):
     """The chunks at the start of some bytes, one behind the other."""
 
@@ -244,20 +251,17 @@ class ChunkStore:
 
     # Chunks
 
-    def ingest(self, data: memoryview, final: bool, *, encode: bool = True, cuts: Sequence[int] = ()) -> Ingested:
-        """Cut `data`, which begins where a chunk begins, and store its chunks; return their numbers and lengths.
+    def cut(self, data: memoryview, final: bool, cuts: Sequence[int] = ()) -> Chunked:
+        """Cut `data`, which begins where a chunk begins, into chunks, and return their lengths and ids.
 
         A chunk ends at each position in `cuts` too (in order, each inside `data`), and cutting begins anew there.
         Unless it is `final`, the bytes behind the last complete chunk are left over: give them again, at the front of
-        more. A chunk that is stored already, also by a call under way in another thread, is not stored again.
-        `data` is not needed any more on return. On an error none of the new chunks is stored. Without `encode`, which
-        costs ten times what all else does, new chunks are stored raw and wait for `reencode`.
+        more.
         """
         sizes = self.config.chunk_sizes
-        lengths: list[int] = []
-        ids: list[bytes] = []
+        found = Chunked([], [])
         for start, stop in pairwise((0, *cuts, len(data))):
-            section_lengths, section_ids = kernels.cut_and_hash(
+            lengths, ids = kernels.cut_and_hash(
                 data[start:stop],
                 sizes.size_min,
                 sizes.mean_bits,
@@ -265,22 +269,36 @@ class ChunkStore:
                 final or stop < len(data),
                 self.config.seed,
             )
-            lengths += section_lengths
-            ids += section_ids
-        numbers = self._index.lookup(ids)
+            found.lengths.extend(lengths)
+            found.ids.extend(ids)
+        return found
+
+    def store(self, data: memoryview, chunks: Chunked, *, encode: bool = True) -> list[int]:
+        """Store the chunks that `data` was cut into and return their numbers.
+
+        A chunk that is stored already, also by a call under way in another thread, is not stored again. `data` is not
+        needed any more on return. On an error none of the new chunks is stored. Without `encode`, which costs ten times
+        what all else does, new chunks are stored raw and wait for `reencode`.
+        """
+        numbers = self._index.lookup(chunks.ids)
         if self._damaged:
             numbers = self._damaged.left_out(numbers)
-        if NO_CHUNK in numbers:
-            self._check_writable()
-            ends = accumulate(lengths)
-            fresh = {
-                chunk_id: data[end - length : end]
-                for chunk_id, number, length, end in zip(ids, numbers, lengths, ends, strict=True)
-                if not number
-            }
-            stored = self._store(fresh, codec.encode if encode else codec.encode_later)
-            numbers = [number or stored[chunk_id] for chunk_id, number in zip(ids, numbers, strict=True)]
-        return Ingested(numbers, lengths)
+        if NO_CHUNK not in numbers:
+            return numbers
+        self._check_writable()
+        ends = accumulate(chunks.lengths)
+        fresh = {
+            chunk_id: data[end - length : end]
+            for chunk_id, number, length, end in zip(chunks.ids, numbers, chunks.lengths, ends, strict=True)
+            if not number
+        }
+        stored = self._store(fresh, codec.encode if encode else codec.encode_later)
+        return [number or stored[chunk_id] for chunk_id, number in zip(chunks.ids, numbers, strict=True)]
+
+    def ingest(self, data: memoryview, final: bool, *, encode: bool = True, cuts: Sequence[int] = ()) -> Ingested:
+        """Cut data and store its chunks, as `cut` and `store` do; return their numbers and lengths."""
+        chunks = self.cut(data, final, cuts)
+        return Ingested(self.store(data, chunks, encode=encode), chunks.lengths)
 
     def _store(self, fresh: dict[bytes, memoryview], encode: Callable[[memoryview], codec.Encoded]) -> dict[bytes, int]:
         """Encode and append chunks, but those that another thread was faster with; return all their numbers.

@@ -2,17 +2,20 @@
 
 From the bottom: `extents` (chunks and holes), the *stream* (bytes that continue the extents, cut and stored in
 pieces as they come), and `overlay` (all other writes). A write is placed at once and read back at once; the
-costly part is a `Job`, which a worker thread carries out while the file goes on being written and read. At most one
-job of a file is out at a time. Everything but `Job.run` belongs to the thread that owns the tree. Nothing here is
-durable; a version becomes durable when its extents are in a manifest and that in the journal.
+costly part is a `Job`, which a worker thread carries out while the file goes on being written and read. The next
+piece can be cut as soon as the one before is, while that is being stored. Everything but `Job.run` belongs to the
+thread that owns the tree. Nothing here is durable; a version becomes durable when its extents are in a manifest and
+that in the journal.
 """
 
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ckptfs.config import MIB
 from ckptfs.formats import TensorCuts
-from ckptfs.store import ChunkStore
+from ckptfs.store import Chunked, ChunkStore
 from ckptfs.tree.extents import Extent, Extents
 from ckptfs.tree.ranges import Ranges
 from ckptfs.tree.reader import ChunkReader, ReadPlan
@@ -21,6 +24,11 @@ from ckptfs.tree.stream import BufferPool, Piece, Stream
 
 OVERLAY_MAX = 8 * MIB
 """Bytes of other writes that are held before they are worked into the extents."""
+_JOBS_MAX = 3
+
+
+def _nothing() -> None:
+    pass
 
 
 class Job(Protocol):
@@ -34,11 +42,12 @@ class Job(Protocol):
         """Do the work; NoSpaceError, DamagedError and OSError pass."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class StreamJob:
     """Cut a piece of the stream and store its chunks; `joined` is a last extent whose bytes come before it.
 
-    `offset` is where in the file the bytes to cut begin, `joined` included.
+    `offset` is where in the file the bytes to cut begin, `joined` included. `on_cut` is called by the thread that runs
+    the job as soon as `chunks` and `rest` (the bytes behind the last complete chunk) are known.
     """
 
     store: ChunkStore
@@ -48,8 +57,10 @@ class StreamJob:
     joined: Extent | None
     piece: Piece
     final: bool
+    on_cut: Callable[[], None] = _nothing
+    is_handed_on: bool = False
+    chunks: Chunked | None = None
     numbers: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
     rest: bytes = b""
 
     @property
@@ -57,18 +68,26 @@ class StreamJob:
         """The bytes to cut and store."""
         return len(self.piece) + (self.joined.length if self.joined else 0)
 
+    @property
+    def end(self) -> int:
+        """Where in the file the chunks of a piece that was cut end."""
+        assert self.chunks is not None
+        return self.offset + sum(self.chunks.lengths)
+
     def run(self) -> None:
-        """Fill `numbers`, `lengths` and `rest` (the bytes behind the last complete chunk)."""
+        """Cut the piece, call `on_cut`, and store the chunks; fills `chunks`, `rest` and `numbers`."""
         view = self.piece.view()
         if self.joined:
             view = memoryview(b"".join((self.reader.read(self.joined.number)[: self.joined.length], view)))
         self.tensor_cuts.feed(self.offset, view)
         cuts = [cut - self.offset for cut in self.tensor_cuts.between(self.offset, self.offset + len(view))]
-        self.numbers, self.lengths = self.store.ingest(view, self.final, encode=False, cuts=cuts)
-        self.rest = bytes(view[sum(self.lengths) :])
+        self.chunks = self.store.cut(view, self.final, cuts)
+        self.rest = bytes(view[self.end - self.offset :])
+        self.on_cut()
+        self.numbers = self.store.store(view, self.chunks, encode=False)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RecutJob:
     """Work the written ranges into the extents."""
 
@@ -102,23 +121,29 @@ class FileContent:
         self._stream = Stream(pool)
         self._overlay = Ranges()
         self._tensor_cuts = TensorCuts()  # the job's while one is out
-        self._job: StreamJob | RecutJob | None = None
+        self._jobs: deque[StreamJob | RecutJob] = deque()
 
     @property
     def buffered(self) -> int:
         """Bytes held in memory that are in no chunk yet."""
-        recut_size = self._job.ranges.size if isinstance(self._job, RecutJob) else 0
+        recut_size = self._recut.ranges.size if self._recut else 0
         return len(self._stream) + self._overlay.size + recut_size
 
     @property
-    def job(self) -> Job | None:
-        """The job that is out."""
-        return self._job
+    def jobs(self) -> Sequence[Job]:
+        """The jobs that are out, in the order in which they have to be finished."""
+        return self._jobs
+
+    @property
+    def _recut(self) -> RecutJob | None:
+        """The job that works the overlay in, while it is out; it is alone then."""
+        job = self._jobs[0] if self._jobs else None
+        return job if isinstance(job, RecutJob) else None
 
     @property
     def settled(self) -> bool:
         """Whether every byte is in a chunk or a hole; then `extents` and `size` are the whole truth."""
-        return self._job is None and not self._overlay and not len(self._stream)
+        return not self._jobs and not self._overlay and not len(self._stream)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Place `data` at `offset`; it is read back from now on."""
@@ -126,7 +151,7 @@ class FileContent:
         self.size = max(self.size, end)
         streamed = self.extents.size
         start, stop = streamed + self._stream.tail_position, streamed + len(self._stream)
-        if isinstance(self._job, RecutJob) or offset > stop or end <= start:
+        if self._recut or offset > stop or end <= start:
             self._overlay.write(offset, data)
             return
         if self._overlay:
@@ -145,7 +170,7 @@ class FileContent:
 
     def truncate(self, size: int) -> None:
         """Cut or lengthen the file; only while no job is out."""
-        assert self._job is None
+        assert not self._jobs
         if size < self.size:
             self._overlay.clip(size, self.size)
             self._stream.truncate(size - self.extents.size)
@@ -157,20 +182,31 @@ class FileContent:
         self.size = size
 
     def take_job(self, *, final: bool = False) -> Job | None:
-        """Return the next work to do, if there is any and none is out; `final` asks until all is in chunks."""
-        if self._job is not None:
+        """Return the next work to do, if there is any and it can begin; `final` asks until all is in chunks."""
+        before = self._jobs[-1] if self._jobs else None
+        if isinstance(before, RecutJob) or len(self._jobs) >= _JOBS_MAX or (before and not before.is_handed_on):
             return None
         recutting = self._overlay.size >= OVERLAY_MAX or (final and bool(self._overlay))
         # The ranges of the overlay are worked in when the extents reach to the end of the stream.
+        job: StreamJob | RecutJob
         if (piece := self._stream.take(final=final or recutting)) is not None:
             last = (final or recutting) and self._stream.is_last_out
-            joined = self._joinable()
-            offset = joined.offset if joined else self.extents.size
-            self._job = StreamJob(self._store, self._reader, self._tensor_cuts, offset, joined, piece, last)
-        elif recutting:
-            self._job = RecutJob(self._store, self._reader, self._tensor_cuts, self.extents, self._overlay)
+            joined = None if before else self._joinable()
+            offset = joined.offset if joined else before.end if before else self.extents.size
+            job = StreamJob(self._store, self._reader, self._tensor_cuts, offset, joined, piece, last)
+        elif recutting and not before:
+            job = RecutJob(self._store, self._reader, self._tensor_cuts, self.extents, self._overlay)
             self._overlay = Ranges()
-        return self._job
+        else:
+            return None
+        self._jobs.append(job)
+        return job
+
+    def hand_on(self, job: Job) -> None:
+        """Let the next job begin, once this one has cut its piece, if what follows the piece can be cut already."""
+        if isinstance(job, StreamJob) and not (job.joined or job.final or job.is_handed_on):
+            self._stream.hand_on(job.rest)
+            job.is_handed_on = True
 
     def _joinable(self) -> Extent | None:
         """Return the last extent if the stream goes on from a chunk that was cut short by the end of the file."""
@@ -180,24 +216,27 @@ class FileContent:
         return last if last.number and last.length < self._store.config.chunk_sizes.size_max else None
 
     def finish_job(self) -> None:
-        """Take over what the job that is out has done."""
-        job, self._job = self._job, None
+        """Take over what the first of the jobs that are out has done."""
+        job = self._jobs.popleft()
         if isinstance(job, StreamJob):
+            assert job.chunks is not None
             if job.joined:
                 self.extents.pop()
-            for number, length in zip(job.numbers, job.lengths, strict=True):
+            for number, length in zip(job.numbers, job.chunks.lengths, strict=True):
                 self.extents.append(number, length)
-            self._stream.finish(job.rest)
+            if not job.is_handed_on:
+                self._stream.hand_on(job.rest)
+            self._stream.finish()
             self._join_next = job.final
-        elif isinstance(job, RecutJob):
+        else:
             assert job.result is not None
             self.extents = job.result
             self._join_next = True
         self._absorb()
 
-    def abandon_job(self) -> None:
-        """Give up the job that is out, and all bytes that are in no chunk: its failure is the file's."""
-        self._job = None
+    def abandon_jobs(self) -> None:
+        """Give up the jobs that are out, and all bytes that are in no chunk: the failure of one is the file's."""
+        self._jobs.clear()
         self._stream.clear()
         self._overlay = Ranges()
         self.size = min(self.size, self.extents.size)
@@ -216,8 +255,8 @@ class FileContent:
         if plan.size == 0:
             return plan
         plan.cover(self.extents, offset)
-        if isinstance(self._job, RecutJob):
-            plan.patch(offset, self._job.ranges.between(offset, stop))
+        if self._recut:
+            plan.patch(offset, self._recut.ranges.between(offset, stop))
         if stop > (streamed := self.extents.size):
             plan.patch(offset - streamed, self._stream.between(offset - streamed, stop - streamed))
         if self._overlay:

@@ -51,7 +51,7 @@ class Collection:
         self._resources = ExitStack()
         self._resources.callback(self._store.sweeper.end)
         self._is_complete = False
-        self._out = [(content, content.job) for content in tree.files.contents if content.job is not None]
+        self._out = [(content, job) for content in tree.files.contents for job in content.jobs]
         self._dead_parts: list[bytes] = []
         self._unseen: list[tuple[bytes, int, int]] = []
 
@@ -67,7 +67,7 @@ class Collection:
     @property
     def can_look(self) -> bool:
         """Whether the jobs that were out when the collection began have given their chunks to their files."""
-        return all(content.job is not job for content, job in self._out)
+        return not any(job in content.jobs for content, job in self._out)
 
     def look(self) -> None:
         """Take in what there is at this moment."""

@@ -98,6 +98,10 @@ class Piece:
         if not self._is_pooled:
             del self.buffer[self.end :]
 
+    def shorten(self, size: int) -> None:
+        """Leave out the last `size` bytes of a piece that gets no more; views of it stay as they are."""
+        self.end -= size
+
     def release(self) -> None:
         """Give the buffer back; the piece is empty then."""
         if self._is_pooled:
@@ -107,11 +111,11 @@ class Piece:
 
 
 class Stream:
-    """The pieces of one file, one behind the other: the one that is out, full ones, and the tail that is filled."""
+    """The pieces of one file, one behind the other: those that are out, full ones, and the tail that is filled."""
 
     def __init__(self, pool: BufferPool) -> None:
         self._pool = pool
-        self._out: Piece | None = None
+        self._out: deque[Piece] = deque()
         self._full: deque[Piece] = deque()
         self._tail = Piece(pool)
 
@@ -119,8 +123,7 @@ class Stream:
         return sum(map(len, self._pieces()))
 
     def _pieces(self) -> Iterator[Piece]:
-        if self._out is not None:
-            yield self._out
+        yield from self._out
         yield from self._full
         yield self._tail
 
@@ -148,29 +151,34 @@ class Stream:
             self._tail = Piece(self._pool)
 
     def take(self, *, final: bool) -> Piece | None:
-        """Give out the first piece: a full one, or any when `final`; None where there is none."""
+        """Give out the next piece: a full one, or any when `final`; None where there is none."""
         if self._full:
-            self._out = self._full.popleft()
+            piece = self._full.popleft()
         elif final and len(self._tail):
-            self._out, self._tail = self._tail, Piece(self._pool)
-        return self._out
+            piece, self._tail = self._tail, Piece(self._pool)
+        else:
+            return None
+        self._out.append(piece)
+        return piece
 
     @property
     def is_last_out(self) -> bool:
-        """Whether nothing follows the piece that is out."""
+        """Whether nothing follows the pieces that are out."""
         return not self._full and not len(self._tail)
 
-    def finish(self, rest: Bytes) -> None:
-        """Take the piece that is out back; its `rest` is not stored and goes before what follows."""
-        assert self._out is not None
+    def hand_on(self, rest: Bytes) -> None:
+        """Move the `rest` of the piece that was given out last, which is not stored with it, to what follows."""
         if len(rest):
+            self._out[-1].shorten(len(rest))
             (self._full[0] if self._full else self._tail).prepend(rest)
-        self._out.release()
-        self._out = None
+
+    def finish(self) -> None:
+        """Take back the first of the pieces that are out; its bytes are stored."""
+        self._out.popleft().release()
 
     def truncate(self, size: int) -> None:
         """Keep the first `size` bytes; only while no piece is out."""
-        assert self._out is None
+        assert not self._out
         for piece in self._pieces():
             piece.truncate(max(size, 0))
             size -= len(piece)
@@ -179,10 +187,10 @@ class Stream:
             self._tail = self._full.pop()
 
     def clear(self) -> None:
-        """Forget all bytes."""
+        """Forget all bytes; the buffers of pieces that are out are left to whoever still reads them."""
+        self._out.clear()
         for piece in self._pieces():
             piece.release()
-        self._out = None
         self._full.clear()
 
     def between(self, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:

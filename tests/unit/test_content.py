@@ -1,7 +1,7 @@
 """The content of an open file is a bytearray, whatever is written when, and whichever job is out meanwhile."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 import pytest
@@ -72,8 +72,11 @@ def content_model(store: ChunkStore) -> type[RuleBasedStateMachine]:
             self.pool = BufferPool()
             self.content = FileContent(store, self.reader, self.pool, Extents())
             self.model = bytearray()
-            self.job: content_module.Job | None = None
-            self.has_run = False
+            self.has_run: set[content_module.Job] = set()
+
+        @property
+        def jobs(self) -> Sequence[content_module.Job]:
+            return self.content.jobs
 
         def place(self, offset: int, size: int, seed: int) -> None:
             data = noise(size, seed)
@@ -94,41 +97,41 @@ def content_model(store: ChunkStore) -> type[RuleBasedStateMachine]:
         def write(self, offset: int, size: int, seed: int) -> None:
             self.place(offset, size, seed)
 
-        @precondition(lambda self: self.job is None)
+        @precondition(lambda self: not self.jobs)
         @rule(size=st.integers(0, 9000))
         def truncate(self, size: int) -> None:
             self.content.truncate(size)
             del self.model[size:]
             self.model += bytes(size - len(self.model))
 
-        @precondition(lambda self: self.job is None)
+        @precondition(lambda self: not self.jobs)
         @rule(back=st.integers(0, 1500))
         def truncate_near_the_end(self, back: int) -> None:
             self.truncate(max(len(self.model) - back, 0))
 
         @rule(final=st.booleans())
         def take_job(self, final: bool) -> None:
+            before = list(self.jobs)
             job = self.content.take_job(final=final)
-            assert self.job is None or job is None, "two jobs are out"
-            if job is not None:
-                self.job, self.has_run = job, False
+            assert list(self.jobs) == before + [job] * (job is not None)
 
-        @precondition(lambda self: self.job is not None)
-        @rule()
-        def run_job(self) -> None:
-            assert self.job is not None
-            if not self.has_run:
-                self.job.run()
-                self.has_run = True
+        @precondition(lambda self: self.jobs)
+        @rule(index=st.integers(0, 2), hand_on=st.booleans())
+        def run_job(self, index: int, hand_on: bool) -> None:
+            job = self.jobs[min(index, len(self.jobs) - 1)]
+            if job not in self.has_run:
+                job.run()
+                self.has_run.add(job)
+            if hand_on:
+                self.content.hand_on(job)
 
-        @precondition(lambda self: self.job is not None)
+        @precondition(lambda self: self.jobs)
         @rule()
         def finish_job(self) -> None:
-            self.run_job()
+            self.run_job(index=0, hand_on=False)
             self.content.finish_job()
-            self.job = None
 
-        @precondition(lambda self: self.job is not None)
+        @precondition(lambda self: self.jobs)
         @rule(offset=st.integers(0, 9000), size=st.integers(0, 3000))
         def plan_now_and_run_later(self, offset: int, size: int) -> None:
             plan = self.content.plan_read(offset, size)
@@ -139,7 +142,7 @@ def content_model(store: ChunkStore) -> type[RuleBasedStateMachine]:
 
         @rule(reopen=st.booleans())
         def commit(self, reopen: bool) -> None:
-            if self.job is not None:
+            while self.jobs:
                 self.finish_job()
             drain(self.content)
             assert self.content.buffered == 0
@@ -162,7 +165,7 @@ def content_model(store: ChunkStore) -> type[RuleBasedStateMachine]:
         def same_bytes(self) -> None:
             assert self.content.size == len(self.model)
             assert everything(self.content, self.reader) == self.model
-            assert self.content.settled == (self.job is None and self.content.buffered == 0)
+            assert self.content.settled == (not self.jobs and self.content.buffered == 0)
 
         def teardown(self) -> None:
             if hasattr(self, "content"):
@@ -241,7 +244,7 @@ def test_an_abandoned_job_leaves_what_is_in_chunks(store: ChunkStore, reader: Ch
     content.write(len(data), noise(3_000, 5))
     content.write(20, b"over")
     assert content.take_job() is not None
-    content.abandon_job()
+    content.abandon_jobs()
     assert content.settled
     assert content.size == kept
     assert everything(content, reader) == data[:kept]

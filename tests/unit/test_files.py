@@ -166,10 +166,10 @@ def test_a_crash_leaves_a_file_in_creation_as_interrupted(tmp_path: Path) -> Non
 
 
 def fail_to_store(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ingest(*_: object, **__: object) -> list[int]:
+    def store(*_: object, **__: object) -> list[int]:
         raise NoSpaceError("full")
 
-    monkeypatch.setattr(ChunkStore, "ingest", ingest)
+    monkeypatch.setattr(ChunkStore, "store", store)
 
 
 def test_a_failure_after_a_write_is_never_forgotten(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_a_failure_after_a_write_is_never_forgotten(tree: Tree, monkeypatch: pyt
         assert job is not None
         with pytest.raises(NoSpaceError) as caught:
             job.run()
-    file.content.abandon_job()
+    file.content.abandon_jobs()
     file.error = caught.value
     for _ in range(2):
         with pytest.raises(NoSpaceError):
