@@ -64,17 +64,20 @@ def encode(data: bytes | memoryview) -> Encoded:
     return encoding, payload
 
 
-def encode_later(data: bytes | memoryview) -> Encoded:
-    """Return WAITING and the bytes of a chunk themselves, but what is all one byte is encoded at once."""
+def can_wait(data: bytes | memoryview) -> bool:
+    """Tell whether a chunk is stored as it is until there is time to encode it: not a tiny one, nor all one byte."""
     size = len(data)
     if size < SIZE_WORTH:
-        return Encoding.RAW, data
+        return False
     # The ends tell nearly always; only a chunk that passes is looked at whole.
     first = data[0]
     alike = bytes([first]) * SAME_SIZE
-    if data[:SAME_SIZE] == alike == data[-SAME_SIZE:] and bytes(data).count(first) == size:
-        return encode(data)
-    return Encoding.WAITING, data
+    return not (data[:SAME_SIZE] == alike == data[-SAME_SIZE:] and bytes(data).count(first) == size)
+
+
+def encode_later(data: bytes | memoryview) -> Encoded:
+    """Return WAITING and the bytes of a chunk themselves, or encode it at once where it cannot wait."""
+    return (Encoding.WAITING, data) if can_wait(data) else encode(data)
 
 
 def decode(encoding: int, payload: bytes | memoryview, raw_size: int, base: bytes | memoryview = b"") -> bytes:

@@ -8,7 +8,7 @@ records of the packs, so nothing here is journalled: what a crash takes from mem
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 from ckptfs.store.codec import Encoding
@@ -16,6 +16,7 @@ from ckptfs.store.environment import Environment, Memtable, Table, sorted_rows
 from ckptfs.store.location import (
     FIRST_NUMBER,
     HEIGHT_MAX,
+    LOCATION,
     NO_CHUNK,
     NUMBER,
     Chunk,
@@ -24,7 +25,7 @@ from ckptfs.store.location import (
     build_location,
     parse_location,
 )
-from ckptfs.store.records import Place, Row
+from ckptfs.store.records import Place, Position, Row, record_size
 
 _WALK_ROWS = 1024
 _PART_ROWS = 2048
@@ -196,6 +197,26 @@ class ChunkIndex:
                     self._raise_height(number, height)
             self._count(totals)
         return replaced
+
+    def register_waiting(self, first: int, ids: Sequence[bytes], sizes: Sequence[int], position: Position) -> None:
+        """Add new chunks, numbered from `first`, that wait for an encoding; their records begin at `position`.
+
+        The same as `register`, at once for the many chunks of a save.
+        """
+        pack, offset = position
+        numbers = range(first, first + len(ids))
+        offsets = accumulate(map(record_size, sizes), initial=offset)
+        locations = [
+            LOCATION.pack(pack, offset, size, size, 0, Encoding.WAITING, 0)
+            for offset, size in zip(offsets, sizes, strict=False)
+        ]
+        raw_bytes = sum(sizes)
+        with self._lock:
+            assert first >= self._next_number
+            self._active.numbers.update(zip(ids, numbers, strict=True))
+            self._active.locations.update(zip(map(NUMBER.pack, numbers), locations, strict=True))
+            self._next_number = numbers.stop
+            self._count(_Tally(len(ids), raw_bytes, len(ids), raw_bytes))
 
     def _raise_bases(self, location: Location, height: int) -> None:
         for base in location.bases:

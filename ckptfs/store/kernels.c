@@ -7,7 +7,8 @@
  * at once.
  *
  * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is in
- * hash.h, byte planes are in planes.h, the entropy coder in runs.h, differences of floats in delta.h.
+ * hash.h, byte planes are in planes.h, the entropy coder in runs.h, differences of floats in delta.h,
+ * records in raw_records.h.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -18,6 +19,7 @@
 #include "delta.h"
 #include "hash.h"
 #include "planes.h"
+#include "raw_records.h"
 #include "runs.h"
 
 #if HAVE_X86
@@ -592,6 +594,49 @@ static PyObject *mark(PyObject *Py_UNUSED(module), PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* ---- records ------------------------------------------------------------------------------------------------- */
+
+static PyObject *raw_records(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer data, packed, ids;
+    int encoding;
+    unsigned long long number;
+    if (!PyArg_ParseTuple(args, "iy*y*y*K", &encoding, &data, &packed, &ids, &number))
+        return NULL;
+    PyObject *result = NULL;
+    size_t count = (size_t)packed.len / sizeof(struct span), size = 0;
+    struct span *spans = PyMem_RawMalloc(count * sizeof *spans + 1);
+    if (!spans) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    int fits = (size_t)packed.len == count * sizeof *spans && (size_t)ids.len == count * ID_SIZE;
+    for (size_t i = 0; fits && i < count; i++) {
+        const uint8_t *at = (const uint8_t *)packed.buf + i * sizeof *spans;
+        spans[i] = (struct span){load_little_endian(at), load_little_endian(at + 8)};
+        fits = spans[i].start <= (uint64_t)data.len && spans[i].size <= (uint64_t)data.len - spans[i].start &&
+               spans[i].size <= UINT32_MAX;
+        if (fits)
+            size += raw_record_size((size_t)spans[i].size);
+    }
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "need an id for each chunk, and chunks inside the data");
+        goto done;
+    }
+    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+    if (result) {
+        uint8_t *out = (uint8_t *)PyBytes_AS_STRING(result);
+        Py_BEGIN_ALLOW_THREADS
+        write_raw_records(encoding, data.buf, spans, ids.buf, count, number, out);
+        Py_END_ALLOW_THREADS
+    }
+done:
+    PyMem_RawFree(spans);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&packed);
+    PyBuffer_Release(&ids);
+    return result;
+}
+
 /* ---- the module ---------------------------------------------------------------------------------------------- */
 
 static PyObject *cut_kernels(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
@@ -621,6 +666,7 @@ static PyMethodDef methods[] = {
      "encode_difference(target, base, width, phase) -> bytes"},
     {"decode_difference", decode_difference_of, METH_VARARGS, "decode_difference(coded, base, width, phase) -> bytes"},
     {"mark", mark, METH_VARARGS, "mark(bits, numbers) -> None"},
+    {"raw_records", raw_records, METH_VARARGS, "raw_records(encoding, data, spans, ids, number) -> bytes"},
     {"plane_entropies", plane_entropies, METH_VARARGS, "plane_entropies(data, width) -> list of bits per byte"},
     {NULL, NULL, 0, NULL},
 };

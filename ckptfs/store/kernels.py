@@ -31,6 +31,7 @@ class Kernel:
     join_planes: Callable[[Buffer, int], bytes]
     plane_entropies: Callable[[Buffer, int], list[float]]
     mark: Callable[[bytearray, Buffer], None]
+    raw_records: Callable[[int, Buffer, Buffer, Buffer, int], bytes]
     encode_runs: Callable[[Buffer], bytes]
     decode_runs: Callable[[Buffer, int], bytes]
     encode_difference: Callable[[Buffer, Buffer, int, int], bytes]
@@ -57,6 +58,7 @@ def available_kernels() -> dict[str, Kernel]:
                 native.join_planes,
                 native.plane_entropies,
                 native.mark,
+                native.raw_records,
                 native.encode_runs,
                 native.decode_runs,
                 native.encode_difference,
@@ -71,6 +73,7 @@ def available_kernels() -> dict[str, Kernel]:
         reference.join_planes,
         reference.plane_entropies,
         reference.mark,
+        reference.raw_records,
         reference_coders.encode_runs,
         reference_coders.decode_runs,
         reference_coders.encode_difference,
@@ -187,3 +190,13 @@ def mark(bits: bytearray, numbers: Buffer) -> None:
     A number behind the end of `bits` (a hole of a manifest, say) is left out. Nobody else may change `bits` meanwhile.
     """
     _KERNEL.mark(bits, numbers)
+
+
+def raw_records(encoding: int, data: Buffer, spans: Buffer, ids: Buffer, number: int) -> bytes:
+    """Return the records of chunks of `data`, one behind the other, that are stored as they are.
+
+    `spans` has the offset and the size in bytes of each chunk, packed as little-endian u64, `ids` their ids; the first
+    gets the chunk number `number`, the others those behind it. Each record is what `records.build` makes. ValueError:
+    a chunk that is not inside the data, or has no id.
+    """
+    return _KERNEL.raw_records(encoding, data, spans, ids, number)

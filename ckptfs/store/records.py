@@ -127,7 +127,7 @@ class Journal(NamedTuple):
     rows: list[Row]
 
 
-def record_size(stored_size: int, base_count: int) -> int:
+def record_size(stored_size: int, base_count: int = 0) -> int:
     """Return the size of a record on the disk, header, bases, payload and padding together."""
     size = HEADER_SIZE + 8 * base_count + stored_size
     return size + -size % ALIGNMENT

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from ckptfs.config import KIB, MIB, ChunkSizes
 from ckptfs.errors import UsageError
-from ckptfs.store import kernels, reference
+from ckptfs.store import kernels, records, reference
+from ckptfs.store.codec import Encoding
+from ckptfs.store.records import RecordType
 
 KERNELS = kernels.available_kernels()
 NATIVE = [name for name in KERNELS if name != "python"]
@@ -260,3 +262,28 @@ def test_a_build_without_the_extension_says_so(monkeypatch: pytest.MonkeyPatch) 
     without = kernels.available_kernels()
     assert list(without) == ["python"]
     assert without["python"].title.startswith("python (slow: no C extension")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@given(sizes=st.lists(st.integers(0, 300), max_size=6), gap=st.integers(0, 9), number=st.integers(0, (1 << 63) - 1))
+def test_raw_records_are_what_records_builds(name: str, sizes: list[int], gap: int, number: int) -> None:
+    data = random_bytes(7, sum(sizes) + gap * len(sizes))
+    ids = [bytes([index]) * 16 for index in range(len(sizes))]
+    spans, expected, start = b"", b"", 0
+    for index, size in enumerate(sizes):
+        start += gap
+        payload = data[start : start + size]
+        built = records.build(RecordType.CHUNK, number + index, ids[index], size, Encoding.WAITING, payload)
+        expected += b"".join(built.buffers)
+        spans += struct.pack("<QQ", start, size)
+        start += size
+    assert KERNELS[name].raw_records(Encoding.WAITING, data, spans, b"".join(ids), number) == expected
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    ("span", "ids"), [((0, 9), 16), ((9, 0), 16), ((2**64 - 1, 2), 16), ((0, 8), 15), ((0, 8), 32)]
+)
+def test_raw_records_are_of_chunks_inside_the_data(name: str, span: tuple[int, int], ids: int) -> None:
+    with pytest.raises(ValueError, match="inside the data"):
+        KERNELS[name].raw_records(Encoding.WAITING, bytes(8), struct.pack("<QQ", *span), bytes(ids), 1)

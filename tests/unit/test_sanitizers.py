@@ -14,7 +14,7 @@ SEED = 20240607
 
 # Buffers of exactly the size of their data, on the heap, so that one byte too far is seen.
 COMPARISON = """
-import ctypes, random, sys
+import ctypes, random, struct, sys
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
 from ckptfs.store import reference, reference_coders
@@ -42,6 +42,9 @@ for size in [*range(140), *(generator.randrange(140, 5000) for _ in range(60))]:
             lengths, ids = hashed
             cut = (ctypes.c_ubyte * sum(lengths)).from_buffer_copy(data)
             assert kernels.hash_chunks(name, cut, lengths, seed) == ids, (name, size, seed)
+            spans = b"".join(struct.pack("<QQ", sum(lengths[:i]), length) for i, length in enumerate(lengths))
+            built = kernels.raw_records(5, cut, spans, b"".join(ids), seed >> 1)
+            assert built == reference.raw_records(5, data, spans, b"".join(ids), seed >> 1), (name, size)
             whole = kernels.cut_and_hash(name, exact, 6000, 16, 6000, True, seed)
             assert whole == reference.cut_and_hash(data, 6000, 16, 6000, True, seed), (name, size, seed)
             compared += 1
