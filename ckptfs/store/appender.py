@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ckptfs.config import KIB, MIB
 from ckptfs.store.disk import Disk, whole_pages
+from ckptfs.store.records import Appendable
 
 logger = logging.getLogger(__name__)
 
@@ -54,30 +55,36 @@ class Appender:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._staging: memoryview | None = None
+        self._staging = memoryview(mmap.mmap(-1, _STAGING_SIZE))  # takes memory when it is first used
         self._cached_left = 0
         self._writes = 0
         self._slow_writes = 0
 
-    def write(self, file: AppendFile, buffers: Sequence[bytes | memoryview], offset: int) -> None:
-        """Write the buffers one behind the other at `offset`; on an error an unknown part of them is written."""
-        size = sum(map(len, buffers))
+    def write(self, file: AppendFile, batch: Sequence[Appendable], offset: int) -> None:
+        """Write records one behind the other at `offset`; on an error an unknown part of them is written."""
+        size = sum(records.size for records in batch)
+        fits = size <= _STAGING_SIZE - mmap.PAGESIZE
+        staging = self._staging if fits else memoryview(bytearray(mmap.PAGESIZE + size))
+        # Whole pages of the file are whole pages of this memory too, as direct writes need.
+        start = offset % mmap.PAGESIZE
+        staged = staging[start : start + size]
+        end = 0
+        for records in batch:
+            records.fill(staged[end : end + records.size])
+            end += records.size
         pages = whole_pages(offset, size)
-        if file.direct_fd is None or len(pages) < _DIRECT_SIZE_MIN or size > _STAGING_SIZE - mmap.PAGESIZE:
-            self._disk.pwrite(file.fd, buffers, offset, file.path)
+        if file.direct_fd is None or len(pages) < _DIRECT_SIZE_MIN or not fits:
+            self._disk.pwrite(file.fd, [staged], offset, file.path)
         elif self._cached_left > 0:
             self._cached_left -= size
-            self._disk.pwrite(file.fd, buffers, offset, file.path)
+            self._disk.pwrite(file.fd, [staged], offset, file.path)
         else:
-            self._write_directly(file, buffers, offset, pages)
+            self._write_directly(file, staged, offset, pages)
 
-    def _write_directly(
-        self, file: AppendFile, buffers: Sequence[bytes | memoryview], offset: int, pages: range
-    ) -> None:
+    def _write_directly(self, file: AppendFile, staged: memoryview, offset: int, pages: range) -> None:
         """Write the middle of a batch, `pages` of the file, past the cache, and the ends through it."""
         assert file.direct_fd is not None
-        batch = self._stage(buffers, offset)
-        middle = batch[pages.start - offset : pages.stop - offset]
+        middle = staged[pages.start - offset : pages.stop - offset]
         begun = time.monotonic()
         try:
             self._disk.pwrite(file.direct_fd, [middle], pages.start, file.path)
@@ -87,21 +94,11 @@ class Appender:
             logger.info("%s: the disk below takes no direct writes: %s", file.path, error)
             self._disk.close(file.direct_fd)
             file.direct_fd = None
-            self._disk.pwrite(file.fd, [batch], offset, file.path)
+            self._disk.pwrite(file.fd, [staged], offset, file.path)
             return
         self._judge(len(middle), time.monotonic() - begun)
-        self._disk.pwrite(file.fd, [batch[: pages.start - offset]], offset, file.path)
-        self._disk.pwrite(file.fd, [batch[pages.stop - offset :]], pages.stop, file.path)
-
-    def _stage(self, buffers: Sequence[bytes | memoryview], offset: int) -> memoryview:
-        """Copy a batch to where its whole pages are whole pages of memory too, as direct writes need."""
-        if self._staging is None:
-            self._staging = memoryview(mmap.mmap(-1, _STAGING_SIZE))
-        start = end = offset % mmap.PAGESIZE
-        for buffer in buffers:
-            self._staging[end : end + len(buffer)] = buffer
-            end += len(buffer)
-        return self._staging[start:end]
+        self._disk.pwrite(file.fd, [staged[: pages.start - offset]], offset, file.path)
+        self._disk.pwrite(file.fd, [staged[pages.stop - offset :]], pages.stop, file.path)
 
     def _judge(self, size: int, seconds: float) -> None:
         """Leave direct writes for a while when most of the last of them were too slow."""

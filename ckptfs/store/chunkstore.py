@@ -9,12 +9,11 @@ belong to the owner's thread.
 """
 
 import logging
-import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from itertools import accumulate, chain, count, pairwise
+from itertools import accumulate, count, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -23,7 +22,6 @@ from ckptfs.config import StoreConfig
 from ckptfs.errors import DamagedError, NoSpaceError, NotAStoreError, StoreReadOnlyError
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.check import StructureReport, Verified, check_structure
-from ckptfs.store.codec import Encoding
 from ckptfs.store.compare import COMPARED, differences
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
@@ -35,7 +33,7 @@ from ckptfs.store.location import NO_CHUNK, Chunk, Known, Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
 from ckptfs.store.reclaim import Reclaimer
-from ckptfs.store.records import EncodedChunk, Position, RecordBytes, RecordType, Row
+from ckptfs.store.records import EncodedChunk, Position, RecordBytes, RecordType, Row, WaitingRecords
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, never
 from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpack_state
 from ckptfs.store.reserve import Reserve
@@ -341,11 +339,9 @@ class ChunkStore:
             missing = [chunk_id for chunk_id, number in numbers.items() if not number]
             if missing:
                 first = self._mark.number
-                where = [spans[chunk_id] for chunk_id in missing]
-                packed = struct.pack(f"<{2 * len(where)}Q", *chain.from_iterable(where))
-                batch = kernels.raw_records(Encoding.WAITING, data, packed, b"".join(missing), first)
-                (position,) = self._packs.append([RecordBytes((batch,), len(batch))])
-                self._index.register_waiting(first, missing, [length for _, length in where], position)
+                batch = WaitingRecords(data, [spans[chunk_id] for chunk_id in missing], missing, first)
+                (position,) = self._packs.append([batch])
+                self._index.register_waiting(first, missing, [size for _, size in batch.spans], position)
                 self._mark = self._mark._replace(position=self._packs.position, number=first + len(missing))
                 numbers.update(zip(missing, count(first), strict=False))
         return numbers

@@ -3,7 +3,7 @@
  *
  * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py or
  * reference_coders.py and returns the same bytes; docs/format.md has the definitions in prose. It keeps no state, reads
- * only the buffers it is given (`mark` writes to one), and runs without the GIL, so any number of threads may be inside
+ * only the buffers it is given (`mark` and `raw_records` write to one), and runs without the GIL, so any number of threads may be inside
  * at once.
  *
  * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is in
@@ -597,20 +597,15 @@ static PyObject *mark(PyObject *Py_UNUSED(module), PyObject *args) {
 /* ---- records ------------------------------------------------------------------------------------------------- */
 
 static PyObject *raw_records(PyObject *Py_UNUSED(module), PyObject *args) {
-    Py_buffer data, packed, ids;
+    Py_buffer out, data, packed, ids;
     int encoding;
     unsigned long long number;
-    if (!PyArg_ParseTuple(args, "iy*y*y*K", &encoding, &data, &packed, &ids, &number))
+    if (!PyArg_ParseTuple(args, "w*iy*y*y*K", &out, &encoding, &data, &packed, &ids, &number))
         return NULL;
-    PyObject *result = NULL;
     size_t count = (size_t)packed.len / sizeof(struct span), size = 0;
     struct span *spans = PyMem_RawMalloc(count * sizeof *spans + 1);
-    if (!spans) {
-        PyErr_NoMemory();
-        goto done;
-    }
     int fits = (size_t)packed.len == count * sizeof *spans && (size_t)ids.len == count * ID_SIZE;
-    for (size_t i = 0; fits && i < count; i++) {
+    for (size_t i = 0; spans && fits && i < count; i++) {
         const uint8_t *at = (const uint8_t *)packed.buf + i * sizeof *spans;
         spans[i] = (struct span){load_little_endian(at), load_little_endian(at + 8)};
         fits = spans[i].start <= (uint64_t)data.len && spans[i].size <= (uint64_t)data.len - spans[i].start &&
@@ -618,23 +613,24 @@ static PyObject *raw_records(PyObject *Py_UNUSED(module), PyObject *args) {
         if (fits)
             size += raw_record_size((size_t)spans[i].size);
     }
-    if (!fits) {
-        PyErr_SetString(PyExc_ValueError, "need an id for each chunk, and chunks inside the data");
-        goto done;
-    }
-    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
-    if (result) {
-        uint8_t *out = (uint8_t *)PyBytes_AS_STRING(result);
+    fits = fits && size == (size_t)out.len;
+    if (!spans) {
+        PyErr_NoMemory();
+    } else if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "need chunks inside the data, an id for each, and room for just their records");
+    } else {
         Py_BEGIN_ALLOW_THREADS
-        write_raw_records(encoding, data.buf, spans, ids.buf, count, number, out);
+        write_raw_records(encoding, data.buf, spans, ids.buf, count, number, out.buf);
         Py_END_ALLOW_THREADS
     }
-done:
     PyMem_RawFree(spans);
+    PyBuffer_Release(&out);
     PyBuffer_Release(&data);
     PyBuffer_Release(&packed);
     PyBuffer_Release(&ids);
-    return result;
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* ---- the module ---------------------------------------------------------------------------------------------- */
@@ -666,7 +662,7 @@ static PyMethodDef methods[] = {
      "encode_difference(target, base, width, phase) -> bytes"},
     {"decode_difference", decode_difference_of, METH_VARARGS, "decode_difference(coded, base, width, phase) -> bytes"},
     {"mark", mark, METH_VARARGS, "mark(bits, numbers) -> None"},
-    {"raw_records", raw_records, METH_VARARGS, "raw_records(encoding, data, spans, ids, number) -> bytes"},
+    {"raw_records", raw_records, METH_VARARGS, "raw_records(out, encoding, data, spans, ids, number) -> None"},
     {"plane_entropies", plane_entropies, METH_VARARGS, "plane_entropies(data, width) -> list of bits per byte"},
     {NULL, NULL, 0, NULL},
 };

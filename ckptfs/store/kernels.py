@@ -31,7 +31,7 @@ class Kernel:
     join_planes: Callable[[Buffer, int], bytes]
     plane_entropies: Callable[[Buffer, int], list[float]]
     mark: Callable[[bytearray, Buffer], None]
-    raw_records: Callable[[int, Buffer, Buffer, Buffer, int], bytes]
+    raw_records: Callable[[memoryview, int, Buffer, Buffer, Buffer, int], None]
     encode_runs: Callable[[Buffer], bytes]
     decode_runs: Callable[[Buffer, int], bytes]
     encode_difference: Callable[[Buffer, Buffer, int, int], bytes]
@@ -192,11 +192,11 @@ def mark(bits: bytearray, numbers: Buffer) -> None:
     _KERNEL.mark(bits, numbers)
 
 
-def raw_records(encoding: int, data: Buffer, spans: Buffer, ids: Buffer, number: int) -> bytes:
-    """Return the records of chunks of `data`, one behind the other, that are stored as they are.
+def raw_records(out: memoryview, encoding: int, data: Buffer, spans: Buffer, ids: Buffer, number: int) -> None:
+    """Fill `out` with the records of chunks of `data`, one behind the other, that are stored as they are.
 
     `spans` has the offset and the size in bytes of each chunk, packed as little-endian u64, `ids` their ids; the first
     gets the chunk number `number`, the others those behind it. Each record is what `records.build` makes. ValueError:
-    a chunk that is not inside the data, or has no id.
+    a chunk that is not inside the data or has no id, or an `out` that is not as large as the records.
     """
-    return _KERNEL.raw_records(encoding, data, spans, ids, number)
+    _KERNEL.raw_records(out, encoding, data, spans, ids, number)

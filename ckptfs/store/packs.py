@@ -14,6 +14,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from ckptfs.store import records
 from ckptfs.store.appender import Appender, AppendFile
 from ckptfs.store.disk import Disk
 from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, Skipped, pack_name, pack_numbers
-from ckptfs.store.records import Place, Position, Record, RecordBytes
+from ckptfs.store.records import Appendable, Place, Position, Record, RecordBytes
 
 logger = logging.getLogger(__name__)
 
@@ -93,40 +94,36 @@ class Packs:
 
     # Writing
 
-    def append(self, batch: Sequence[RecordBytes]) -> list[Position]:
+    def append(self, batch: Sequence[Appendable]) -> list[Position]:
         """Append records in one write and return their positions; not durable before the next `sync`."""
         with self._lock:
             if self._torn and self._writer is not None:
                 self._disk.truncate(self._writer.fd, self.position.offset, self._writer.path)
                 self._torn = False
             pack, offset = self.position
-            buffers: list[bytes | memoryview] = []
+            header: tuple[RecordBytes, ...] = ()
             if self._writer is None or offset >= self._pack_size_max:
-                pack, offset = self._open_pack(pack, offset, buffers)
+                pack, offset, header = self._open_pack(pack, offset)
             assert self._writer is not None
             start = offset
-            offset += sum(len(buffer) for buffer in buffers)
-            positions = []
-            for record in batch:
-                positions.append(Position(pack, offset))
-                offset += record.size
-                buffers += record.buffers
+            ends = [*accumulate((records.size for records in (*header, *batch)), initial=offset)]
+            positions = [Position(pack, at) for at in ends[len(header) : -1]]
             # Dirty from here on, also when the write fails: what it leaves is cut off or overwritten, and synced.
             self._dirty[pack] = self._writer
             try:
-                self._appender.write(self._writer, buffers, start)
+                self._appender.write(self._writer, (*header, *batch), start)
             except BaseException:
                 self._cut_torn(start)
                 raise
-            self.position = Position(pack, offset)
-            self.appended_bytes += offset - start
+            self.position = Position(pack, ends[-1])
+            self.appended_bytes += ends[-1] - start
             return positions
 
-    def _open_pack(self, pack: int, offset: int, buffers: list[bytes | memoryview]) -> tuple[int, int]:
-        """Open the pack to append to, a new one with its header record put into `buffers` when it is time."""
+    def _open_pack(self, pack: int, offset: int) -> tuple[int, int, tuple[RecordBytes, ...]]:
+        """Open the pack to append to, a new one when it is time; return where to go on, and its header if it is new."""
         if 0 < offset < self._pack_size_max:
             self._writer = AppendFile(self._disk, self.path(pack))
-            return pack, offset
+            return pack, offset, ()
         # At offset 0 a salvage goes on in a pack of its own, or the store is new.
         previous_size = offset or self._size(pack - 1)
         if offset:
@@ -134,8 +131,7 @@ class Packs:
         # Whatever has this name is what a failed append left: the position is always behind all that counts.
         self._writer = AppendFile(self._disk, self.path(pack), create=True)
         self._directory_dirty = True
-        buffers += self._header(pack, previous_size).buffers
-        return pack, 0
+        return pack, 0, (self._header(pack, previous_size),)
 
     def _header(self, pack: int, previous_size: int) -> RecordBytes:
         identity = self._identity

@@ -9,12 +9,14 @@ Everything here is pure and may be called from any thread.
 import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from itertools import chain
 from typing import NamedTuple
 
 import xxhash
 import zstandard
 
 from ckptfs.errors import DamagedError
+from ckptfs.store import kernels
 from ckptfs.store.codec import Encoding
 
 MAGIC = b"ckR1"
@@ -99,6 +101,36 @@ class RecordBytes(NamedTuple):
 
     buffers: tuple[bytes | memoryview, ...]
     size: int
+
+    def fill(self, out: memoryview) -> None:
+        """Copy the record to `out`, which has its size."""
+        start = 0
+        for buffer in self.buffers:
+            out[start : start + len(buffer)] = buffer
+            start += len(buffer)
+
+
+class WaitingRecords(NamedTuple):
+    """The records of chunks of `data`, by offset and size, that wait for an encoding; numbered from `number` on."""
+
+    data: memoryview
+    spans: Sequence[tuple[int, int]]
+    ids: Sequence[bytes]
+    number: int
+
+    @property
+    def size(self) -> int:
+        """The size of all the records."""
+        return sum(record_size(size) for _, size in self.spans)
+
+    def fill(self, out: memoryview) -> None:
+        """Build the records in `out`, which has their size."""
+        packed = struct.pack(f"<{2 * len(self.spans)}Q", *chain.from_iterable(self.spans))
+        kernels.raw_records(out, Encoding.WAITING, self.data, packed, b"".join(self.ids), self.number)
+
+
+Appendable = RecordBytes | WaitingRecords
+"""What takes `size` bytes of a pack and can `fill` them."""
 
 
 class EncodedChunk(NamedTuple):

@@ -125,20 +125,22 @@ def plane_entropies(data: Buffer, width: int) -> list[float]:
     return entropies
 
 
-def raw_records(encoding: int, data: Buffer, spans: Buffer, ids: Buffer, number: int) -> bytes:
+def raw_records(out: memoryview, encoding: int, data: Buffer, spans: Buffer, ids: Buffer, number: int) -> None:
     """Build the records of chunks that are stored as they are; see `kernels.raw_records`."""
     flat, packed_ids = bytes(data), bytes(ids)
-    chunks = [*SPAN.iter_unpack(bytes(spans))] if len(spans) % SPAN.size == 0 else None
-    if chunks is None or len(packed_ids) != ID_SIZE * len(chunks):
-        raise ValueError("need an id for each chunk, and chunks inside the data")
-    built = []
+    chunks = [*SPAN.iter_unpack(spans)] if len(spans) % SPAN.size == 0 else []
+    fits = len(spans) == SPAN.size * len(chunks) and len(packed_ids) == ID_SIZE * len(chunks)
+    built = b""
     for index, (start, size) in enumerate(chunks):
-        if start + size > len(flat) or size >> 32:
-            raise ValueError("need an id for each chunk, and chunks inside the data")
+        fits = fits and start + size <= len(flat) and not size >> 32
+        if not fits:
+            break
         payload = flat[start : start + size]
         chunk_id = packed_ids[ID_SIZE * index : ID_SIZE * (index + 1)]
         check = xxhash.xxh3_64_digest(payload)[:-5:-1]
         header = struct.pack("<4sBBHIIQ16s4s", b"ckR1", 2, encoding, 0, size, size, number + index, chunk_id, check)
         record = header + xxhash.xxh3_64_digest(header)[:-5:-1] + payload
-        built.append(record + bytes(-len(record) % RECORD_ALIGNMENT))
-    return b"".join(built)
+        built += record + bytes(-len(record) % RECORD_ALIGNMENT)
+    if not fits or len(built) != len(out):
+        raise ValueError("need chunks inside the data, an id for each, and room for just their records")
+    out[:] = built

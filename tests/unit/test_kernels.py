@@ -277,13 +277,25 @@ def test_raw_records_are_what_records_builds(name: str, sizes: list[int], gap: i
         expected += b"".join(built.buffers)
         spans += struct.pack("<QQ", start, size)
         start += size
-    assert KERNELS[name].raw_records(Encoding.WAITING, data, spans, b"".join(ids), number) == expected
+    out = bytearray(len(expected))
+    KERNELS[name].raw_records(memoryview(out), Encoding.WAITING, data, spans, b"".join(ids), number)
+    assert out == expected
 
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(
-    ("span", "ids"), [((0, 9), 16), ((9, 0), 16), ((2**64 - 1, 2), 16), ((0, 8), 15), ((0, 8), 32)]
+    ("span", "ids", "room"),
+    [
+        ((0, 9), 16, 64),
+        ((9, 0), 16, 48),
+        ((2**64 - 1, 2), 16, 56),
+        ((0, 8), 15, 56),
+        ((0, 8), 16, 64),
+        ((0, 8), 16, 48),
+    ],
 )
-def test_raw_records_are_of_chunks_inside_the_data(name: str, span: tuple[int, int], ids: int) -> None:
-    with pytest.raises(ValueError, match="inside the data"):
-        KERNELS[name].raw_records(Encoding.WAITING, bytes(8), struct.pack("<QQ", *span), bytes(ids), 1)
+def test_raw_records_stay_inside_what_they_are_given(name: str, span: tuple[int, int], ids: int, room: int) -> None:
+    out = bytearray(room)
+    with pytest.raises(ValueError, match="room for just their records"):
+        KERNELS[name].raw_records(memoryview(out), 1, bytes(8), struct.pack("<QQ", *span), bytes(ids), 1)
+    assert out == bytes(room)
