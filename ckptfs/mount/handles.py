@@ -15,6 +15,7 @@ from itertools import count
 from ckptfs.config import MIB
 from ckptfs.errors import NoSpaceError
 from ckptfs.mount import process
+from ckptfs.mount.accesstimes import AccessTimes
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node
@@ -30,19 +31,24 @@ from ckptfs.tree.stream import PIECE_SIZE
 
 log = logging.getLogger(__name__)
 
+
 ROOM_ONCE = 16 * MIB
 """After so many bytes at the latest the disk below is asked again how much it takes."""
 
 
 @dataclass(slots=True)
 class Handle:
-    """One open of a file; `file` is None in a snapshot. `process` is the writer's, 0 if unknown."""
+    """One open of a file; `file` is None in a snapshot. `process` is the writer's, 0 if unknown.
+
+    `moves_atime`: the next read may move the file's access time.
+    """
 
     content: FileContent
     file: OpenFile | None
     writing: bool
     appending: bool
     process: int
+    moves_atime: bool = False
     fronts: list[Front] = field(default_factory=list)
 
 
@@ -56,6 +62,7 @@ class Handles:
         committer: Committer,
         offload: Offload,
         readahead: ReadAhead,
+        access_times: AccessTimes,
         touched: Callable[[], None],
         busy: Callable[[], None],
     ) -> None:
@@ -65,6 +72,7 @@ class Handles:
         self._committer = committer
         self._offload = offload
         self._readahead = readahead
+        self._access_times = access_times
         self._touched = touched
         self._busy = busy
         self._handles: dict[int, Handle] = {}
@@ -86,7 +94,9 @@ class Handles:
         """Open a file that was just created, for the thread that creates it."""
         appending = bool(flags & os.O_APPEND)
         file = self._files.open(inode, writing=True, appending=appending)
-        return self._add(Handle(file.content, file, True, appending, process.process_of_thread(thread)))
+        return self._add(
+            Handle(file.content, file, True, appending, process.process_of_thread(thread), moves_atime=True)
+        )
 
     async def open(self, node: Node, flags: int, thread: int) -> int:
         """Open a file; EROFS for writing in a snapshot."""
@@ -99,14 +109,13 @@ class Handles:
         appending = writing and bool(flags & os.O_APPEND)
         file = self._files.open(self._tree.attributes(node.ino), writing=writing, appending=appending)
         writer = process.process_of_thread(thread) if writing else 0
-        if flags & os.O_TRUNC and file.content.size:
+        if flags & os.O_TRUNC:
             try:
-                await self._jobs.idle(file)
-                self._files.truncate(file, 0)
+                await self._resize(file, 0)
             except BaseException:
                 await self._close_writer(file, appending=appending)
                 raise
-        return self._add(Handle(file.content, file, writing, appending, writer))
+        return self._add(Handle(file.content, file, writing, appending, writer, moves_atime=not flags & os.O_NOATIME))
 
     async def truncate(self, ino: int, size: int) -> None:
         """Set the size of a live file; that of a file nobody writes is a version at once."""
@@ -115,16 +124,26 @@ class Handles:
             fail(errno.EISDIR if inode.is_dir else errno.EINVAL)
         file = self._files.open(inode, writing=True)
         try:
-            await self._jobs.idle(file)
-            if size != file.content.size:
-                self._files.truncate(file, size)
+            await self._resize(file, size)
         finally:
             await self._close_writer(file, appending=False)
+
+    async def _resize(self, file: OpenFile, size: int) -> None:
+        """Set the size of an open file; where it has that size already, only its times change."""
+        await self._jobs.idle(file)
+        if size != file.content.size:
+            self._files.truncate(file, size)
+        else:
+            self._files.touch(file)
+            self._touched()
 
     async def read(self, number: int, offset: int, size: int) -> Bytes:
         """Return up to `size` bytes at `offset`; DamagedError."""
         self._busy()
         handle = self._handles[number]
+        if handle.moves_atime and handle.file is not None:
+            self._access_times.note(handle.file.ino)
+            handle.moves_atime = handle.file.writers > 0  # else nothing makes it due again while this handle is open
         return await self._readahead.read(handle.fronts, handle.content, offset, size)
 
     async def write(self, number: int, offset: int, data: bytes) -> None:

@@ -21,6 +21,7 @@ import trio
 from ckptfs.config import MIB
 from ckptfs.errors import FuseError
 from ckptfs.mount import control, notify, protocol
+from ckptfs.mount.accesstimes import AccessTimes
 from ckptfs.mount.collector import Collector
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.handles import Handles
@@ -113,10 +114,13 @@ class _Session:
                 *(self._tree, collector, self._committer, offload), optimizing=self._options.optimize
             )
             readahead = ReadAhead(self._tree.reader, work, offload)
+            access_times = AccessTimes(self._tree)
             handles = Handles(
-                self._tree, self._jobs, self._committer, offload, readahead, self._versions.touched, idle.busy
+                *(self._tree, self._jobs, self._committer, offload, readahead, access_times),
+                self._versions.touched,
+                idle.busy,
             )
-            operations = Operations(self._tree, self._nodes, handles, self._committer, self._versions)
+            operations = Operations(self._tree, self._nodes, handles, access_times, self._committer, self._versions)
             listener = protocol.listen(self._options.store)
             try:
                 self._mount(operations)
