@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
-from ckptfs.config import MIB
-from ckptfs.errors import NoSpaceError
+from ckptfs.errors import CkptfsError
 from ckptfs.mount import process
 from ckptfs.mount.accesstimes import AccessTimes
 from ckptfs.mount.committer import Committer
@@ -21,6 +20,7 @@ from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node
 from ckptfs.mount.offload import Offload
 from ckptfs.mount.readahead import Front, ReadAhead
+from ckptfs.mount.room import Room
 from ckptfs.tree import Tree
 from ckptfs.tree.content import FileContent
 from ckptfs.tree.files import OpenFile
@@ -30,10 +30,6 @@ from ckptfs.tree.reader import Bytes
 from ckptfs.tree.stream import PIECE_SIZE
 
 log = logging.getLogger(__name__)
-
-
-ROOM_ONCE = 16 * MIB
-"""After so many bytes at the latest the disk below is asked again how much it takes."""
 
 
 @dataclass(slots=True)
@@ -63,6 +59,7 @@ class Handles:
         offload: Offload,
         readahead: ReadAhead,
         access_times: AccessTimes,
+        room: Room,
         touched: Callable[[], None],
         busy: Callable[[], None],
     ) -> None:
@@ -73,12 +70,11 @@ class Handles:
         self._offload = offload
         self._readahead = readahead
         self._access_times = access_times
+        self._room = room
         self._touched = touched
         self._busy = busy
         self._handles: dict[int, Handle] = {}
         self._numbers = count(1)
-        self._room = 0
-        """Bytes that may still be accepted before somebody looks at the disk below again."""
 
     @property
     def buffered(self) -> int:
@@ -152,26 +148,25 @@ class Handles:
         handle = self._handles[number]
         if handle.file is None:
             fail(errno.EBADF)
-        if len(data) > self._room:
-            self._find_room(handle.file, len(data))
-        self._room -= len(data)
+        if not self._room.take(len(data)):
+            await self._make_room(handle.file, len(data))
         self._files.write(handle.file, offset, data)
         if handle.content.buffered >= PIECE_SIZE:
             await self._jobs.accept(handle.file)
 
-    def _find_room(self, file: OpenFile, size: int) -> None:
-        """Look how much the disk below still takes; NoSpaceError, sticky, where `size` bytes are too many.
+    async def _make_room(self, file: OpenFile, size: int) -> None:
+        """Make room on the disk below for `size` bytes; NoSpaceError, sticky, where there is none to be made.
 
-        A write is refused rather than accepted and lost. That may be one from the kernel's cache, which nobody waits
-        for: so the error stays with the file, whose content is torn.
+        The bytes may come from the kernel's cache, for which nobody waits: so the error stays with the file, whose
+        content is torn. Nothing overtakes them meanwhile: the kernel has one write under way for each range.
         """
-        free = self._tree.store.room() - self._jobs.buffered - size
-        if free < 0:
-            file.raise_error()
-            file.error = NoSpaceError(f"the disk below the store is full: {self._tree.store.path}")
-            log.error("%s cannot be written: %s", self._tree.names.path(file.ino), file.error)
-            raise file.error
-        self._room = size + min(free // 2, ROOM_ONCE)
+        file.raise_error()
+        try:
+            await self._room.make(size)
+        except (CkptfsError, OSError) as error:
+            file.error = error
+            log.error("%s cannot be written: %s", self._tree.names.path(file.ino), error)
+            raise
 
     async def flush(self, number: int) -> None:
         """Store what was written, and commit it if the process that opened the file has it open no more."""

@@ -33,6 +33,7 @@ from ckptfs.mount.operations import Operations
 from ckptfs.mount.options import MountOptions
 from ckptfs.mount.protocol import Request
 from ckptfs.mount.readahead import ReadAhead, raise_kernel_readahead
+from ckptfs.mount.room import Room
 from ckptfs.mount.versions import MountedVersions
 from ckptfs.retention import parse_policy
 from ckptfs.store import ChunkStore, kernels
@@ -105,10 +106,12 @@ class _Session:
             self._jobs = Jobs(self._tree, work, offload)
             self._committer = Committer(self._store, offload)
             collector = Collector(self._tree, self._jobs, self._committer, offload)
+            policy = parse_policy(self._options.keep) if self._options.keep else None
             self._versions = MountedVersions(
                 *(self._tree, self._nodes, self._jobs, self._committer, collector, offload),
                 self._options.settle,
-                parse_policy(self._options.keep) if self._options.keep else None,
+                None if self._options.prune_when_full else policy,
+                policy if self._options.prune_when_full else None,
             )
             self._idle = idle = Idle(
                 *(self._tree, collector, self._committer, offload), optimizing=self._options.optimize
@@ -117,6 +120,7 @@ class _Session:
             access_times = AccessTimes(self._tree)
             handles = Handles(
                 *(self._tree, self._jobs, self._committer, offload, readahead, access_times),
+                Room(self._tree, self._jobs, collector, self._versions.give_up),
                 self._versions.touched,
                 idle.busy,
             )
