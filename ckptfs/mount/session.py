@@ -5,9 +5,11 @@ accepted is made durable before the store is let go. A kill -9 loses what was no
 """
 
 import ctypes
+import errno
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -125,13 +127,14 @@ class _Session:
                 idle.busy,
             )
             operations = Operations(self._tree, self._nodes, handles, access_times, self._committer, self._versions)
-            listener = protocol.listen(self._options.store)
+            listener = self._listen()
             try:
                 self._mount(operations)
                 try:
                     async with trio.open_nursery() as service:
                         service.start_soon(self._stop_on_signal)
-                        service.start_soon(control.serve, listener, self._carry_out)
+                        if listener is not None:
+                            service.start_soon(control.serve, listener, self._carry_out)
                         if not self._options.read_only:
                             for task in (self._committer.run, self._versions.run, idle.run):
                                 service.start_soon(_keep_running, task)
@@ -141,12 +144,22 @@ class _Session:
                 finally:
                     pyfuse3.close(unmount=True)
             finally:
-                listener.close()
-                with protocol.control_address(self._options.store) as address, suppress(OSError):
-                    os.unlink(address)
+                if listener is not None:
+                    listener.close()
+                    with protocol.control_address(self._options.store) as address, suppress(OSError):
+                        os.unlink(address)
             notify.stopping(f"{self._options.mountpoint} is unmounted, writing the last of it")
             if not self._options.read_only:
                 await self._finish()
+
+    def _listen(self) -> socket.socket | None:
+        """Return the listening control socket; None on a read-only disk, where commands read the store themselves."""
+        try:
+            return protocol.listen(self._options.store)
+        except OSError as error:
+            if self._options.read_only and error.errno == errno.EROFS:
+                return None
+            raise
 
     def _mount(self, operations: Operations) -> None:
         options = set(pyfuse3.default_options)
