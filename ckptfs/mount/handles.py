@@ -137,7 +137,7 @@ class Handles:
         """Return up to `size` bytes at `offset`; DamagedError."""
         self._busy()
         handle = self._handles[number]
-        if handle.moves_atime and handle.file is not None:
+        if handle.moves_atime and handle.file is not None and handle.file.detached is None:
             self._access_times.note(handle.file.ino)
             handle.moves_atime = handle.file.writers > 0  # else nothing makes it due again while this handle is open
         return await self._readahead.read(handle.fronts, handle.content, offset, size)
