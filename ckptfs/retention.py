@@ -69,7 +69,7 @@ class Policy:
             # Every period is asked, since each one counts what it keeps; so is the oldest, to reach back furthest.
             kept = [period.keeps(version, is_oldest=version is versions[0]) for period in periods]
             kept.append(bool(self.within) and version.created_ns >= since_ns)
-            kept.append(self.named and _is_named(version))
+            kept.append(self.named and is_named(version))
             if not any(kept):
                 removable.append(version)
         return removable[::-1]
@@ -97,7 +97,7 @@ def _local(version: Version) -> datetime:
     return datetime.fromtimestamp(version.created_ns // 1_000_000_000).astimezone()
 
 
-def _is_named(version: Version) -> bool:
+def is_named(version: Version) -> bool:
     """Tell whether somebody gave the version its name or a label; those that rollbacks get do not count."""
     return version.trigger == "manual" and bool(version.label or not _TIME_NAME.fullmatch(version.name))
 

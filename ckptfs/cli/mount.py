@@ -23,6 +23,7 @@ from ckptfs.errors import (
     StoreInUseError,
     StoreReadOnlyError,
     StoreVersionError,
+    UsageError,
 )
 from ckptfs.mount import daemonize, mountinfo, notify
 from ckptfs.mount.options import STORE_SUFFIX, MountOptions, check, default_store
@@ -48,6 +49,7 @@ def add_parser(subparsers: Subparsers) -> None:
             "ckptfs mount /ckpt --store /data/ckpt-store",
             "ckptfs mount /ckpt --foreground --settle 5  # stay; Ctrl-C unmounts",
             "ckptfs mount /ckpt --keep last=20,daily=7   # delete other versions, but named ones, by itself",
+            "ckptfs mount /ckpt --keep last=5 --on-full prune  # and that only when the disk is full",
         ),
         errors=(
             MountpointError,
@@ -80,6 +82,13 @@ def add_parser(subparsers: Subparsers) -> None:
         help="which versions to keep after each completed save, like last=20,hourly=24,daily=7,weekly=4,within=3d; "
         "named=no gives up named ones too (default: all; see `ckptfs prune`)",
     )
+    parser.add_argument(
+        "--on-full",
+        choices=("refuse", "prune"),
+        default="refuse",
+        help="what to do when the disk below is full: refuse to save, or first delete versions that --keep does not "
+        "keep, oldest automatic ones first, which then stay until that happens (default: %(default)s)",
+    )
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as far as file modes allow")
     parser.add_argument("--read-only", action="store_true", help="change nothing in the store")
     parser.add_argument(
@@ -95,8 +104,12 @@ def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
     mountpoint = mountinfo.resolve_mountpoint(args.mountpoint)
     store = os.path.realpath(args.store) if args.store else default_store(mountpoint)
+    if args.on_full == "prune" and args.keep is None:
+        raise UsageError("--on-full prune needs --keep POLICY, which says what to keep then; see `ckptfs mount --help`")
     options = MountOptions(
-        mountpoint, store, args.settle, args.allow_other, args.read_only, args.keep, optimize=args.optimize
+        *(mountpoint, store, args.settle, args.allow_other, args.read_only, args.keep),
+        optimize=args.optimize,
+        prune_when_full=args.on_full == "prune",
     )
     if not args.foreground:
         _prepare(options)
@@ -162,6 +175,7 @@ def _foreground_command(options: MountOptions) -> list[str]:
         *(sys.executable, "-P", "-m", "ckptfs", "mount", options.mountpoint),
         *("--foreground", "--store", options.store, "--settle", str(options.settle)),
         *(["--keep", options.keep] if options.keep else []),
+        *(["--on-full", "prune"] if options.prune_when_full else []),
         *(["--allow-other"] if options.allow_other else []),
         *(["--read-only"] if options.read_only else []),
         *([] if options.optimize else ["--no-optimize"]),

@@ -15,7 +15,7 @@ from ckptfs.errors import DaemonError, NoMountError, UsageError
 from ckptfs.mount import mountinfo
 from ckptfs.mount.client import Client
 from ckptfs.mount.options import default_store
-from ckptfs.mount.protocol import Commands
+from ckptfs.mount.protocol import SOCKET_NAME, Commands
 from ckptfs.mount.unmount import is_dead
 
 SNAPSHOTS_NAME = ".snapshots"
@@ -64,8 +64,9 @@ def commands(target: Target, *, write: bool) -> Iterator[Commands]:
     """Give the commands of a target's store; `write` says whether they will change it."""
     if target.mountpoint is not None:
         _barrier(target.mountpoint, target.store)
-        yield Client(target.store)
-        return
+        if not _is_frozen(target.store):
+            yield Client(target.store)
+            return
     # Only now: most commands speak to a mount process and need nothing of this, which takes longer than they do.
     from ckptfs.store import ChunkStore
     from ckptfs.tree import Commands as StoreCommands
@@ -74,6 +75,12 @@ def commands(target: Target, *, write: bool) -> Iterator[Commands]:
     # Leaving the store commits what was done; a command that failed leaves it as it was.
     with ChunkStore.open(Path(target.store), read_only=not write) as store:
         yield cast(Commands, StoreCommands(Tree(store)))
+
+
+def _is_frozen(store: str) -> bool:
+    """Tell whether a store is on a read-only disk on which its mount process could not make a control socket."""
+    has_socket = os.path.lexists(os.path.join(store, SOCKET_NAME))
+    return not has_socket and bool(os.statvfs(store).f_flag & os.ST_RDONLY)
 
 
 def _barrier(mountpoint: str, store: str) -> None:

@@ -3,6 +3,9 @@
 import errno
 import logging
 import traceback
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 
@@ -24,6 +27,9 @@ VALID_SECONDS = 3600.0
 """How long the kernel may trust names and attributes: it sees every change, and rollbacks tell it."""
 DIRECTORY_SIZE = 4096
 BLOCK_SIZE = 4096
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ERRNO_OF = {
     NoSpaceError: errno.ENOSPC,
@@ -49,6 +55,21 @@ def fuse_error(error: Exception) -> pyfuse3.FUSEError:
     elif code == errno.EIO:
         log.error("%s", error)  # a full disk is logged where it was met, once, and not for every call it fails
     return pyfuse3.FUSEError(code)
+
+
+def answered(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Make a handler fail with the errno of whatever it raises."""
+
+    @wraps(handler)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:
+            raise fuse_error(error) from error
+
+    return wrapper
 
 
 def entry_attributes(node_id: int, inode: Inode, valid_seconds: float = VALID_SECONDS) -> pyfuse3.EntryAttributes:

@@ -12,14 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
-from ckptfs.config import MIB
-from ckptfs.errors import NoSpaceError
+from ckptfs.errors import CkptfsError
 from ckptfs.mount import process
+from ckptfs.mount.accesstimes import AccessTimes
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node
 from ckptfs.mount.offload import Offload
 from ckptfs.mount.readahead import Front, ReadAhead
+from ckptfs.mount.room import Room
 from ckptfs.tree import Tree
 from ckptfs.tree.content import FileContent
 from ckptfs.tree.files import OpenFile
@@ -30,19 +31,20 @@ from ckptfs.tree.stream import PIECE_SIZE
 
 log = logging.getLogger(__name__)
 
-ROOM_ONCE = 16 * MIB
-"""After so many bytes at the latest the disk below is asked again how much it takes."""
-
 
 @dataclass(slots=True)
 class Handle:
-    """One open of a file; `file` is None in a snapshot. `process` is the writer's, 0 if unknown."""
+    """One open of a file; `file` is None in a snapshot. `process` is the writer's, 0 if unknown.
+
+    `moves_atime`: the next read may move the file's access time.
+    """
 
     content: FileContent
     file: OpenFile | None
     writing: bool
     appending: bool
     process: int
+    moves_atime: bool = False
     fronts: list[Front] = field(default_factory=list)
 
 
@@ -56,6 +58,8 @@ class Handles:
         committer: Committer,
         offload: Offload,
         readahead: ReadAhead,
+        access_times: AccessTimes,
+        room: Room,
         touched: Callable[[], None],
         busy: Callable[[], None],
     ) -> None:
@@ -65,12 +69,12 @@ class Handles:
         self._committer = committer
         self._offload = offload
         self._readahead = readahead
+        self._access_times = access_times
+        self._room = room
         self._touched = touched
         self._busy = busy
         self._handles: dict[int, Handle] = {}
         self._numbers = count(1)
-        self._room = 0
-        """Bytes that may still be accepted before somebody looks at the disk below again."""
 
     @property
     def buffered(self) -> int:
@@ -86,7 +90,9 @@ class Handles:
         """Open a file that was just created, for the thread that creates it."""
         appending = bool(flags & os.O_APPEND)
         file = self._files.open(inode, writing=True, appending=appending)
-        return self._add(Handle(file.content, file, True, appending, process.process_of_thread(thread)))
+        return self._add(
+            Handle(file.content, file, True, appending, process.process_of_thread(thread), moves_atime=True)
+        )
 
     async def open(self, node: Node, flags: int, thread: int) -> int:
         """Open a file; EROFS for writing in a snapshot."""
@@ -99,14 +105,13 @@ class Handles:
         appending = writing and bool(flags & os.O_APPEND)
         file = self._files.open(self._tree.attributes(node.ino), writing=writing, appending=appending)
         writer = process.process_of_thread(thread) if writing else 0
-        if flags & os.O_TRUNC and file.content.size:
+        if flags & os.O_TRUNC:
             try:
-                await self._jobs.idle(file)
-                self._files.truncate(file, 0)
+                await self._resize(file, 0)
             except BaseException:
                 await self._close_writer(file, appending=appending)
                 raise
-        return self._add(Handle(file.content, file, writing, appending, writer))
+        return self._add(Handle(file.content, file, writing, appending, writer, moves_atime=not flags & os.O_NOATIME))
 
     async def truncate(self, ino: int, size: int) -> None:
         """Set the size of a live file; that of a file nobody writes is a version at once."""
@@ -115,16 +120,26 @@ class Handles:
             fail(errno.EISDIR if inode.is_dir else errno.EINVAL)
         file = self._files.open(inode, writing=True)
         try:
-            await self._jobs.idle(file)
-            if size != file.content.size:
-                self._files.truncate(file, size)
+            await self._resize(file, size)
         finally:
             await self._close_writer(file, appending=False)
+
+    async def _resize(self, file: OpenFile, size: int) -> None:
+        """Set the size of an open file; where it has that size already, only its times change."""
+        await self._jobs.idle(file)
+        if size != file.content.size:
+            self._files.truncate(file, size)
+        else:
+            self._files.touch(file)
+            self._touched()
 
     async def read(self, number: int, offset: int, size: int) -> Bytes:
         """Return up to `size` bytes at `offset`; DamagedError."""
         self._busy()
         handle = self._handles[number]
+        if handle.moves_atime and handle.file is not None and handle.file.detached is None:
+            self._access_times.note(handle.file.ino)
+            handle.moves_atime = handle.file.writers > 0  # else nothing makes it due again while this handle is open
         return await self._readahead.read(handle.fronts, handle.content, offset, size)
 
     async def write(self, number: int, offset: int, data: bytes) -> None:
@@ -133,26 +148,25 @@ class Handles:
         handle = self._handles[number]
         if handle.file is None:
             fail(errno.EBADF)
-        if len(data) > self._room:
-            self._find_room(handle.file, len(data))
-        self._room -= len(data)
+        if not self._room.take(len(data)):
+            await self._make_room(handle.file, len(data))
         self._files.write(handle.file, offset, data)
         if handle.content.buffered >= PIECE_SIZE:
             await self._jobs.accept(handle.file)
 
-    def _find_room(self, file: OpenFile, size: int) -> None:
-        """Look how much the disk below still takes; NoSpaceError, sticky, where `size` bytes are too many.
+    async def _make_room(self, file: OpenFile, size: int) -> None:
+        """Make room on the disk below for `size` bytes; NoSpaceError, sticky, where there is none to be made.
 
-        A write is refused rather than accepted and lost. That may be one from the kernel's cache, which nobody waits
-        for: so the error stays with the file, whose content is torn.
+        The bytes may come from the kernel's cache, for which nobody waits: so the error stays with the file, whose
+        content is torn. Nothing overtakes them meanwhile: the kernel has one write under way for each range.
         """
-        free = self._tree.store.room() - self._jobs.buffered - size
-        if free < 0:
-            file.raise_error()
-            file.error = NoSpaceError(f"the disk below the store is full: {self._tree.store.path}")
-            log.error("%s cannot be written: %s", self._tree.names.path(file.ino), file.error)
-            raise file.error
-        self._room = size + min(free // 2, ROOM_ONCE)
+        file.raise_error()
+        try:
+            await self._room.make(size)
+        except (CkptfsError, OSError) as error:
+            file.error = error
+            log.error("%s cannot be written: %s", self._tree.names.path(file.ino), error)
+            raise
 
     async def flush(self, number: int) -> None:
         """Store what was written, and commit it if the process that opened the file has it open no more."""

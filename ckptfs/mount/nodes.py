@@ -49,6 +49,7 @@ class Nodes:
         self._ids: dict[Node, int] = {}
         self._lookups: dict[int, int] = {}
         self._next_id = count(FIRST_MAPPED_ID)
+        tree.names.users.append(lambda ino: self.node_id(Node(ino, LIVE)) in self._lookups)
 
     def resolve(self, node_id: int) -> Node:
         """Return what a node id means; ESTALE once its snapshot is deleted."""
@@ -93,6 +94,8 @@ class Nodes:
                 del self._nodes[node_id]
                 if self._ids.get(node) == node_id:
                     del self._ids[node]
+            else:
+                self._tree.names.forget(node.ino)
 
     def retire(self, ino: int, epoch: int) -> None:
         """Let the id of a live inode mean its content in the snapshot `epoch`, and give the live inode a new one."""

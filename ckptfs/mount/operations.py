@@ -8,22 +8,22 @@ order, also after the last close.
 import errno
 import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
-from functools import wraps
-from itertools import count
-from typing import Any, ParamSpec, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
 
 import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, InodeT, ModeT, RequestContext
 
-from ckptfs.mount.attributes import BLOCK_SIZE, VALID_SECONDS, entry_attributes, fuse_error
+from ckptfs.mount.accesstimes import AccessTimes
+from ckptfs.mount.attributes import BLOCK_SIZE, VALID_SECONDS, answered, entry_attributes
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.handles import Handles
+from ckptfs.mount.listings import Listings
 from ckptfs.mount.nodes import LATEST_NODE, ROOT_NODE, SNAPSHOTS_NODE, Node, Nodes
 from ckptfs.tree import Tree
-from ckptfs.tree.inode import ROOT_INO, Inode
+from ckptfs.tree.inode import ROOT_INO, TIME_MAX_NS, TIME_MIN_NS, Inode
 from ckptfs.tree.namespace import NAME_MAX, Owner, fail
 from ckptfs.tree.reader import Bytes
 from ckptfs.tree.rows import LIVE
@@ -46,31 +46,9 @@ class Versions(Protocol):
         """Note that the tree has changed, so that journal and automatic snapshot follow."""
 
 
-@dataclass(slots=True)
-class Listing:
-    """One open of a directory: its entries as they were when reading began at the front."""
-
-    node: Node
-    entries: list[tuple[bytes, Node]]
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def answered(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Make a handler fail with the errno of whatever it raises."""
-
-    @wraps(handler)
-    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return await handler(*args, **kwargs)
-        except pyfuse3.FUSEError:
-            raise
-        except Exception as error:
-            raise fuse_error(error) from error
-
-    return wrapper
+def _stored_time(time_ns: int) -> int:
+    """Return the nearest time that an inode can have; ext4 also takes the nearest for one beyond its range."""
+    return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)
 
 
 class Operations(pyfuse3.Operations):
@@ -80,17 +58,25 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, tree: Tree, nodes: Nodes, handles: Handles, committer: Committer, versions: Versions) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        nodes: Nodes,
+        handles: Handles,
+        access_times: AccessTimes,
+        committer: Committer,
+        versions: Versions,
+    ) -> None:
         super().__init__()
         self._tree = tree
         self._names = tree.names
         self._files = tree.files
         self._nodes = nodes
         self._handles = handles
+        self._access_times = access_times
         self._committer = committer
         self._versions = versions
-        self._listings: dict[int, Listing] = {}
-        self._next_listing = count(1)
+        self._listings = Listings(tree, nodes, self._attributes)
         self.begun = trio.Event()
         """Set when the kernel has got to know this filesystem."""
 
@@ -112,7 +98,13 @@ class Operations(pyfuse3.Operations):
             target = os.fsencode(latest.name)
             root = self._tree.attributes(ROOT_INO)
             return replace(root, mode=stat.S_IFLNK | 0o777, nlink=1, size=len(target), target=target)
-        return self._tree.attributes(node.ino, node.epoch)
+        inode = self._tree.attributes(node.ino, node.epoch)
+        return self._access_times.applied_to(inode) if node.is_live else inode
+
+    def _note_access(self, node: Node) -> None:
+        """Note that a directory or a symbolic link is read."""
+        if node.is_live and node not in (SNAPSHOTS_NODE, LATEST_NODE):
+            self._access_times.note(node.ino)
 
     def _attributes(self, node: Node) -> EntryAttributes:
         virtual = node in (SNAPSHOTS_NODE, LATEST_NODE)
@@ -184,30 +176,35 @@ class Operations(pyfuse3.Operations):
         ino = self._writable(inode)
         if fields.update_size:
             await self._handles.truncate(ino, attr.st_size)
-        file = self._files.get(ino)
-        if fields.update_mtime and file and file.dirty:
-            file.mtime_ns = attr.st_mtime_ns  # it becomes the version's when the file is committed
-        known = (file and file.unlinked) or self._names.inode(ino)
-        changed = replace(
-            known,
-            mode=stat.S_IFMT(known.mode) | stat.S_IMODE(attr.st_mode) if fields.update_mode else known.mode,
-            uid=attr.st_uid if fields.update_uid else known.uid,
-            gid=attr.st_gid if fields.update_gid else known.gid,
-            atime_ns=attr.st_atime_ns if fields.update_atime else known.atime_ns,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime and not (file and file.dirty) else known.mtime_ns,
-        )
-        if changed != known:
-            changed = replace(changed, ctime_ns=attr.st_ctime_ns if fields.update_ctime else self._tree.wall_ns())
-            if file and file.unlinked:
-                file.unlinked = changed
-            else:
-                self._names.change_attributes(changed)
-                self._versions.touched()
+            if not (fields.update_mode or fields.update_uid or fields.update_gid or fields.update_mtime):
+                return self._attributes(Node(ino, LIVE))
+        self._change_attributes(ino, attr, fields)
         return self._attributes(Node(ino, LIVE))
+
+    def _change_attributes(self, ino: int, attr: EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+        file = self._files.get(ino)
+        inode = self._access_times.applied_to(self._names.inode(ino))
+        mtime_ns = _stored_time(attr.st_mtime_ns) if fields.update_mtime else inode.mtime_ns
+        if fields.update_mtime and file and file.dirty:
+            file.mtime_ns, mtime_ns = mtime_ns, inode.mtime_ns  # it becomes the version's when the file is committed
+        changed = replace(
+            inode,
+            mode=stat.S_IFMT(inode.mode) | stat.S_IMODE(attr.st_mode) if fields.update_mode else inode.mode,
+            uid=attr.st_uid if fields.update_uid else inode.uid,
+            gid=attr.st_gid if fields.update_gid else inode.gid,
+            atime_ns=_stored_time(attr.st_atime_ns) if fields.update_atime else inode.atime_ns,
+            mtime_ns=mtime_ns,
+            ctime_ns=self._tree.wall_ns(),
+        )
+        self._access_times.forget(ino)
+        self._names.change_attributes(changed)
+        self._versions.touched()
 
     @answered
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
-        return FileNameT(self._inode(self._nodes.resolve(inode)).target)
+        node = self._nodes.resolve(inode)
+        self._note_access(node)
+        return FileNameT(self._inode(node).target)
 
     # Names
 
@@ -285,36 +282,17 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        handle = next(self._next_listing)
-        self._listings[handle] = Listing(self._nodes.resolve(inode), [])
-        return FileHandleT(handle)
-
-    def _list(self, node: Node) -> list[tuple[bytes, Node]]:
-        if node == SNAPSHOTS_NODE:
-            snapshots = self._tree.snapshots.all()
-            found = [(os.fsencode(snapshot.name), Node(ROOT_INO, snapshot.id)) for snapshot in snapshots]
-            return [*found, (os.fsencode(LATEST), LATEST_NODE)] if found else []
-        return [(name, Node(entry.ino, node.epoch)) for name, entry in self._names.entries(node.ino, node.epoch)]
+        return FileHandleT(self._listings.open(self._nodes.resolve(inode)))
 
     @answered
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        listing = self._listings[fh]
         if start_id == 0:
-            listing.entries = [(b".", listing.node), (b"..", listing.node), *self._list(listing.node)]
-        for index in range(start_id, len(listing.entries)):
-            name, node = listing.entries[index]
-            try:
-                attributes = self._attributes(node)
-            except OSError:
-                continue  # gone since the directory was opened
-            if not pyfuse3.readdir_reply(token, FileNameT(name), attributes, index + 1):
-                return
-            if index > 1:  # the kernel does not look up the two that name the directory itself
-                self._nodes.looked_up(attributes.st_ino)
+            self._note_access(self._listings.node(fh))
+        self._listings.read(fh, start_id, token)
 
     @answered
     async def releasedir(self, fh: FileHandleT) -> None:
-        del self._listings[fh]
+        self._listings.close(fh)
 
     @answered
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
@@ -340,10 +318,13 @@ class Operations(pyfuse3.Operations):
     @answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         node = self._nodes.resolve(inode)
+        moves_atime = node.is_live and not flags & os.O_NOATIME and self._access_times.is_due(node.ino)
         number = await self._handles.open(node, flags, ctx.pid)
         if flags & os.O_TRUNC and ctx.uid:
             await self._remove_privileges(node)
         info = self._opened(number, flags)
+        if moves_atime and not info.direct_io:
+            info.keep_cache = False  # of a read that the kernel answers alone nobody would hear
         if self._tree.attributes(node.ino, node.epoch).mode & (stat.S_ISUID | stat.S_ISGID):
             info.direct_io = False  # past its page cache the kernel would leave the bits as they are
         return info
@@ -408,19 +389,19 @@ class Operations(pyfuse3.Operations):
     @answered
     async def getxattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, ctx: RequestContext) -> bytes:
         node = self._attributed(inode)
-        return self._names.get_xattr(node.ino, name, node.epoch)
+        return self._tree.xattrs.get(node.ino, name, node.epoch)
 
     @answered
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[pyfuse3.XAttrNameT]:
         node = self._nodes.resolve(inode)
-        return [pyfuse3.XAttrNameT(name) for name in self._names.list_xattrs(node.ino, node.epoch)]
+        return [pyfuse3.XAttrNameT(name) for name in self._tree.xattrs.names(node.ino, node.epoch)]
 
     @answered
     async def setxattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, value: bytes, ctx: RequestContext) -> None:
-        self._names.set_xattr(self._writable(inode), name, value)
+        self._tree.xattrs.set(self._writable(inode), name, value)
         self._versions.touched()
 
     @answered
     async def removexattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, ctx: RequestContext) -> None:
-        self._names.remove_xattr(self._writable(inode), name)
+        self._tree.xattrs.remove(self._writable(inode), name)
         self._versions.touched()

@@ -24,7 +24,8 @@ STORE_SUFFIX = ".store"
 class MountOptions:
     """One mount. Both paths are absolute with symbolic links resolved; `settle` is in seconds.
 
-    `keep` is the policy for versions (`retention.parse_policy`), applied after each automatic snapshot; None keeps all.
+    `keep` is the policy for versions (`retention.parse_policy`), applied after each automatic snapshot or, with
+    `prune_when_full`, when the disk below is full; None keeps all.
     """
 
     mountpoint: str
@@ -34,6 +35,7 @@ class MountOptions:
     read_only: bool = False
     keep: str | None = None
     optimize: bool = True
+    prune_when_full: bool = False
 
 
 def default_store(mountpoint: str) -> str:

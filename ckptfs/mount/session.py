@@ -5,9 +5,11 @@ accepted is made durable before the store is let go. A kill -9 loses what was no
 """
 
 import ctypes
+import errno
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -21,6 +23,7 @@ import trio
 from ckptfs.config import MIB
 from ckptfs.errors import FuseError
 from ckptfs.mount import control, notify, protocol
+from ckptfs.mount.accesstimes import AccessTimes
 from ckptfs.mount.collector import Collector
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.handles import Handles
@@ -32,6 +35,7 @@ from ckptfs.mount.operations import Operations
 from ckptfs.mount.options import MountOptions
 from ckptfs.mount.protocol import Request
 from ckptfs.mount.readahead import ReadAhead, raise_kernel_readahead
+from ckptfs.mount.room import Room
 from ckptfs.mount.versions import MountedVersions
 from ckptfs.retention import parse_policy
 from ckptfs.store import ChunkStore, kernels
@@ -104,26 +108,33 @@ class _Session:
             self._jobs = Jobs(self._tree, work, offload)
             self._committer = Committer(self._store, offload)
             collector = Collector(self._tree, self._jobs, self._committer, offload)
+            policy = parse_policy(self._options.keep) if self._options.keep else None
             self._versions = MountedVersions(
                 *(self._tree, self._nodes, self._jobs, self._committer, collector, offload),
                 self._options.settle,
-                parse_policy(self._options.keep) if self._options.keep else None,
+                None if self._options.prune_when_full else policy,
+                policy if self._options.prune_when_full else None,
             )
             self._idle = idle = Idle(
                 *(self._tree, collector, self._committer, offload), optimizing=self._options.optimize
             )
             readahead = ReadAhead(self._tree.reader, work, offload)
+            access_times = AccessTimes(self._tree)
             handles = Handles(
-                self._tree, self._jobs, self._committer, offload, readahead, self._versions.touched, idle.busy
+                *(self._tree, self._jobs, self._committer, offload, readahead, access_times),
+                Room(self._tree, self._jobs, collector, self._versions.give_up),
+                self._versions.touched,
+                idle.busy,
             )
-            operations = Operations(self._tree, self._nodes, handles, self._committer, self._versions)
-            listener = protocol.listen(self._options.store)
+            operations = Operations(self._tree, self._nodes, handles, access_times, self._committer, self._versions)
+            listener = self._listen()
             try:
                 self._mount(operations)
                 try:
                     async with trio.open_nursery() as service:
                         service.start_soon(self._stop_on_signal)
-                        service.start_soon(control.serve, listener, self._carry_out)
+                        if listener is not None:
+                            service.start_soon(control.serve, listener, self._carry_out)
                         if not self._options.read_only:
                             for task in (self._committer.run, self._versions.run, idle.run):
                                 service.start_soon(_keep_running, task)
@@ -133,12 +144,22 @@ class _Session:
                 finally:
                     pyfuse3.close(unmount=True)
             finally:
-                listener.close()
-                with protocol.control_address(self._options.store) as address, suppress(OSError):
-                    os.unlink(address)
+                if listener is not None:
+                    listener.close()
+                    with protocol.control_address(self._options.store) as address, suppress(OSError):
+                        os.unlink(address)
             notify.stopping(f"{self._options.mountpoint} is unmounted, writing the last of it")
             if not self._options.read_only:
                 await self._finish()
+
+    def _listen(self) -> socket.socket | None:
+        """Return the listening control socket; None on a read-only disk, where commands read the store themselves."""
+        try:
+            return protocol.listen(self._options.store)
+        except OSError as error:
+            if self._options.read_only and error.errno == errno.EROFS:
+                return None
+            raise
 
     def _mount(self, operations: Operations) -> None:
         options = set(pyfuse3.default_options)

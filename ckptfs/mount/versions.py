@@ -20,7 +20,7 @@ from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node, Nodes
 from ckptfs.mount.offload import Offload
 from ckptfs.mount.protocol import Request
-from ckptfs.retention import Policy
+from ckptfs.retention import Policy, is_named
 from ckptfs.tree import Commands, Tree
 from ckptfs.tree.rollback import RollbackResult
 from ckptfs.tree.rows import LIVE
@@ -44,6 +44,7 @@ class MountedVersions:
         offload: Offload,
         settle: float,
         policy: Policy | None,
+        policy_when_full: Policy | None,
     ) -> None:
         self._tree = tree
         self._nodes = nodes
@@ -53,6 +54,7 @@ class MountedVersions:
         self._offload = offload
         self._settle = settle
         self._policy = policy
+        self._policy_when_full = policy_when_full
         self._commands = Commands(tree)
         self._due_sooner = trio.Event()
         self._asleep_until = math.inf
@@ -97,6 +99,22 @@ class MountedVersions:
             for snapshot in self._policy.removable(self._tree.snapshots.all()):
                 self._tree.snapshots.delete(snapshot)
                 log.info("snapshot %d %s deleted, the policy does not keep it", snapshot.id, snapshot.name)
+
+    def give_up(self, count: int) -> int:
+        """Delete up to `count` versions because the disk is full, oldest automatic ones first; return how many.
+
+        Versions that the policy for this case keeps stay, and so do those with a name or a label in any case.
+        """
+        if self._policy_when_full is None:
+            return 0
+        removable = [
+            each for each in self._policy_when_full.removable(self._tree.snapshots.all()) if not is_named(each)
+        ]
+        removable.sort(key=lambda snapshot: (snapshot.trigger != "auto", snapshot.id))
+        for snapshot in removable[:count]:
+            self._tree.snapshots.delete(snapshot)
+            log.info("snapshot %d %s deleted, the disk is full", snapshot.id, snapshot.name)
+        return len(removable[:count])
 
     @staticmethod
     def _report(snapshot: Snapshot) -> None:

@@ -9,7 +9,7 @@ owns the tables.
 import errno
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from weakref import WeakSet
 
 from ckptfs.config import KIB
@@ -31,7 +31,7 @@ LOG_RATE = 64 * KIB
 
 @dataclass(slots=True, eq=False)
 class OpenFile:
-    """One inode that somebody has open. `unlinked` holds its attributes once its last name is gone."""
+    """One inode that somebody has open. `unlinked`: its last name is gone."""
 
     ino: int
     content: FileContent
@@ -51,9 +51,9 @@ class OpenFile:
     """Bytes written since the file was opened first."""
     written_before: int = 0
     """Those of them that belong to versions committed since."""
-    unlinked: Inode | None = None
-    detached: bool = field(default=False)
-    """Whether a rollback has put another content in this file's place; it stays readable as it was."""
+    unlinked: bool = False
+    detached: Inode | None = None
+    """The attributes of before, once a rollback has put another content in this file's place; it stays readable."""
 
     @property
     def appended(self) -> bool:
@@ -80,6 +80,7 @@ class Files:
         self._open: dict[int, OpenFile] = {}
         self._contents: WeakSet[FileContent] = WeakSet()
         namespace.on_unlinked = self._note_unlinked
+        namespace.users.append(self._open.__contains__)
 
     def __iter__(self) -> Iterator[OpenFile]:
         return iter(list(self._open.values()))
@@ -101,9 +102,11 @@ class Files:
         return list(self._contents)
 
     def open(self, inode: Inode, *, writing: bool, appending: bool = False) -> OpenFile:
-        """Open a file of the live tree once more."""
+        """Open a file of the live tree once more; ESTALE where its last name and the last who had it open are gone."""
         file = self._open.get(inode.ino)
         if file is None:
+            if inode.nlink == 0:
+                fail(errno.ESTALE, inode.ino)
             file = OpenFile(inode.ino, self.load(inode), self._monotonic())
             file.dirty = inode.flags == UNCOMMITTED  # just created: even without a write, its close makes a version
             self._open[inode.ino] = file
@@ -114,7 +117,7 @@ class Files:
 
     def attributes(self, file: OpenFile) -> Inode:
         """Return the attributes of an open file as its users see them now."""
-        inode = file.unlinked or self._names.inode(file.ino)
+        inode = file.detached or self._names.inode(file.ino)
         if not file.dirty:
             return inode
         mtime = file.mtime_ns or inode.mtime_ns
@@ -138,6 +141,14 @@ class Files:
         file.replaced = file.replaced or size == 0
         file.content.truncate(size)
         self._mark_dirty(file, 0)
+
+    def touch(self, file: OpenFile) -> None:
+        """Note a change that leaves an open file's content as it is, such as a truncation to the size that it has."""
+        now = self._names.now_ns()
+        if file.dirty:
+            file.mtime_ns = now  # it becomes the version's when the file is committed
+        else:
+            self._names.change_attributes(replace(self._names.inode(file.ino), mtime_ns=now, ctime_ns=now))
 
     def _mark_dirty(self, file: OpenFile, size: int) -> None:
         if not file.dirty:
@@ -225,15 +236,17 @@ class Files:
         file.appenders -= appending
         if file.handles == 0 and self._open.get(file.ino) is file:
             del self._open[file.ino]
+            if file.unlinked:
+                self._names.forget(file.ino)
 
     def detach(self, ino: int) -> None:
         """Let go of an open file whose place a rollback gives to another content."""
         file = self._open.pop(ino, None)
         if file is not None:
-            file.unlinked = self.attributes(file)
-            file.detached = True
+            file.detached = self.attributes(file)
+            file.unlinked = True
 
-    def _note_unlinked(self, inode: Inode) -> None:
-        file = self._open.get(inode.ino)
+    def _note_unlinked(self, ino: int) -> None:
+        file = self._open.get(ino)
         if file is not None:
-            file.unlinked = inode
+            file.unlinked = True

@@ -13,6 +13,9 @@ UNCOMMITTED = 1
 INTERRUPTED = 2
 """Flag of a live-only row: the writer was killed, or failed, before it closed the file."""
 
+TIME_MIN_NS, TIME_MAX_NS = -(1 << 63), (1 << 63) - 1
+"""The earliest and the latest time that a row can have, in 1677 and in 2262."""
+
 INODE_STRUCT = struct.Struct("<IIIIIIQQQqqqQQ")
 _MANIFEST = struct.Struct("<72xQ")
 

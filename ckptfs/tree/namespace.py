@@ -1,9 +1,9 @@
 """Names and inodes of the live tree, and their reading at any epoch.
 
-Owns directory entries, attributes, extended attributes and link counts, and the rules that POSIX has for them.
-Knows nothing of content: a file version arrives as a finished inode. A file that was never committed has only
-live-only rows (its inode and its names), which `commit` turns into rows of the open epoch. Errors are `OSError`s
-with the errno of the call. Belongs to the thread that owns the tables.
+Owns directory entries, attributes and link counts, and the rules that POSIX has for them. Knows nothing of content: a
+file version arrives as a finished inode. A file that was never committed has only live-only rows (its inode and its
+names), which `commit` turns into rows of the open epoch. An inode that has lost its last name stays, in memory, for as
+long as somebody uses it. Errors are `OSError`s with the errno of the call. Belongs to the thread that owns the tables.
 """
 
 import errno
@@ -23,9 +23,6 @@ from ckptfs.tree.rows import LIVE, Rows, id_prefix, name_prefix, split_name_pref
 NAME_MAX = 255
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
-XATTR_CREATE = 1
-XATTR_REPLACE = 2
-XATTR_SIZE_MAX = 65536
 
 DIRENT_STRUCT = struct.Struct("<QB")
 
@@ -58,13 +55,16 @@ def decode_dirent(value: bytes) -> Dirent:
 
 
 class Namespace:
-    """The tree of names. `on_unlinked(inode)` is called when an inode loses its last name."""
+    """The tree of names. `on_unlinked(ino)` is called when an inode has lost its last name."""
 
     def __init__(self, rows: Rows, epoch: OpenEpoch, wall_ns: Callable[[], int]) -> None:
         self.rows = rows
         self.epoch = epoch
         self.now_ns = wall_ns
-        self.on_unlinked: Callable[[Inode], None] = lambda inode: None
+        self.on_unlinked: Callable[[int], None] = lambda ino: None
+        self.users: list[Callable[[int], bool]] = []
+        """Asked whether somebody uses an inode, with or without a name."""
+        self._nameless: dict[int, Inode] = {}
         self._places: dict[int, tuple[int, bytes]] = {}
         self._uncommitted_names: dict[int, set[bytes]] = {}
         for table, prefix in rows.live_only():
@@ -74,10 +74,19 @@ class Namespace:
     # Reading
 
     def inode(self, ino: int, epoch: int = LIVE) -> Inode:
-        """Return an inode as `epoch` sees it; ESTALE where it does not exist there."""
+        """Return an inode as `epoch` sees it, a live one without a name too; ESTALE where it does not exist there."""
         value = self.rows.get(Table.INODES, id_prefix(ino), epoch)
+        if value is not None:
+            return Inode.decode(ino, value)
+        if epoch == LIVE and (nameless := self._nameless.get(ino)):
+            return nameless
+        fail(errno.ESTALE, ino)
+
+    def named_inode(self, ino: int) -> Inode:
+        """Return an inode of the live tree that has a name; ENOENT."""
+        value = self.rows.get(Table.INODES, id_prefix(ino))
         if value is None:
-            fail(errno.ESTALE, ino)
+            fail(errno.ENOENT, ino)
         return Inode.decode(ino, value)
 
     def entry(self, parent: int, name: bytes, epoch: int = LIVE) -> Dirent | None:
@@ -189,7 +198,7 @@ class Namespace:
 
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
         """Give an inode one more name; EEXIST, EPERM for directories."""
-        inode = self.inode(ino)
+        inode = self.named_inode(ino)
         if inode.is_dir:
             fail(errno.EPERM, name)
         self._check_new(parent, name)
@@ -371,7 +380,9 @@ class Namespace:
         self._uncommitted_names.pop(inode.ino, None)
         self._places.pop(inode.ino, None)
         self.rows.has_garbage = True
-        self.on_unlinked(replace(inode, nlink=0))
+        if any(uses(inode.ino) for uses in self.users):
+            self._nameless[inode.ino] = replace(inode, nlink=0)
+        self.on_unlinked(inode.ino)
 
     def touch(self, directory: int, *, nlink: int = 0) -> None:
         """Note in a directory's times, and in its links, that its names changed."""
@@ -385,8 +396,10 @@ class Namespace:
             self.epoch.committed(0 if inode.is_dir else inode.ino, self.path(inode.ino), worthy=worthy)
 
     def forget(self, ino: int) -> None:
-        """Drop what is remembered of an inode that nobody uses; it is found again when needed."""
-        self._places.pop(ino, None)
+        """Drop what is remembered of an inode unless somebody uses it: its place, and all of one without a name."""
+        if not any(uses(ino) for uses in self.users):
+            self._places.pop(ino, None)
+            self._nameless.pop(ino, None)
 
     # Attributes and versions
 
@@ -405,6 +418,9 @@ class Namespace:
 
     def change_attributes(self, inode: Inode) -> None:
         """Write an inode whose attributes a caller changed, and note it; that alone asks for no snapshot."""
+        if inode.nlink == 0:
+            self._nameless[inode.ino] = inode
+            return
         self.put_inode(inode)
         self._note(inode, worthy=False)
 
@@ -431,6 +447,7 @@ class Namespace:
 
         Of `parent`, only the link that a directory adds changes.
         """
+        self._nameless.pop(inode.ino, None)
         self.put_inode(inode)
         self._set_name(parent, name, inode)
         if inode.is_dir:
@@ -443,44 +460,3 @@ class Namespace:
                 inode = Inode.decode(struct.unpack(">Q", prefix)[0], row.value)
                 if inode.flags & INTERRUPTED:
                     yield inode
-
-    def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set an extended attribute; EEXIST, ENODATA, ERANGE for a long name, E2BIG for a long value.
-
-        EOPNOTSUPP for `system.`: these are access control lists, and accepting one would be a promise to obey it.
-        """
-        if name.startswith(b"system."):
-            fail(errno.EOPNOTSUPP, name)
-        if len(name) > NAME_MAX:
-            fail(errno.ERANGE, name)
-        if len(value) > XATTR_SIZE_MAX:
-            fail(errno.E2BIG, name)
-        known = self.rows.get(Table.XATTRS, name_prefix(ino, name)) is not None
-        if flags & XATTR_CREATE and known:
-            fail(errno.EEXIST, name)
-        if flags & XATTR_REPLACE and not known:
-            fail(errno.ENODATA, name)
-        self.rows.put(Table.XATTRS, name_prefix(ino, name), b"\0" + value)
-        self._changed_attributes(ino)
-
-    def get_xattr(self, ino: int, name: bytes, epoch: int = LIVE) -> bytes:
-        """Return an extended attribute; ENODATA, EOPNOTSUPP for `system.`."""
-        if name.startswith(b"system."):
-            fail(errno.EOPNOTSUPP, name)
-        value = self.rows.get(Table.XATTRS, name_prefix(ino, name), epoch) if len(name) <= NAME_MAX else None
-        if value is None:
-            fail(errno.ENODATA, name)
-        return value[1:]
-
-    def list_xattrs(self, ino: int, epoch: int = LIVE) -> list[bytes]:
-        """Return the names of an inode's extended attributes."""
-        return [prefix[8:-1] for prefix, _ in self.rows.scan(Table.XATTRS, id_prefix(ino), epoch)]
-
-    def remove_xattr(self, ino: int, name: bytes) -> None:
-        """Remove an extended attribute; ENODATA."""
-        self.get_xattr(ino, name)
-        self.rows.remove(Table.XATTRS, name_prefix(ino, name))
-        self._changed_attributes(ino)
-
-    def _changed_attributes(self, ino: int) -> None:
-        self.change_attributes(replace(self.inode(ino), ctime_ns=self.now_ns()))

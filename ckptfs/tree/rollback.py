@@ -16,7 +16,8 @@ from ckptfs.store import Table
 from ckptfs.tree.files import Files, OpenFile
 from ckptfs.tree.inode import INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
 from ckptfs.tree.namespace import Dirent, Namespace
-from ckptfs.tree.rows import LIVE, id_prefix, name_prefix
+from ckptfs.tree.rows import LIVE, id_prefix
+from ckptfs.tree.xattrs import Xattrs
 
 FILES_NAMED = 5
 
@@ -34,8 +35,9 @@ class RollbackResult:
 class Rollback:
     """One rollback of `path` ("" for the whole tree) to the epoch `epoch`."""
 
-    def __init__(self, names: Namespace, files: Files, epoch: int, path: str) -> None:
+    def __init__(self, names: Namespace, xattrs: Xattrs, files: Files, epoch: int, path: str) -> None:
         self._names = names
+        self._xattrs = xattrs
         self._files = files
         self._epoch = epoch
         self._path = path.strip("/")
@@ -138,7 +140,7 @@ class Rollback:
         if old_ino == ino and ino not in self._rewritten:
             return True
         live = self._names.inode(ino)
-        return self._version(old_ino, live) == live and self._xattrs(old_ino, self._epoch) == self._xattrs(ino)
+        return self._version(old_ino, live) == live and self._xattrs.all(old_ino, self._epoch) == self._xattrs.all(ino)
 
     def _version(self, old_ino: int, live: Inode) -> Inode:
         """Return what an inode was in the snapshot, with the number and the names of `live`."""
@@ -221,17 +223,14 @@ class Rollback:
         ino = names.rows.new_id() if alive else old.ino
         version = names.inode(old.ino, self._epoch)
         names.restore(parent, name, replace(version, ino=ino, nlink=2 if version.is_dir else 1))
-        for xattr, value in self._xattrs(old.ino, self._epoch).items():
-            names.rows.put(Table.XATTRS, name_prefix(ino, xattr), b"\0" + value)
+        for xattr, value in self._xattrs.all(old.ino, self._epoch).items():
+            self._xattrs.put(ino, xattr, value)
         if version.is_dir:
             self._renamed.add(ino)
         else:
             self._changed(ino, path)
             names.epoch.restored(ino, path)
         return ino
-
-    def _xattrs(self, ino: int, epoch: int = LIVE) -> dict[bytes, bytes]:
-        return {name: self._names.get_xattr(ino, name, epoch) for name in self._names.list_xattrs(ino, epoch)}
 
     def _restore_inode(self, old_ino: int, ino: int) -> bool:
         """Give an inode that is at its place its old attributes and content; returns whether that changed it."""
@@ -240,16 +239,16 @@ class Rollback:
         names = self._names
         live = names.inode(ino)
         version = self._version(old_ino, live)
-        old_xattrs, live_xattrs = self._xattrs(old_ino, self._epoch), self._xattrs(ino)
+        old_xattrs, live_xattrs = self._xattrs.all(old_ino, self._epoch), self._xattrs.all(ino)
         if version == live and old_xattrs == live_xattrs:
             return False
         if live.flags & INTERRUPTED:
             self._result.removed_partial.append(names.path(ino))
         for name in live_xattrs.keys() - old_xattrs.keys():
-            names.rows.remove(Table.XATTRS, name_prefix(ino, name))
+            self._xattrs.drop(ino, name)
         for name, value in old_xattrs.items():
             if live_xattrs.get(name) != value:
-                names.rows.put(Table.XATTRS, name_prefix(ino, name), b"\0" + value)
+                self._xattrs.put(ino, name, value)
         if not version.is_dir:
             self._files.detach(ino)
         names.rows.erase(Table.INODES, id_prefix(ino), LIVE)

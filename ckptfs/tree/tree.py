@@ -20,6 +20,7 @@ from ckptfs.tree.reader import ChunkReader
 from ckptfs.tree.rollback import Rollback, RollbackResult
 from ckptfs.tree.rows import LIVE, Rows, id_prefix
 from ckptfs.tree.snapshots import Snapshot, Snapshots
+from ckptfs.tree.xattrs import Xattrs
 
 
 class Tree:
@@ -38,6 +39,7 @@ class Tree:
         self.rows = Rows(store.tables)
         self.epoch = OpenEpoch(store, monotonic)
         self.names = Namespace(self.rows, self.epoch, wall_ns)
+        self.xattrs = Xattrs(self.names)
         self.files = Files(store, self.reader, self.names, monotonic)
         self.snapshots = Snapshots(self.rows, self.epoch)
         self.history = History(self.names, self.snapshots)
@@ -80,7 +82,7 @@ class Tree:
 
         UsageError or OpenFilesError, and then nothing has changed.
         """
-        rollback = Rollback(self.names, self.files, target.id, path)
+        rollback = Rollback(self.names, self.xattrs, self.files, target.id, path)
         rollback.check()
         saved = self.take_snapshot(None, "rollback", f"before the rollback to {target.name}")
         result = rollback.run()

@@ -21,6 +21,31 @@ def peak_memory(pid: int) -> int:
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
 
 
+def test_the_largest_sparse_files_cost_the_daemon_next_to_no_memory(mount: RunningMount) -> None:
+    pid = mount.pid()
+    before = peak_memory(pid)
+    places = [0, 4097, 5 * MIB, 1 << 40, (1 << 62) + 1, (1 << 63) - 2]
+    for number, grow in enumerate((True, False)):
+        path = mount.path / f"sparse-{number}"
+        with open(path, "wb+", buffering=0) as file:
+            if grow:
+                file.truncate((1 << 63) - 1)
+            for place in reversed(places):
+                os.pwrite(file.fileno(), b"x", place)
+        assert path.stat().st_size == (1 << 63) - 1
+        assert path.stat().st_blocks * 512 < MIB
+        with open(path, "rb", buffering=0) as file:
+            for place in places:
+                around = max(place - 4000, 0)
+                read = os.pread(file.fileno(), place - around + 1, around)
+                assert read == bytes(place - around) + b"x"
+        for size in (1 << 61, 1 << 45, 5 * MIB + 1, 1):
+            os.truncate(path, size)
+            assert path.stat().st_size == size
+        assert path.read_bytes() == b"x"
+    assert peak_memory(pid) - before < 32 * MIB
+
+
 @pytest.mark.timeout(300)
 def test_a_large_file_is_written_and_read_in_bounded_memory(mount: RunningMount) -> None:
     pid = mount.pid()

@@ -195,6 +195,55 @@ def test_a_listing_under_changes_shows_every_name_that_stays_exactly_once(place:
     assert sorted(name for name in seen if name in stays) == sorted(stays)
 
 
+class Entry(ctypes.Structure):
+    """The `struct dirent` of Linux."""
+
+    _fields_ = (
+        ("ino", ctypes.c_uint64),
+        ("off", ctypes.c_int64),
+        ("reclen", ctypes.c_uint16),
+        ("type", ctypes.c_uint8),
+        ("name", ctypes.c_char * 256),
+    )
+
+
+def test_a_position_in_a_listing_stays_good_while_names_come_and_go(place: Path) -> None:
+    for name, result, *arguments in (
+        ("opendir", ctypes.c_void_p, ctypes.c_char_p),
+        ("readdir", ctypes.POINTER(Entry), ctypes.c_void_p),
+        ("telldir", ctypes.c_long, ctypes.c_void_p),
+        ("seekdir", None, ctypes.c_void_p, ctypes.c_long),
+        ("rewinddir", None, ctypes.c_void_p),
+        ("closedir", ctypes.c_int, ctypes.c_void_p),
+    ):
+        function = getattr(_libc, name)
+        function.restype, function.argtypes = result, arguments
+    for index in range(600):
+        (place / f"name-{index:03}").touch()
+    directory = _libc.opendir(os.fsencode(place))
+
+    def read_on() -> list[bytes]:
+        names = []
+        while entry := _libc.readdir(directory):
+            names.append(entry.contents.name)
+        return names
+
+    positions = {}
+    while entry := _libc.readdir(directory):
+        positions[entry.contents.name] = _libc.telldir(directory)
+    order = list(positions)
+    behind = order[300:]
+    for name in order[:250]:
+        if name.startswith(b"name"):
+            os.unlink(os.fsencode(place) + b"/" + name)
+    (place / "another").touch()
+    _libc.seekdir(directory, positions[order[299]])
+    assert [name for name in read_on() if name != b"another"] == behind
+    _libc.rewinddir(directory)
+    assert sorted(read_on()) == sorted([b".", b"..", b"another", *(name for name in order[250:] if name[:1] != b".")])
+    assert _libc.closedir(directory) == 0
+
+
 def test_a_listing_names_the_kinds(place: Path) -> None:
     (place / "file").touch()
     (place / "directory").mkdir()

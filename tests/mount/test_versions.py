@@ -364,3 +364,15 @@ def test_the_root_may_not_be_given_a_file_in_place_of_its_history(mount: Running
         with pytest.raises(OSError):
             attempt()
     assert (mount.path / ".snapshots").is_dir()
+
+
+def test_a_reader_of_what_was_rolled_back_and_then_removed_goes_on_reading(mount: RunningMount) -> None:
+    old, new = os.urandom(3 << 20), os.urandom(3 << 20)
+    (mount.path / "model").write_bytes(old)
+    mount.snapshot("before")
+    (mount.path / "model").write_bytes(new)
+    with open(mount.path / "model", "rb", buffering=0) as reader:
+        mount.run("snapshot", "rollback", "before")
+        assert (mount.path / "model").read_bytes() == old
+        (mount.path / "model").unlink()
+        assert reader.read(len(new)) == new

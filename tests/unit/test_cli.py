@@ -468,6 +468,8 @@ def test_an_error_is_one_sentence_and_its_exit_code(daemon, tmp_path, capsys):
         ["mount", "/x", "--settle", "nan"],
         ["mount", "/x", "--read"],
         ["mount", "/x", "--keep", "last"],
+        ["mount", "/x", "--on-full", "prune"],
+        ["mount", "/x", "--on-full", "wait"],
         ["prune"],
         ["prune", "--no-keep-named"],
         ["prune", "--keep-last", "-1"],

@@ -238,8 +238,8 @@ def test_a_store_is_read_from_its_packs_alone(golden: Path) -> None:
         assert tree.names.resolve("best", first.id).target == b"run/last.pt"
         assert content(tree, "run/last.pt", first.id) == OLD
         run = tree.names.resolve("run").ino
-        assert tree.names.get_xattr(run, b"user.note", first.id) == b"lr 3e-4"
-        assert tree.names.list_xattrs(run, second.id) == []
+        assert tree.xattrs.get(run, b"user.note", first.id) == b"lr 3e-4"
+        assert tree.xattrs.names(run, second.id) == []
         assert names(tree, "", second.id) == [b"run"]
         assert names(tree, "run", second.id) == [b"last.pt", b"sparse"]
         assert content(tree, "run/last.pt", second.id) == NEW

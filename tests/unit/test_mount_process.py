@@ -58,7 +58,7 @@ def test_the_foreground_runs_the_session_with_what_was_asked(session, usable):
 
 def test_the_command_line_of_the_mount_process_asks_for_the_same_mount(session, usable):
     fake = session()
-    wanted = MountOptions(usable.mountpoint, usable.store, 0.25, True, True, "last=5,within=3d")
+    wanted = MountOptions(usable.mountpoint, usable.store, 0.25, True, True, "last=5,within=3d", prune_when_full=True)
     arguments = mount_command._foreground_command(wanted)
     assert main(arguments[arguments.index("mount") :]) == 0
     assert fake.ran == [wanted]

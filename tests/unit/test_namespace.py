@@ -14,9 +14,6 @@ from ckptfs.tree.namespace import (
     NAME_MAX,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
-    XATTR_CREATE,
-    XATTR_REPLACE,
-    XATTR_SIZE_MAX,
     Owner,
 )
 from tests.unit import tree_support as support
@@ -189,26 +186,6 @@ def test_a_path_is_found_again_when_it_was_forgotten(populated: Tree) -> None:
     assert populated.names.path(ino) == "moved/inner"
     populated.names.rmdir(*support.split(populated, "moved/inner"))
     assert populated.names.path(ino) == f"#{ino}"
-
-
-def test_extended_attributes(tree: Tree) -> None:
-    ino = save(tree, "f", b"data").ino
-    names = tree.names
-    fails(errno.ENODATA, lambda: names.get_xattr(ino, b"user.x"))
-    fails(errno.ENODATA, lambda: names.set_xattr(ino, b"user.x", b"1", XATTR_REPLACE))
-    names.set_xattr(ino, b"user.x", b"", XATTR_CREATE)
-    assert names.get_xattr(ino, b"user.x") == b""
-    fails(errno.EEXIST, lambda: names.set_xattr(ino, b"user.x", b"1", XATTR_CREATE))
-    names.set_xattr(ino, b"user.x", bytes(XATTR_SIZE_MAX), XATTR_REPLACE)
-    fails(errno.E2BIG, lambda: names.set_xattr(ino, b"user.x", bytes(XATTR_SIZE_MAX + 1)))
-    fails(errno.ERANGE, lambda: names.set_xattr(ino, b"x" * (NAME_MAX + 1), b""))
-    names.set_xattr(ino, b"user.", b"1")
-    assert names.list_xattrs(ino) == [b"user.", b"user.x"]
-    snapshot = tree.take_snapshot()
-    names.remove_xattr(ino, b"user.x")
-    fails(errno.ENODATA, lambda: names.remove_xattr(ino, b"user.x"))
-    assert names.list_xattrs(ino) == [b"user."]
-    assert names.list_xattrs(ino, snapshot.id) == [b"user.", b"user.x"]
 
 
 # A file that is still being created

@@ -126,7 +126,7 @@ def history(tree: Tree) -> None:
     tree.take_snapshot("s1")
     save(tree, "model", b"two")
     save(tree, "run/x", b"x")
-    tree.names.set_xattr(tree.names.resolve("model").ino, b"user.step", b"2")
+    tree.xattrs.set(tree.names.resolve("model").ino, b"user.step", b"2")
     tree.take_snapshot("s2")
     support.unlink(tree, "model")
     support.rename(tree, "run", "moved")

@@ -198,10 +198,10 @@ class TreeModel(RuleBasedStateMachine):
         if path := self.choose(pick):
             ino, node = self.tree.names.resolve(path).ino, self.model.nodes[self.model.at(path)]
             if value is not None:
-                self.tree.names.set_xattr(ino, name, value)
+                self.tree.xattrs.set(ino, name, value)
                 node.xattrs[name] = value
             elif node.xattrs.pop(name, None) is not None:
-                self.tree.names.remove_xattr(ino, name)
+                self.tree.xattrs.remove(ino, name)
 
     # Files
 

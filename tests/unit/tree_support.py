@@ -6,7 +6,6 @@ The chunks of these stores are tiny, so that a few hundred bytes take every path
 
 import stat
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -220,8 +219,8 @@ def dump(tree: Tree, epoch: int = LIVE) -> dict[str, Seen]:
         inode = tree.attributes(ino, epoch)
         data = read_ino(tree, ino, epoch) if inode.is_file else inode.target
         assert inode.is_dir or len(data) == inode.size
-        names = tree.names.list_xattrs(ino, epoch)
-        xattrs = tuple((name, tree.names.get_xattr(ino, name, epoch)) for name in names)
+        names = tree.xattrs.names(ino, epoch)
+        xattrs = tuple((name, tree.xattrs.get(ino, name, epoch)) for name in names)
         found[path] = Seen(inode.mode, inode.nlink, data, xattrs, first.setdefault(ino, path))
         if inode.is_dir:
             for name, entry in sorted(tree.names.entries(ino, epoch)):
@@ -241,8 +240,8 @@ def raw_inodes(tree: Tree, epoch: int) -> dict[int, Inode]:
     found: dict[int, Inode] = {}
     for key, _ in tree.rows.tables.scan(Table.INODES):
         ino = int.from_bytes(key[:8], "big")
-        with suppress(OSError):
-            found[ino] = tree.names.inode(ino, epoch)
+        if value := tree.rows.get(Table.INODES, key[:8], epoch):
+            found[ino] = Inode.decode(ino, value)
     return found
 
 

@@ -1,0 +1,115 @@
+"""The differences from ext4 that docs/design.md lists are those that there are."""
+
+import fcntl
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.mount.calls import (
+    RENAME_WHITEOUT,
+    RW,
+    Act,
+    R,
+    W,
+    fallocate,
+    opened,
+    outcomes,
+    renameat2,
+    wait_for_the_clock,
+)
+from tests.mount.running import ROOT
+
+PUNCH_HOLE = 3
+FS_IOC_GETFLAGS = 0x80086601
+ACL = bytes.fromhex("0200000001000600ffffffff04000400ffffffff20000400ffffffff")
+
+
+def atime_moves(path: str, fd: int) -> bool:
+    """Return whether a read at the front of an open file, read before, moves its access time."""
+    os.pread(fd, 9, 0)
+    os.utime(path, (5, 6))
+    wait_for_the_clock()
+    os.pread(fd, 9, 0)
+    return os.stat(path).st_atime != 5
+
+
+def fifo_moves() -> bool:
+    """Return whether what passes through a FIFO moves its times."""
+    os.utime("fifo", (5, 6))
+    reader, writer = os.open("fifo", R | os.O_NONBLOCK), os.open("fifo", W)
+    os.write(writer, b"x")
+    os.read(reader, 1)
+    os.close(reader)
+    os.close(writer)
+    return os.stat("fifo").st_mtime != 6
+
+
+def nameless(act: str) -> object:
+    """Do something with an open or located file that has lost its name."""
+    fd = os.open("file", os.O_PATH if act == "open" else R)
+    try:
+        os.unlink("file")
+        if act == "open":
+            return Path(f"/proc/self/fd/{fd}").read_bytes()
+        return os.setxattr(fd, "user.x", b"")
+    finally:
+        os.close(fd)
+
+
+def device() -> object:
+    """Make the device node of /dev/null, and open it."""
+    os.mknod("null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    return opened("null", W)
+
+
+DIFFERENCES: dict[str, dict[str, Act]] = {
+    "the largest file": {
+        "write at 16 TiB": lambda: opened("file", W, lambda fd: os.pwrite(fd, b"x", 1 << 44)),
+        "truncate to 8 EiB - 1": lambda: os.truncate("file", (1 << 63) - 1),
+    },
+    "`fallocate`": {
+        "allocate": lambda: opened("file", RW, lambda fd: fallocate(fd, 0, 0, 99_999)),
+        "punch": lambda: opened("file", RW, lambda fd: fallocate(fd, PUNCH_HOLE, 0, 4096)),
+    },
+    "`SEEK_HOLE`, `SEEK_DATA`": {
+        "hole": lambda: (os.truncate("file", 1 << 30), opened("file", R, lambda fd: os.lseek(fd, 0, os.SEEK_HOLE)))[1],
+    },
+    "`O_TMPFILE`": {"open": lambda: opened(".", os.O_TMPFILE | RW)},
+    "`O_DIRECT`": {"unaligned": lambda: opened("file", R | os.O_DIRECT, lambda fd: os.pread(fd, 5, 1))},
+    "access times": {
+        "open for writing": lambda: opened("file", RW, lambda fd: atime_moves("file", fd)),
+        "empty": lambda: opened("full/file", R, lambda fd: atime_moves("full/file", fd)),
+    },
+    "times of FIFOs": {"fifo": fifo_moves},
+    "the range of times": {"in 2400": lambda: (os.utime("file", (13_569_465_600,) * 2), os.stat("file").st_mtime)[1]},
+    "extended attributes": {
+        "5000 bytes": lambda: os.setxattr("file", "user.x", bytes(5000)),
+        "without a name": lambda: nameless("set"),
+    },
+    "access control lists": {"set": lambda: os.setxattr("file", "system.posix_acl_access", ACL)},
+    "`chattr`": {"get": lambda: opened("file", R, lambda fd: fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)) and None)},
+    "`RENAME_WHITEOUT`": {"rename": lambda: renameat2("file", "new", RENAME_WHITEOUT)},
+    "`st_blocks`": {"7 bytes": lambda: os.stat("file").st_blocks},
+    "a file without a name": {"open what was located": lambda: nameless("open")},
+    "devices and suid": {"device": device},
+}
+
+
+def listed() -> list[str]:
+    """Return the first cells of the table of differences."""
+    text = (ROOT / "docs" / "design.md").read_text().split("## Differences from ext4", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"^\| (?!what\b|-)(.*?) \|", text, re.MULTILINE)
+
+
+def test_the_document_lists_these_differences() -> None:
+    assert listed() == list(DIFFERENCES)
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES)
+def test_a_listed_difference_is_one(mounted: Path, tmp_path: Path, difference: str) -> None:
+    acts = DIFFERENCES[difference]
+    ours, plain = outcomes(mounted, acts), outcomes(tmp_path, acts)
+    assert {name for name in acts if ours[name] == plain[name]} == set()

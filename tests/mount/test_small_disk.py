@@ -1,0 +1,191 @@
+"""A small real disk that fills up anywhere in a session, and what a save gets back from it before it is refused."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptfs.mount.client import Client
+from tests.mount.running import RunningMount
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small disk below")
+
+KIB = 1024
+MIB = 1024 * KIB
+DISK_SIZE = 48 * MIB
+SAVE_SIZE = 4 * MIB
+SAVES = 20
+STEP = 256 * KIB
+STEPS = 28
+FULL = "disk below the store is full|interrupted"
+
+
+@pytest.fixture
+def small(fuse: None, tmp_path: Path) -> Iterator[RunningMount]:
+    """Give a ckptfs that is not mounted yet and whose store lies on a small disk, which punches holes."""
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "disk").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "none", tmp_path / "disk"], check=True)
+    mount = RunningMount(tmp_path / "ckpt", tmp_path / "disk" / "store")
+    mount.expected_in_log.append(FULL)
+    try:
+        yield mount
+        mount.umount()
+        assert not mount.unexpected_in_log()
+        mount.ckptfs("check", mount.store, "--read-data")
+    finally:
+        mount.clean_up()
+        subprocess.run(["umount", "-l", tmp_path / "disk"], check=True)
+
+
+def save(mount: RunningMount, count: int) -> bytes:
+    """Save a new model `count` times, each of which makes a version, and return the last one."""
+    for _ in range(count):
+        data = os.urandom(SAVE_SIZE)
+        (mount.path / "model.pt").write_bytes(data)
+    return data
+
+
+def test_the_oldest_automatic_versions_give_way_and_named_ones_never(small: RunningMount) -> None:
+    small.mount("--keep", "last=2,named=no", "--on-full", "prune", settle=60)
+    first = save(small, 1)
+    small.snapshot("first")
+    save(small, 4)
+    small.run("snapshot", "create", "--label", "the good one")
+    save(small, 1)
+    assert len(small.versions()) == 5  # while the disk has room it keeps all
+    last = save(small, SAVES)
+    assert (small.path / "model.pt").read_bytes() == last
+    assert small.at("first", "model.pt").read_bytes() == first
+    rows = small.snapshots()
+    automatic = [row["id"] for row in rows if row["trigger"] == "auto"]
+    assert automatic == list(range(rows[-1]["id"] - len(automatic) + 1, rows[-1]["id"] + 1))
+    assert [row["label"] for row in rows if row["trigger"] == "manual"] == ["", "the good one"]
+    assert 2 <= len(automatic) < SAVES
+    assert "deleted, the disk is full" in small.log()
+
+
+def test_by_default_a_full_disk_costs_no_version(small: RunningMount) -> None:
+    small.mount("--keep", f"last={SAVES}", settle=60)
+    with pytest.raises(OSError, check=lambda error: error.errno == errno.ENOSPC):
+        save(small, SAVES)
+    rows = small.snapshots()
+    assert [row["id"] for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) > 5
+
+
+def test_what_the_policy_keeps_stays_when_the_disk_is_full(small: RunningMount) -> None:
+    small.mount("--keep", f"last={SAVES}", "--on-full", "prune", settle=60)
+    with pytest.raises(OSError, check=lambda error: error.errno == errno.ENOSPC):
+        save(small, SAVES)
+    assert 5 < len(small.versions()) < SAVES
+
+
+def test_what_was_deleted_makes_room_for_the_next_save_at_once(small: RunningMount) -> None:
+    small.mount(settle=60)
+    for _ in range(5):
+        data = os.urandom(DISK_SIZE * 2 // 3)
+        (small.path / "large").write_bytes(data)
+        assert (small.path / "large").read_bytes() == data
+        (small.path / "large").unlink()
+
+
+def leave(mount: RunningMount, size: int) -> Path:
+    """Leave the disk below so many bytes, by a file that takes the rest; return that file."""
+    status = os.statvfs(mount.store)
+    filler = mount.store.parent / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - size)
+    return filler
+
+
+class Session:
+    """A session of saves, each in another way, that remembers what its versions have to show."""
+
+    def __init__(self, mount: RunningMount) -> None:
+        self.mount = mount
+        self.versions: dict[str, dict[str, bytes]] = {}
+        self.closed: dict[str, bytes] = {}
+        """What was in each file when its last close or sync returned."""
+
+    def run(self, number: int) -> None:
+        """Save until all is done, or the disk is full: OSError."""
+        for name, save in (("model", self.overwrite), ("state", self.replace), ("log", self.append)):
+            save(name)
+            self.snapshot(f"{number}-{name}")
+
+    def overwrite(self, name: str) -> None:
+        """Write a file in place, in small pieces, and sync it."""
+        data = os.urandom(2 * MIB)
+        self.closed.pop(name, None)  # between the versions a file that is written in place may be torn
+        with open(self.mount.path / name, "wb", buffering=0) as file:
+            for start in range(0, len(data), 256 * KIB):
+                file.write(data[start : start + 256 * KIB])
+            os.fsync(file.fileno())
+        self.closed[name] = data
+
+    def replace(self, name: str) -> None:
+        """Write another file and rename it over the one before."""
+        data = os.urandom(2 * MIB)
+        (self.mount.path / "temporary").write_bytes(data)
+        (self.mount.path / "temporary").rename(self.mount.path / name)
+        self.closed[name] = data
+
+    def append(self, name: str) -> None:
+        """Append to a log, to a new one where the last append was refused."""
+        data = os.urandom(64 * KIB)
+        if name not in self.closed:
+            (self.mount.path / name).unlink(missing_ok=True)
+        before = self.closed.pop(name, b"")
+        with open(self.mount.path / name, "ab") as file:
+            file.write(data)
+        self.closed[name] = before + data
+
+    def snapshot(self, name: str) -> None:
+        """Take a version."""
+        self.mount.snapshot(name)
+        self.versions[name] = dict(self.closed)
+
+    def verify(self) -> None:
+        """Compare every version, and what was closed, with what was saved."""
+        assert self.mount.versions() == set(self.versions)
+        for version, files in self.versions.items():
+            for name, data in files.items():
+                assert self.mount.at(version, name).read_bytes() == data, (version, name)
+        for name, data in self.closed.items():
+            assert (self.mount.path / name).read_bytes() == data, name
+
+    def delete(self, version: str) -> None:
+        """Delete a version."""
+        self.mount.at(version).rmdir()
+        del self.versions[version]
+
+
+@pytest.mark.timeout(240)
+def test_a_disk_that_is_full_at_any_point_keeps_what_it_has_and_is_used_again(small: RunningMount) -> None:
+    small.mount(settle=600)
+    client, session, filled = Client(str(small.store)), Session(small), set()
+    for number in range(STEPS):
+        (small.path / "spare").write_bytes(os.urandom(4 * MIB))
+        filler = leave(small, number * STEP)
+        try:
+            session.run(number)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+            filled.add(number)
+        session.verify()
+        # The disk is as full as it was: what is given back is what makes the room.
+        (small.path / "spare").unlink()
+        for version in list(session.versions)[:-1]:
+            session.delete(version)
+        client.prune("last=3", dry_run=False)
+        client.gc(dry_run=False)
+        session.closed.pop("model", None)
+        session.overwrite("model")
+        session.snapshot(f"{number}-after")
+        session.verify()
+        filler.unlink()
+    assert filled == set(range(max(filled) + 1)) and 5 < max(filled) < STEPS - 1  # full at the steps, and then no more
