@@ -10,7 +10,7 @@ import trio
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.offload import Offload
-from ckptfs.store import never
+from ckptfs.store import Position, never
 from ckptfs.tree import Tree
 from ckptfs.tree.gc import ROWS_PER_STEP, Collected, Collection
 
@@ -31,7 +31,8 @@ class Collector:
         async with self.turn:
             with Collection(self._tree, dry_run=True) as collection:
                 await self._mark(collection, never)
-                return await self._offload.run(collection.preview)
+                async with self._committer.view() as view:
+                    return await self._offload.run(collection.preview, view)
 
     async def collect(self, stop: Callable[[], bool] = never) -> Collected:
         """Free what nothing needs; ends early, within milliseconds, when `stop()` is true.
@@ -46,8 +47,20 @@ class Collector:
                         await trio.lowlevel.checkpoint()
                     await self._committer.commit(durable=False)
                     swept = await self._offload.run(collection.sweep, stop)
-            await self._committer.checkpoint()
-            return Collected(*swept, await self._offload.run(self._tree.store.reclaimer.punch, stop))
+            return Collected(*swept, await self._reclaim(collection.end, stop))
+
+    async def reclaim(self, stop: Callable[[], bool]) -> int:
+        """Give back what is dead in the packs; return the bytes, and end early as `collect` does."""
+        async with self.turn:
+            return await self._reclaim(self._tree.store.position, stop)
+
+    async def _reclaim(self, end: Position, stop: Callable[[], bool]) -> int:
+        await self._committer.checkpoint()
+        reclamation = await self._offload.run(self._tree.store.reclaimer.begin, end, stop)
+        while not (reclamation.is_done or stop()):
+            if await self._offload.run(reclamation.step, stop):
+                await self._committer.checkpoint()
+        return reclamation.freed_bytes
 
     async def _mark(self, collection: Collection, stop: Callable[[], bool]) -> bool:
         while not collection.can_look:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from ckptfs.errors import StoreReadOnlyError
-from ckptfs.store import Bitmap, Swept, Table, never
+from ckptfs.store import Bitmap, Swept, Table, View, never
 from ckptfs.tree.extents import part_numbers
 from ckptfs.tree.inode import manifest_of
 from ckptfs.tree.rows import LIVE, with_next
@@ -47,6 +47,8 @@ class Collection:
         self._store = tree.store
         if self._store.read_only and not dry_run:
             raise StoreReadOnlyError(f"{self._store.path} is open for reading only")
+        self.end = self._store.position
+        """Up to where the packs went when it began; all that it frees lies before."""
         self._needed = self._store.sweeper.begin()
         self._resources = ExitStack()
         self._resources.callback(self._store.sweeper.end)
@@ -98,10 +100,9 @@ class Collection:
         self._store.sweeper.need_bases(self._needed)
         return True
 
-    def preview(self) -> Collected:
-        """Return what the rest of the collection would free, in any thread."""
-        swept, freed_bytes = self._store.sweeper.preview(self._needed)
-        return Collected(*swept, freed_bytes)
+    def preview(self, view: View) -> Collected:
+        """Return what the rest of the collection would free, in any thread; the view has the rows of now."""
+        return Collected(*self._store.reclaimer.preview(view, self._needed, self.end))
 
     def delete_rows(self, count_max: int) -> bool:
         """Delete some rows of inodes that nobody sees, and of manifests; returns whether there are more."""
@@ -130,10 +131,15 @@ def collect(tree: Tree, *, dry_run: bool = False) -> Collected:
         collection.look()
         collection.mark()
         if dry_run:
-            return collection.preview()
+            with tree.store.view() as view:
+                return collection.preview(view)
         while collection.delete_rows(ROWS_PER_STEP):
             pass
         tree.store.commit(durable=False)
         swept = collection.sweep()
     tree.store.commit(checkpoint=True)
-    return Collected(*swept, tree.store.reclaimer.punch())
+    reclamation = tree.store.reclaimer.begin(collection.end)
+    while not reclamation.is_done:
+        if reclamation.step():
+            tree.store.commit(checkpoint=True)
+    return Collected(*swept, reclamation.freed_bytes)
