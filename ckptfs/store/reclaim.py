@@ -13,6 +13,7 @@ saves and loads go on meanwhile, and a reader that meets a place that has gone a
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain
+from mmap import PAGESIZE
 from typing import NamedTuple
 
 from ckptfs.store.bitmap import Bitmap
@@ -161,7 +162,7 @@ class Reclaimer:
             if pack > survey.end.pack:
                 break
             pages = self._dead_pages(survey, pack, limit) if self._packs.can_punch else []
-            taken = self._packs.stored_size(pack)
+            taken = self._taken(survey, pack)
             kept = taken - sum(map(len, pages))
             live = survey.usage.live_size(pack)
             numbers = survey.usage.numbers(pack)
@@ -175,6 +176,13 @@ class Reclaimer:
     def _is_dead_for_good_part(self, survey: "_Survey", pack: int, size: int) -> bool:
         dead = size - survey.usage.live_size(pack)
         return dead >= self._worth and dead * REWRITE_SHARE >= size
+
+    def _taken(self, survey: "_Survey", pack: int) -> int:
+        """Return what a pack takes on the disk below, as far as the survey goes."""
+        if pack < survey.end.pack:
+            return self._packs.stored_size(pack)
+        ends = ((start, min(stop, survey.end.offset)) for start, stop in self._packs.data(pack))
+        return sum(stop + -stop % PAGESIZE - start for start, stop in ends if start < stop)
 
     def _dead_pages(self, survey: "_Survey", pack: int, limit: Position) -> list[range]:
         """Return the pages of a pack that have data and nothing that is needed."""

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from ckptfs.errors import StoreReadOnlyError
-from ckptfs.store import Bitmap, Swept, Table, View, never
+from ckptfs.store import Bitmap, Position, Swept, Table, View, never
 from ckptfs.tree.extents import part_numbers
 from ckptfs.tree.inode import manifest_of
 from ckptfs.tree.rows import LIVE, with_next
@@ -137,9 +137,14 @@ def collect(tree: Tree, *, dry_run: bool = False) -> Collected:
             pass
         tree.store.commit(durable=False)
         swept = collection.sweep()
+    return Collected(*swept, reclaim(tree, collection.end))
+
+
+def reclaim(tree: Tree, end: Position) -> int:
+    """Give back what is dead in the packs before `end`, and return the bytes; for callers without a loop."""
     tree.store.commit(checkpoint=True)
-    reclamation = tree.store.reclaimer.begin(collection.end)
+    reclamation = tree.store.reclaimer.begin(end)
     while not reclamation.is_done:
         if reclamation.step():
             tree.store.commit(checkpoint=True)
-    return Collected(*swept, reclamation.freed_bytes)
+    return reclamation.freed_bytes
