@@ -34,6 +34,7 @@ WORTH_SHARE = 512
 
 _PUNCH_PLACES = 64
 """So many places are looked up, and those of them that touch are punched as one."""
+_FAR = Position(1 << 32, 0)
 _STOP_ROWS = 256
 """Rows between two looks at whether to stop."""
 
@@ -124,6 +125,11 @@ class Reclaimer:
 
     def begin(self, end: Position, stop: Stop = never) -> "Reclamation":
         """Plan to give back what is dead in the packs before `end`, and durably so; nothing where `stop()` is true."""
+        survey = self._survey(end, stop)
+        return Reclamation(self, Plan([], []) if survey is None else self._plan(survey))
+
+    def _survey(self, end: Position, stop: Stop) -> "_Survey | None":
+        """Look at what the index on the disk knows; None where `stop()` became true."""
         usage = Usage()
         with self._environment.view({table: {} for table in (Table.CHUNKS, Table.FREED, Table.STORE)}) as view:
             # Behind this mark a live record may be known in memory only.
@@ -131,9 +137,9 @@ class Reclaimer:
             for count, (key, value) in enumerate(view.scan(Table.CHUNKS)):
                 usage.add(NUMBER.unpack(key)[0], parse_location(value))
                 if count % _STOP_ROWS == 0 and stop():
-                    return Reclamation(self, Plan([], []))
+                    return None
             freed = [parse_row(key, value) for key, value in view.scan(Table.FREED)]
-        return Reclamation(self, self._plan(_Survey(usage, freed, min(end, known))))
+        return _Survey(usage, freed, min(end, known))
 
     def _plan(self, survey: "_Survey") -> Plan:
         """Plan with the condensed journal as it is, or with a new one where that brings enough."""
@@ -197,6 +203,13 @@ class Reclaimer:
         """Let the last pack get no more records."""
         self._end_pack()
 
+    def list_anew(self, rewrites: Iterable[Rewrite]) -> list[Rewrite]:
+        """Return rewrites with the chunks that their packs have by now, those that were the last pack included."""
+        survey = self._survey(_FAR, never)
+        assert survey is not None
+        numbers = survey.usage.numbers
+        return [each._replace(numbers=numbers(each.pack)) for each in rewrites if each.pack < survey.end.pack]
+
     def condense(self, stop: Stop) -> bool:
         """Condense the journal; False when it was stopped."""
         self._packs.punch_count += 1  # a backup that copies packs now would copy them without it
@@ -237,6 +250,7 @@ class Reclamation:
         """How many more there are."""
         self._reclaimer = reclaimer
         self._ends_pack = plan.ends_pack
+        self._is_ended = False
         self._condenses = plan.condenses
         self._places = deque(plan.punched)
         self._rewrites = deque(plan.rewrites)
@@ -255,9 +269,13 @@ class Reclamation:
         """
         if self._ends_pack:
             self._reclaimer.end_pack()
-            self._ends_pack = False
+            self._ends_pack, self._is_ended = False, True
             return True
-        if self._condenses:
+        if self._is_ended:
+            # Saves that went on appended to the last pack until it was ended.
+            self._rewrites = deque(self._reclaimer.list_anew(self._rewrites))
+            self._is_ended = False
+        elif self._condenses:
             self._condenses = not self._reclaimer.condense(stop)
         elif self._places:
             self._punch(stop)
