@@ -49,6 +49,10 @@ class Client:
         """Return one snapshot with its changes."""
         return cast(SnapshotDetails, self._call("snapshot_show", ref=ref))
 
+    def snapshot_sizes(self) -> list[tuple[int, int]]:
+        """Return the id of each snapshot and how many bytes deleting it would free."""
+        return cast(list[tuple[int, int]], self._call("snapshot_sizes"))
+
     def snapshot_rollback(self, ref: str, path: str = "") -> Rollback:
         """Make the live tree below a path what it was in a snapshot."""
         return cast(Rollback, self._call("snapshot_rollback", ref=ref, path=path))

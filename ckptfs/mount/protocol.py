@@ -156,6 +156,9 @@ class Commands(Protocol):
     def snapshot_show(self, ref: str) -> SnapshotDetails:
         """Return one snapshot with its changes."""
 
+    def snapshot_sizes(self) -> list[tuple[int, int]]:
+        """Return the id of each snapshot and how many bytes deleting it would free."""
+
     def snapshot_rollback(self, ref: str, path: str = "") -> Rollback:
         """Make the live tree below a path what it was in a snapshot."""
 

@@ -177,7 +177,7 @@ class MountedVersions:
 
 
 CHANGING = ("snapshot_create", "snapshot_rollback", "snapshot_delete", "prune")
-CHECKING = ("check_structure", "check_data", "check_files")
+CHECKING = ("snapshot_sizes", "check_structure", "check_data", "check_files")
 COMMANDS = ("snapshot_list", "snapshot_show", "stats", "backup_cut", *CHANGING, *CHECKING)
 
 

@@ -10,6 +10,7 @@ from ckptfs.store.disk import Disk, Space
 from ckptfs.store.environment import Table, View
 from ckptfs.store.fetch import Decoded
 from ckptfs.store.location import NO_CHUNK
+from ckptfs.store.owners import Owners
 from ckptfs.store.reclaim import Reclamation
 from ckptfs.store.records import Position
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, never
@@ -31,6 +32,7 @@ __all__ = [
     "Deltas",
     "Disk",
     "Frozen",
+    "Owners",
     "Position",
     "Reclamation",
     "Reencoded",

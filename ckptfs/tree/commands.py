@@ -15,6 +15,7 @@ from ckptfs.tree.gc import collect
 from ckptfs.tree.inode import Inode
 from ckptfs.tree.optimize import Optimizer, optimize_part, uncompared_bytes
 from ckptfs.tree.rollback import RollbackResult
+from ckptfs.tree.sizes import exclusive_sizes
 from ckptfs.tree.snapshots import Snapshot
 from ckptfs.tree.tree import Tree
 
@@ -60,6 +61,12 @@ class Commands:
         """Return one snapshot and the paths it changed; UnknownSnapshotError, AmbiguousSnapshotError."""
         snapshot = self._tree.snapshots.resolve(ref)
         return describe(snapshot) | {"changes": [change._asdict() for change in self._tree.history.changes(snapshot)]}
+
+    def snapshot_sizes(self, *, view: View | None = None) -> list[tuple[int, int]]:
+        """Return the id of each snapshot and what deleting it would free, in bytes; for any thread, with a view."""
+        with self._view(view) as view:
+            sizes = exclusive_sizes(view, self._tree.rows.next_id, self._tree.store.next_number)
+        return list(sizes.items())
 
     def snapshot_rollback(self, ref: str, path: str = "") -> Answer:
         """Roll back; UnknownSnapshotError, AmbiguousSnapshotError, OpenFilesError, UsageError."""
