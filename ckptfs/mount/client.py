@@ -66,7 +66,7 @@ class Client:
         return cast(list[SnapshotRow], self._call("prune", policy=policy, dry_run=dry_run))
 
     def gc(self, *, dry_run: bool) -> Collected:
-        """Free what nothing needs any more, or say what that would free."""
+        """Free a part of what nothing needs any more, about a second's, or say what all would free."""
         return cast(Collected, self._call("gc", dry_run=dry_run))
 
     def optimize(self) -> Progress:

@@ -68,7 +68,7 @@ class Idle:
             try:
                 if not self._is_busy():
                     async with self._turn:
-                        if self._tree.rows.has_garbage and time.monotonic() >= self._collect_at:
+                        if time.monotonic() >= self._collect_at:
                             await self._collect()
                         await self._work(self._is_busy, optimizing=self._optimizing)
             except (CkptfsError, OSError) as error:
@@ -128,15 +128,26 @@ class Idle:
             await self._free(stop)
 
     async def _collect(self) -> None:
+        """Free what nothing needs, or, where only the packs have grown by a good part, what is dead in them."""
         began = time.monotonic()
-        collected = await self._collector.collect(self._is_busy)
+        if self._tree.rows.has_garbage:
+            collected = await self._collector.collect(self._is_busy)
+            if collected.chunks:
+                log.info("%d chunks that nothing needs released", collected.chunks)
+            freed = collected.freed_bytes
+        elif self._store.reclaimer.is_due:
+            freed = await self._collector.reclaim(self._is_busy)
+        else:
+            return
         ended = time.monotonic()
         self._collect_at = ended + (ended - began) / COLLECT_SHARE
-        if collected.chunks:
-            log.info("%d chunks that nothing needs released, %d bytes freed", collected.chunks, collected.freed_bytes)
+        if freed:
+            log.info("%d bytes of the packs freed", freed)
 
     async def _free(self, stop: Stop) -> None:
         await self._committer.checkpoint()
-        self._unfreed = 0
-        freed = await self._offload.run(self._store.reclaimer.punch, stop)
+        unfreed = self._unfreed
+        freed = await self._collector.punch(stop)
+        if not stop():  # else some of it is still to be freed
+            self._unfreed -= unfreed
         log.info("encoding what was saved gave %d bytes back to the disk below", freed)

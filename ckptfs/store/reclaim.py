@@ -32,6 +32,9 @@ REWRITE_SHARE = 3
 WORTH_SHARE = 512
 """The journal is condensed for the sake of one of so many parts of a full pack, and what that takes itself."""
 
+GROWTH_SHARE = 4
+"""A new plan is due when the packs have grown by one of so many parts."""
+
 _PUNCH_PLACES = 64
 """So many places are looked up, and those of them that touch are punched as one."""
 _FAR = Position(1 << 32, 0)
@@ -89,6 +92,7 @@ class Reclaimer:
         self._end_pack = end_pack
         self._damaged = damaged
         self._room = room
+        self._planned_size = 0
 
     def punch(self, stop: Stop = never) -> int:
         """Give the places that are named free since a checkpoint back to the disk below; return their bytes.
@@ -105,6 +109,14 @@ class Reclaimer:
         return size
 
     # Planning
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the packs take so much more than after the last plan that another one may be worth its time."""
+        return self._taken_by_all() - self._planned_size >= self._planned_size // GROWTH_SHARE + self._worth
+
+    def _taken_by_all(self) -> int:
+        return sum(map(self._packs.stored_size, self._packs.numbers()))
 
     def preview(self, view: View, needed: Bitmap, end: Position) -> tuple[int, int, int]:
         """Return how many chunks are not needed, their raw bytes, and what reclaiming all would free.
@@ -126,7 +138,11 @@ class Reclaimer:
     def begin(self, end: Position, stop: Stop = never) -> "Reclamation":
         """Plan to give back what is dead in the packs before `end`, and durably so; nothing where `stop()` is true."""
         survey = self._survey(end, stop)
-        return Reclamation(self, Plan([], []) if survey is None else self._plan(survey))
+        if survey is None:
+            return Reclamation(self, Plan([], []))
+        plan = self._plan(survey)
+        self._planned_size = self._taken_by_all() - plan.freed_bytes
+        return Reclamation(self, plan)
 
     def _survey(self, end: Position, stop: Stop) -> "_Survey | None":
         """Look at what the index on the disk knows; None where `stop()` became true."""

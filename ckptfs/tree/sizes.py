@@ -17,7 +17,7 @@ _NUMBER_SIZE = 8
 
 
 def exclusive_sizes(view: View, manifests_end: int, chunks_end: int) -> dict[int, int]:
-    """Return by the id of each snapshot the bytes that it alone keeps; numbers of manifests and chunks are below the ends.
+    """Return by the id of each snapshot the bytes that it alone keeps; their manifests and chunks are below the ends.
 
     Deleting several frees what they share, too, so more than the sum.
     """

@@ -21,7 +21,7 @@ from ckptfs.store import Bitmap, ChunkStore, Table, kernels, reference
 from ckptfs.store.location import NUMBER, Known, Location, build_location
 from ckptfs.tree import Tree
 from ckptfs.tree.extents import load_manifest
-from ckptfs.tree.gc import Collected, Collection, collect
+from ckptfs.tree.gc import Collected, Collection, collect, preview
 from ckptfs.tree.inode import ROOT_INO
 from ckptfs.tree.rows import id_prefix
 from ckptfs.tree.snapshots import Snapshot
@@ -68,7 +68,7 @@ def test_a_deleted_snapshot_gives_its_disk_space_back(tree: Tree) -> None:
     assert collect(tree).chunks == 0
     tree.snapshots.delete(first)
     chunks, before = tree.store.stats().chunks, pack_blocks(tree)
-    previewed = collect(tree, dry_run=True)
+    previewed = preview(tree)
     assert tree.store.stats().chunks == chunks
     collected = collect(tree)
     assert collected == previewed
@@ -179,7 +179,7 @@ def test_a_dry_run_works_on_a_store_opened_for_reading(tree: Tree) -> None:
     crashed = tree.store.path.with_name("copy")
     shutil.copytree(tree.store.path, crashed)
     readers = support.open_tree(crashed, read_only=True)
-    previewed = collect(readers, dry_run=True)
+    previewed = preview(readers)
     readers.store.close()
     assert previewed.raw_bytes == 100_000
     assert previewed == collect(tree)

@@ -16,7 +16,7 @@ from ckptfs.store.backup import Cut
 from ckptfs.store.condensed import NAME as CONDENSED_NAME
 from ckptfs.store.usage import Usage, pages_with_data
 from ckptfs.tree import Tree
-from ckptfs.tree.gc import collect, reclaim
+from ckptfs.tree.gc import collect, preview
 from tests.unit import tree_support as support
 from tests.unit.second_reader import SecondReader
 from tests.unit.tree_support import check_tree, read, save
@@ -81,7 +81,7 @@ def rebuilt(tree: Tree) -> Path:
 def test_packs_that_are_mostly_dead_are_rewritten_and_removed(tree: Tree, disk: Disk) -> None:
     replace_versions(tree, 12, 60_000)
     before, first = pack_blocks(tree.store.path), packs_of(tree)
-    previewed = collect(tree, dry_run=True)
+    previewed = preview(tree)
     assert packs_of(tree) == first
     collected = collect(tree)
     assert collected == previewed
@@ -269,7 +269,7 @@ def test_a_pack_with_a_damaged_chunk_stays_until_that_is_healed(tree: Tree) -> N
     assert location.pack in packs_of(tree)
     save(tree, "again", noise(2000, -1))
     assert read(tree, "kept-0") == noise(2000, -1)
-    reclaim(tree, tree.store.position)
+    collect(tree)
     assert location.pack not in packs_of(tree)
 
 

@@ -4,8 +4,9 @@ import copy
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from hypothesis import settings
@@ -325,6 +326,21 @@ class TreeModel(RuleBasedStateMachine):
         self.taken.append(Taken(snapshot, model, seen, support.raw_inodes(self.tree, snapshot.id)))
 
     @precondition(lambda self: self.taken)
+    @rule(pick=picks, steps=st.integers(0, 20))
+    def begin_to_delete_a_snapshot(self, pick: int, steps: int) -> None:
+        """What is left of the deletion comes later, or never."""
+        doomed = self.taken.pop(pick % len(self.taken))
+        deletion = self.tree.snapshots.deletion(doomed.snapshot, rows_per_step=1)
+        next(deletion)
+        self.deletions.append(islice(deletion, steps))
+
+    @precondition(lambda self: self.deletions)
+    @rule(pick=picks)
+    def go_on_deleting(self, pick: int) -> None:
+        for _ in self.deletions.pop(pick % len(self.deletions)):
+            pass
+
+    @precondition(lambda self: self.taken)
     @rule(pick=picks)
     def delete_snapshot(self, pick: int) -> None:
         doomed = self.taken.pop(pick % len(self.taken))
@@ -426,6 +442,7 @@ class TreeModel(RuleBasedStateMachine):
         self.buffers: dict[int, bytes] = {}
         self.frozen: Frozen | None = None
         self.reclamation: Reclamation | None = None
+        self.deletions: list[Iterator[None]] = []
 
     @precondition(lambda self: self.collection is None)
     @rule()
