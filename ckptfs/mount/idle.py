@@ -98,7 +98,7 @@ class Idle:
             return False
         if self._unfreed:
             await self._free(stop)
-        return True
+        return not self._unfreed
 
     async def _encode(self, stop: Stop) -> None:
         while self._store.waiting_bytes and not stop():
