@@ -2,12 +2,15 @@
 
 import argparse
 import json
+from typing import Final
 
 from ckptfs.cli.parser import Subparsers, add_command, add_json
+from ckptfs.cli.progress import Progress
 from ckptfs.cli.tables import count_text, size_text
 from ckptfs.cli.target import commands, find
 from ckptfs.errors import DaemonError, NoMountError, NoSpaceError, StoreInUseError, StoreReadOnlyError
-from ckptfs.mount.protocol import Collected
+
+_FIELDS: Final = ("chunks", "raw_bytes", "freed_bytes")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -30,16 +33,22 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> None:
     """Carry out the command."""
     with commands(find(args.path), write=not args.dry_run) as store:
-        collected = store.gc(dry_run=args.dry_run)
-    print(json.dumps(collected, indent=2) if args.json else collected_text(collected, dry_run=args.dry_run))
+        part = store.gc(dry_run=args.dry_run)
+        report = {name: part[name] for name in _FIELDS}
+        with Progress("freed", part["freed_bytes"] + part["left_bytes"]) as progress:
+            while not part["finished"]:
+                progress.advance(part["freed_bytes"])
+                part = store.gc(dry_run=False)
+                for name in _FIELDS:
+                    report[name] += part[name]
+    print(json.dumps(report, indent=2) if args.json else report_text(**report, dry_run=args.dry_run))
 
 
-def collected_text(collected: Collected, *, dry_run: bool) -> str:
+def report_text(chunks: int, raw_bytes: int, freed_bytes: int, *, dry_run: bool) -> str:
     """Return what was freed, exactly."""
-    freed = collected["freed_bytes"]
-    if not (freed or collected["chunks"]):
+    if not (freed_bytes or chunks):
         return "There is nothing to free."
     return (
-        f"{'This would free' if dry_run else 'Freed'} {freed:,} bytes ({size_text(freed)}) of disk: "
-        f"{count_text(collected['chunks'], 'chunk')} with {size_text(collected['raw_bytes'])} that nothing needs."
+        f"{'This would free' if dry_run else 'Freed'} {freed_bytes:,} bytes ({size_text(freed_bytes)}) of disk: "
+        f"{count_text(chunks, 'chunk')} with {size_text(raw_bytes)} that nothing needs."
     )

@@ -34,6 +34,9 @@ _COLUMNS = (
     Column("FILES", right=True),
     Column("SIZE", right=True),
     Column("STORED", right=True),
+)
+_SIZE_COLUMNS = (Column("ALONE", right=True),)
+_TEXT_COLUMNS = (
     Column("CHANGED", flexible=True),
     Column("LABEL", flexible=True),
 )
@@ -61,15 +64,20 @@ def _add_list(actions: Subparsers) -> None:
         "list",
         run_list,
         summary="list the versions, oldest first",
-        description="List the versions, oldest first. SIZE is what was saved, STORED the disk that it really took.",
+        description="List the versions, oldest first. SIZE is what was saved, STORED the disk that it really took, and "
+        "ALONE, with --sizes, what deleting it would free.",
         examples=(
             "ckptfs snapshot list",
+            "ckptfs snapshot list --sizes        # and what deleting each would free",
             "ckptfs snapshot list /ckpt/run1     # only the versions that changed this directory",
             "ckptfs snapshot list --json | jq -r '.[-1].name'",
         ),
         errors=_TARGET_ERRORS,
     )
     parser.add_argument("path", metavar="PATH", nargs="?", help="a mountpoint, a directory in one, or a store")
+    parser.add_argument(
+        "--sizes", action="store_true", help="say what deleting each would free; seconds for a large store"
+    )
     add_json(parser)
 
 
@@ -143,6 +151,10 @@ def run_list(args: argparse.Namespace) -> None:
     target = find(args.path)
     with commands(target, write=False) as store:
         rows = store.snapshot_list(target.path)
+        if args.sizes:
+            sizes = dict(store.snapshot_sizes())
+            for row in rows:
+                row["exclusive_bytes"] = sizes.get(row["id"], 0)  # 0: taken since
     if args.json:
         _print_json(rows)
     elif rows:
@@ -167,6 +179,7 @@ def run_show(args: argparse.Namespace) -> None:
     """Carry out `snapshot show`."""
     with commands(find(args.at), write=False) as store:
         details = store.snapshot_show(args.ref)
+        details["exclusive_bytes"] = dict(store.snapshot_sizes()).get(details["id"], 0)
     if args.json:
         _print_json(details)
     else:
@@ -196,8 +209,9 @@ def run_delete(args: argparse.Namespace) -> None:
 
 def list_text(rows: Sequence[SnapshotRow]) -> str:
     """Return the table of `snapshot list`."""
+    sized = any("exclusive_bytes" in row for row in rows)
     return table(
-        _COLUMNS,
+        (*_COLUMNS, *_SIZE_COLUMNS, *_TEXT_COLUMNS) if sized else (*_COLUMNS, *_TEXT_COLUMNS),
         [
             (
                 str(row["id"]),
@@ -207,6 +221,7 @@ def list_text(rows: Sequence[SnapshotRow]) -> str:
                 f"{row['changed_files']:,}",
                 size_text(row["written_bytes"]),
                 size_text(row["stored_bytes"]),
+                *([size_text(row["exclusive_bytes"])] if sized else []),
                 _changed_text(row),
                 row["label"],
             )
@@ -224,6 +239,7 @@ def show_text(details: SnapshotDetails) -> str:
         ("label", details["label"] or "-"),
         ("size", f"{size_text(details['written_bytes'])} in {count_text(details['changed_files'], 'file')}"),
         ("stored", f"{size_text(details['stored_bytes'])} of disk"),
+        ("alone", f"{size_text(details['exclusive_bytes'])} that deleting it would free"),
     ]
     text = "\n".join(f"{name:<8}  {printable(value)}" for name, value in head)
     if not details["changes"]:

@@ -49,6 +49,10 @@ class Client:
         """Return one snapshot with its changes."""
         return cast(SnapshotDetails, self._call("snapshot_show", ref=ref))
 
+    def snapshot_sizes(self) -> list[tuple[int, int]]:
+        """Return the id of each snapshot and how many bytes deleting it would free."""
+        return cast(list[tuple[int, int]], self._call("snapshot_sizes"))
+
     def snapshot_rollback(self, ref: str, path: str = "") -> Rollback:
         """Make the live tree below a path what it was in a snapshot."""
         return cast(Rollback, self._call("snapshot_rollback", ref=ref, path=path))
@@ -62,7 +66,7 @@ class Client:
         return cast(list[SnapshotRow], self._call("prune", policy=policy, dry_run=dry_run))
 
     def gc(self, *, dry_run: bool) -> Collected:
-        """Free what nothing needs any more, or say what that would free."""
+        """Free a part of what nothing needs any more, about a second's, or say what all would free."""
         return cast(Collected, self._call("gc", dry_run=dry_run))
 
     def optimize(self) -> Progress:

@@ -29,7 +29,7 @@ SLICE_SIZE = 8 * MIB
 CHECKPOINT_SIZE = 256 * MIB
 """Bytes of records with successors after which their places are freed."""
 COLLECT_SHARE = 0.05
-"""The share of the time that collections may take."""
+"""The share of a processor's time that collections may take."""
 RETRY_SECONDS = 60.0
 
 Stop = Callable[[], bool]
@@ -68,7 +68,7 @@ class Idle:
             try:
                 if not self._is_busy():
                     async with self._turn:
-                        if self._tree.rows.has_garbage and time.monotonic() >= self._collect_at:
+                        if time.monotonic() >= self._collect_at:
                             await self._collect()
                         await self._work(self._is_busy, optimizing=self._optimizing)
             except (CkptfsError, OSError) as error:
@@ -98,7 +98,7 @@ class Idle:
             return False
         if self._unfreed:
             await self._free(stop)
-        return True
+        return not self._unfreed
 
     async def _encode(self, stop: Stop) -> None:
         while self._store.waiting_bytes and not stop():
@@ -128,15 +128,25 @@ class Idle:
             await self._free(stop)
 
     async def _collect(self) -> None:
-        began = time.monotonic()
-        collected = await self._collector.collect(self._is_busy)
-        ended = time.monotonic()
-        self._collect_at = ended + (ended - began) / COLLECT_SHARE
-        if collected.chunks:
-            log.info("%d chunks that nothing needs released, %d bytes freed", collected.chunks, collected.freed_bytes)
+        """Free what nothing needs, or, where only the packs have grown by a good part, what is dead in them."""
+        began = time.process_time()  # not the time that it waits for the disk
+        if self._tree.rows.has_garbage:
+            collected = await self._collector.collect(self._is_busy)
+            if collected.chunks:
+                log.info("%d chunks that nothing needs released", collected.chunks)
+            freed = collected.freed_bytes
+        elif self._store.reclaimer.is_due:
+            freed = await self._collector.reclaim(self._is_busy)
+        else:
+            return
+        self._collect_at = time.monotonic() + (time.process_time() - began) / COLLECT_SHARE
+        if freed:
+            log.info("%d bytes of the packs freed", freed)
 
     async def _free(self, stop: Stop) -> None:
         await self._committer.checkpoint()
-        self._unfreed = 0
-        freed = await self._offload.run(self._store.reclaimer.punch, stop)
+        unfreed = self._unfreed
+        freed = await self._collector.punch(stop)
+        if not stop():  # else some of it is still to be freed
+            self._unfreed -= unfreed
         log.info("encoding what was saved gave %d bytes back to the disk below", freed)

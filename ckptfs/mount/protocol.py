@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, NoReturn, Protocol, TypedDict
+from typing import Any, NamedTuple, NoReturn, NotRequired, Protocol, TypedDict
 
 from ckptfs.config import MIB
 from ckptfs.errors import CkptfsError, DaemonError, UsageError, error_classes
@@ -29,7 +29,10 @@ _TOO_LONG = f"an answer of more than {LINE_SIZE_MAX // MIB} MiB; ask for a small
 
 
 class SnapshotRow(TypedDict):
-    """One snapshot as `list` shows it; sizes in bytes, `created` in RFC 3339 UTC, `trigger` auto|manual|rollback."""
+    """One snapshot as `list` shows it; sizes in bytes, `created` in RFC 3339 UTC, `trigger` auto|manual|rollback.
+
+    `exclusive_bytes` is what deleting it would free, where `snapshot_sizes` was asked as well.
+    """
 
     id: int
     name: str
@@ -40,6 +43,7 @@ class SnapshotRow(TypedDict):
     written_bytes: int
     stored_bytes: int
     paths: list[str]
+    exclusive_bytes: NotRequired[int]
 
 
 class Change(TypedDict):
@@ -66,11 +70,16 @@ class Rollback(TypedDict):
 
 
 class Collected(TypedDict):
-    """What a garbage collection freed, or would: chunks, their size decoded, and what the disk below gets back."""
+    """What a garbage collection, or a part of it, freed, or would: chunks, their size decoded, and bytes of the packs.
+
+    `left_bytes` of the packs are freed by further parts; `finished`: there are none.
+    """
 
     chunks: int
     raw_bytes: int
     freed_bytes: int
+    left_bytes: int
+    finished: bool
 
 
 class Progress(TypedDict):
@@ -156,6 +165,9 @@ class Commands(Protocol):
     def snapshot_show(self, ref: str) -> SnapshotDetails:
         """Return one snapshot with its changes."""
 
+    def snapshot_sizes(self) -> list[tuple[int, int]]:
+        """Return the id of each snapshot and how many bytes deleting it would free."""
+
     def snapshot_rollback(self, ref: str, path: str = "") -> Rollback:
         """Make the live tree below a path what it was in a snapshot."""
 
@@ -166,7 +178,7 @@ class Commands(Protocol):
         """Delete the snapshots that a policy (`retention.parse_policy`) does not keep; return what they were."""
 
     def gc(self, *, dry_run: bool) -> Collected:
-        """Free what nothing needs any more, or say what that would free."""
+        """Free a part of what nothing needs any more, about a second's, or say what all would free."""
 
     def optimize(self) -> Progress:
         """Do a part of the work of idle time, about a second's."""

@@ -14,6 +14,7 @@ from ckptfs.config import MIB
 from ckptfs.errors import NoSpaceError
 from ckptfs.mount.collector import Collector
 from ckptfs.mount.jobs import Jobs
+from ckptfs.store import never
 from ckptfs.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -65,5 +66,5 @@ class Room:
             raise NoSpaceError(f"the disk below the store is full: {self._store.path}")
 
     async def _collect(self) -> None:
-        collected = await self._collector.collect()
+        collected = await self._collector.collect(never)
         log.info("the disk below the store is full: %d bytes of what nothing needs freed", collected.freed_bytes)

@@ -6,7 +6,7 @@ of them is fetched, stored and committed.
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +22,7 @@ from ckptfs.mount.offload import Offload
 from ckptfs.mount.protocol import Request
 from ckptfs.retention import Policy, is_named
 from ckptfs.tree import Commands, Tree
+from ckptfs.tree.commands import Answer, describe
 from ckptfs.tree.rollback import RollbackResult
 from ckptfs.tree.rows import LIVE
 from ckptfs.tree.snapshots import Snapshot
@@ -87,18 +88,24 @@ class MountedVersions:
             await self._commit_logs()
             if self._tree.epoch.pending:
                 self._report(self._tree.take_snapshot(trigger="auto"))
-                self._prune()
+                await self._prune()
             await self._committer.commit(durable=True)
         except (CkptfsError, OSError) as error:
             log.error("the automatic snapshot is not durable yet: %s", error)
             await trio.sleep(RETRY_SECONDS)
 
-    def _prune(self) -> None:
+    async def _prune(self) -> None:
         """Delete the versions that the policy of the mount does not keep."""
         if self._policy is not None:
-            for snapshot in self._policy.removable(self._tree.snapshots.all()):
-                self._tree.snapshots.delete(snapshot)
-                log.info("snapshot %d %s deleted, the policy does not keep it", snapshot.id, snapshot.name)
+            await self._delete(self._policy.removable(self._tree.snapshots.all()))
+
+    async def _delete(self, snapshots: Sequence[Snapshot]) -> None:
+        """Delete snapshots, however many, in steps between which the loop answers others."""
+        for snapshot in snapshots:
+            if self._tree.snapshots.has(snapshot.id):  # else somebody else has deleted it meanwhile
+                for _ in self._tree.snapshots.deletion(snapshot):
+                    await trio.lowlevel.checkpoint()
+                log.info("snapshot %d %s deleted", snapshot.id, snapshot.name)
 
     def give_up(self, count: int) -> int:
         """Delete up to `count` versions because the disk is full, oldest automatic ones first; return how many.
@@ -138,9 +145,7 @@ class MountedVersions:
 
     async def delete(self, name: str) -> None:
         """Delete the snapshot of this name, durably."""
-        snapshot = self._tree.snapshots.resolve(name)
-        self._tree.snapshots.delete(snapshot)
-        log.info("snapshot %d %s deleted", snapshot.id, snapshot.name)
+        await self._delete([self._tree.snapshots.resolve(name)])
         await self._committer.commit(durable=True)
 
     async def carry_out(self, request: Request) -> Any:
@@ -155,10 +160,15 @@ class MountedVersions:
             await self._commit_logs()
         if request.command == "backup_cut":
             await self._committer.commit(durable=True)
+        result: Any
         try:
             if request.command in CHECKING:
                 return await self._check(command, request)
-            result = command(**request.arguments)
+            result = (
+                await self._delete_chosen(request)
+                if changing and request.command in DELETING
+                else command(**request.arguments)
+            )
         except TypeError as error:
             raise UsageError(f"{request.command}: {error}") from error
         if changing:
@@ -170,10 +180,22 @@ class MountedVersions:
             result["buffered_bytes"] = self._jobs.buffered
         return result
 
+    async def _delete_chosen(self, request: Request) -> list[Answer]:
+        """Delete the snapshots that a command is about."""
+        match request:
+            case Request("snapshot_delete", {"refs": list(refs)}):
+                snapshots = self._commands.referred(refs)
+            case Request("prune", {"policy": str(policy)}):
+                snapshots = self._commands.removable(policy)
+            case _:
+                raise UsageError(f"{request.command}: it is not said what to delete")
+        await self._delete(snapshots)
+        return [describe(snapshot) for snapshot in snapshots]
+
     async def _gc(self, request: Request) -> Any:
         match request.arguments:
             case {"dry_run": bool(dry_run)}:
-                collected = await (self._collector.preview() if dry_run else self._collector.collect())
+                collected = await (self._collector.preview() if dry_run else self._collector.collect_part())
                 return collected._asdict()
         raise UsageError("gc: it is not said whether this is a dry run")
 
@@ -194,8 +216,9 @@ class MountedVersions:
         await trio.to_thread.run_sync(_invalidate, entries, [self._nodes.node_id(Node(ino, LIVE)) for ino in parents])
 
 
-CHANGING = ("snapshot_create", "snapshot_rollback", "snapshot_delete", "prune")
-CHECKING = ("check_structure", "check_data", "check_files")
+DELETING = ("snapshot_delete", "prune")
+CHANGING = ("snapshot_create", "snapshot_rollback", *DELETING)
+CHECKING = ("snapshot_sizes", "check_structure", "check_data", "check_files")
 COMMANDS = ("snapshot_list", "snapshot_show", "stats", "backup_cut", *CHANGING, *CHECKING)
 
 

@@ -10,6 +10,8 @@ from ckptfs.store.disk import Disk, Space
 from ckptfs.store.environment import Table, View
 from ckptfs.store.fetch import Decoded
 from ckptfs.store.location import NO_CHUNK
+from ckptfs.store.owners import Owners
+from ckptfs.store.reclaim import Reclamation
 from ckptfs.store.records import Position
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, never
 from ckptfs.store.sweep import Swept
@@ -31,7 +33,9 @@ __all__ = [
     "Deltas",
     "Disk",
     "Frozen",
+    "Owners",
     "Position",
+    "Reclamation",
     "Reencoded",
     "Space",
     "StoreStats",

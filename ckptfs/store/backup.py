@@ -2,7 +2,8 @@
 
 Packs only grow, so a backup that is brought up to date copies what was appended since. What is copied counts up to a
 position behind which nothing of the source is taken, and is right as long as nothing was punched while it was copied:
-a punched place is named by metadata that was appended before. The index is not copied but made from the packs.
+a punched place is named by metadata that was appended before, or lies before the mark of the condensed journal, which
+is copied in every round. The index is not copied but made from both, anew where that mark has moved on.
 
 Hard links would not do: a pack that is punched later would lose bytes in the backup, too. `copy_range` shares them
 where the disk below can. A backup that is cut short is taken up again; one that somebody has written to is refused.
@@ -16,15 +17,24 @@ from typing import NamedTuple
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError
 from ckptfs.store import description
-from ckptfs.store.chunkstore import PACKS_NAME, ChunkStore
+from ckptfs.store.chunkstore import INDEX_NAME, PACKS_NAME, ChunkStore
+from ckptfs.store.condensed import NAME as CONDENSED_NAME
+from ckptfs.store.condensed import Condensed
 from ckptfs.store.disk import Disk
 from ckptfs.store.lock import LOCK_NAME, StoreLock
-from ckptfs.store.packfile import pack_name
-from ckptfs.store.packs import FIRST_PACK
+from ckptfs.store.packfile import pack_name, pack_numbers
+from ckptfs.store.packs import FIRST_PACK, PackIdentity
 from ckptfs.store.records import Position
+from ckptfs.store.seal import SUFFIX as SEAL_SUFFIX
 
 STATE_NAME = "backup.json"
 _PIECE_SIZE = 8 * MIB
+_MAKING = {
+    *(f"{name}{suffix}" for name in (STATE_NAME, description.NAME, CONDENSED_NAME) for suffix in ("", ".new")),
+    PACKS_NAME,
+    LOCK_NAME,
+}
+"""What there may be in a directory in which a first backup was cut short."""
 
 
 class Cut(NamedTuple):
@@ -66,6 +76,7 @@ def back_up(
         before = cut()
         while True:
             holes = backup.copy(before.position)
+            backup.copy_condensed()
             after = cut()
             if after.punch_count == before.punch_count:
                 break
@@ -76,6 +87,7 @@ def back_up(
         position, losses = store.position, store.opening.losses
     with StoreLock(destination, disk, shared=False):
         backup.repeat_holes(holes)
+        backup.remove_gone()
         backup.finish(position)
     return BackupResult(backup.copied_bytes, backup.total_bytes, losses)
 
@@ -98,13 +110,12 @@ class _Backup:
         self._disk = disk
         self._config = description.read(source, disk)
         self._done = Position(FIRST_PACK, 0)
+        self._gone: list[int] = []
         disk.make_directory(destination)
         if (destination / description.NAME).exists():
             if description.read(destination, disk).seed != self._config.seed:
                 raise NotAStoreError(f"{destination} is another store, not a backup of {source}")
-        elif not {STATE_NAME, f"{STATE_NAME}.new", f"{description.NAME}.new", PACKS_NAME, LOCK_NAME}.issuperset(
-            disk.list_names(destination)
-        ):
+        elif not _MAKING.issuperset(disk.list_names(destination)):
             raise NotAStoreError(f"{destination} is not empty; a backup needs a directory of its own")
         disk.make_directory(destination / PACKS_NAME)
 
@@ -130,12 +141,12 @@ class _Backup:
 
     def _end(self) -> Position:
         """Return the position where the backup's packs end."""
-        names = self._disk.list_names(self._destination / PACKS_NAME)
-        if not names:
+        packs = pack_numbers(self._disk.list_names(self._destination / PACKS_NAME))
+        if not packs:
             return Position(FIRST_PACK, 0)
-        fd = self._disk.open_read(self._destination / PACKS_NAME / names[-1])
+        fd = self._disk.open_read(self._destination / PACKS_NAME / pack_name(packs[-1]))
         try:
-            return Position(int(names[-1].partition(".")[0]), self._disk.size(fd))
+            return Position(packs[-1], self._disk.size(fd))
         finally:
             self._disk.close(fd)
 
@@ -143,12 +154,14 @@ class _Backup:
         """Copy the packs from where the backup is good up to a position; return the holes of the source."""
         holes: list[_Hole] = []
         self.total_bytes = 0
+        self._gone = []
         for pack in range(FIRST_PACK, until.pack + 1):
             name = pack_name(pack)
             try:
                 source = self._disk.open_read(self._source / PACKS_NAME / name)
-            except FileNotFoundError as error:
-                raise DamagedError(f"{name} of {self._source} is missing; repair the store first") from error
+            except FileNotFoundError:
+                self._gone.append(pack)
+                continue
             try:
                 size = self._disk.size(source) if pack < until.pack else until.offset
                 start = self._done.offset if pack == self._done.pack else size if pack < self._done.pack else 0
@@ -164,6 +177,27 @@ class _Backup:
         self._disk.sync_directory(self._destination / PACKS_NAME)
         self._done = until
         return holes
+
+    def copy_condensed(self) -> None:
+        """Copy the condensed journal, durably; DamagedError where a pack is missing that it does not stand for."""
+        source, target = (
+            Condensed(directory, self._disk, PackIdentity(description.fingerprint(self._config), self._config.seed))
+            for directory in (self._source, self._destination)
+        )
+        if source.path.exists() and source.mark != target.mark:
+            fd = self._disk.open_read(source.path)
+            try:
+                self._disk.publish(target.path, bytes(self._disk.pread(fd, self._disk.size(fd), 0)))
+            finally:
+                self._disk.close(fd)
+            # What lies between the end of the index and this mark may be gone.
+            for name in (INDEX_NAME, INDEX_NAME + SEAL_SUFFIX):
+                if (self._destination / name).exists():
+                    self._disk.unlink(self._destination / name)
+        for pack in self._gone:
+            if source.mark is None or pack >= source.mark.position.pack:
+                name = pack_name(pack)
+                raise DamagedError(f"{name} of {self._source} is missing; repair the store first")
 
     def _data(self, fd: int, size: int) -> Iterator[tuple[int, int]]:
         """Yield where a pack has data, as (start, end)."""
@@ -207,6 +241,14 @@ class _Backup:
                 self._disk.punch(fd, hole.offset, hole.size, path)
             finally:
                 self._disk.close(fd)
+
+    def remove_gone(self) -> None:
+        """Remove the packs that the source has removed; the index, made from the others, does not speak of them."""
+        for pack in self._gone:
+            path = self._destination / PACKS_NAME / pack_name(pack)
+            if path.exists():
+                self._disk.unlink(path)
+        self._disk.sync_directory(self._destination / PACKS_NAME)
 
     def finish(self, position: Position) -> None:
         """Note durably up to where the backup is good."""

@@ -6,12 +6,14 @@ It changes nothing. One view belongs to one thread; others may go on with the st
 
 import struct
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
+from ckptfs.store.condensed import Condensed
 from ckptfs.store.delta import DELTA_CHAIN_MAX
 from ckptfs.store.environment import Table, View
 from ckptfs.store.freed import merge, parse_row
@@ -45,12 +47,14 @@ class Verified(NamedTuple):
     damaged: dict[int, str]
 
 
-def check_structure(view: View, packs: Packs, numbers_end: int, damaged: Iterable[int]) -> StructureReport:
+def check_structure(
+    view: View, packs: Packs, condensed: Condensed, numbers_end: int, damaged: Iterable[int]
+) -> StructureReport:
     """Check chunks, chunk ids and freed places against each other and the packs; numbers below `numbers_end` exist.
 
     Where chunks lie that are known to be damaged says nothing.
     """
-    check = _StructureCheck(view, packs, numbers_end, damaged)
+    check = _StructureCheck(view, packs, condensed, numbers_end, damaged)
     problems = list(islice(check.run(), PROBLEMS_MAX))
     return StructureReport(check.raw_sizes, problems, check.damaged)
 
@@ -58,7 +62,9 @@ def check_structure(view: View, packs: Packs, numbers_end: int, damaged: Iterabl
 class _StructureCheck:
     """One check; the places of live chunks are gathered as integers, pack and offset in one, which sort like them."""
 
-    def __init__(self, view: View, packs: Packs, numbers_end: int, damaged: Iterable[int]) -> None:
+    def __init__(
+        self, view: View, packs: Packs, condensed: Condensed, numbers_end: int, damaged: Iterable[int]
+    ) -> None:
         self.raw_sizes = array("I", [0])
         self.damaged = {number: f"chunk {number} was found damaged before" for number in damaged}
         self._heights = bytearray(1)
@@ -66,6 +72,7 @@ class _StructureCheck:
         """Pairs of a delta's number and that of one of its bases."""
         self._view = view
         self._packs = packs
+        self._condensed = condensed
         self._pack_sizes = packs.sizes()
         self._numbers_end = numbers_end
         self._starts = array("Q")
@@ -74,6 +81,7 @@ class _StructureCheck:
     def run(self) -> Iterator[str]:
         """Yield a sentence for each problem."""
         yield from self._check_packs()
+        yield from self._check_condensed()
         yield from self._check_chunks()
         yield from self._check_deltas()
         yield from self._check_ids()
@@ -83,9 +91,16 @@ class _StructureCheck:
         for pack, size in self._pack_sizes.items():
             if size < HEADER_SIZE:
                 yield f"{self._packs.path(pack)} ends before its header does"
-        for before, pack in pairwise([0, *self._pack_sizes]):
+        first = self._condensed.first_pack
+        for before, pack in pairwise([first - 1, *(pack for pack in self._pack_sizes if pack >= first)]):
             if pack != before + 1:
                 yield f"{self._packs.path(before + 1)} is missing"
+
+    def _check_condensed(self) -> Iterator[str]:
+        losses: list[str] = []
+        if self._condensed.path.exists():
+            deque(self._condensed.rows(losses), maxlen=0)
+        yield from losses
 
     def _check_chunks(self) -> Iterator[str]:
         for key, value in self._view.scan(Table.CHUNKS):

@@ -23,6 +23,7 @@ from ckptfs.errors import DamagedError, NoSpaceError, NotAStoreError, StoreReadO
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.check import StructureReport, Verified, check_structure
 from ckptfs.store.compare import COMPARED, differences
+from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.environment import TREE_TABLES, Environment, Table, View
@@ -35,9 +36,10 @@ from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
 from ckptfs.store.reclaim import Reclaimer
 from ckptfs.store.records import EncodedChunk, Position, RecordBytes, RecordType, Row, WaitingRecords
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, never
-from ckptfs.store.replay import STATE_KEY, Mark, Replay, State, pack_state, unpack_state
+from ckptfs.store.replay import Replay
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.seal import Seal
+from ckptfs.store.state import STATE_KEY, Mark, State, pack_state, unpack_state
 from ckptfs.store.sweep import Sweeper
 from ckptfs.store.tables import Changes, Frozen, Tables
 
@@ -114,12 +116,22 @@ class ChunkStore:
         self._environment = environment
         self._index = ChunkIndex(environment)
         self._freed = FreedPlaces(environment)
+        self._condensed = Condensed(path, disk, packs.identity)
         self._damaged = DamagedChunks(environment, self._index)
         self._fetcher = Fetcher(self._index, packs, config.seed, self._damaged.note)
         self._reencoder = Reencoder(self._index, self._fetcher, self._append_again)
         self._reserve = Reserve(path, disk)
-        self.sweeper = Sweeper(self._index, self._freed, self._release)
-        self.reclaimer = Reclaimer(packs, self._freed, self._check_writable)
+        self.sweeper = Sweeper(self._index, self._release)
+        self.reclaimer = Reclaimer(
+            packs,
+            environment,
+            self._freed,
+            self._condensed,
+            self._reencoder,
+            end_pack=self._end_pack,
+            damaged=self._damaged.numbers,
+            room=self.room,
+        )
         self._again_bytes = 0
         self._resources = ExitStack()
         self._seal = seal
@@ -229,11 +241,17 @@ class ChunkStore:
         """Bring tables and index up to the packs, and cut off what follows the last thing that counts."""
         packed = self._environment.read_one(Table.STORE, STATE_KEY)
         state = self._state if packed is None else unpack_state(packed)
-        replay = Replay(self._packs, self.tables, self._index, self._freed, self.config.seed)
+        condensed = self._condensed.mark
+        if packed is not None and condensed is not None and state.replay_from.position < condensed.position:
+            raise DamagedError(
+                f"the index of {self.path} is older than its condensed journal; "
+                "`ckptfs repair --rebuild-index` makes it anew from the packs"
+            )
+        replay = Replay(self._packs, self._condensed, self.tables, self._index, self._freed, self.config.seed)
         if salvage:
-            salvaged = replay.salvage(state, self._damaged)
+            salvaged = replay.salvage(state, self._damaged, index_lost=packed is None)
             self._mark = salvaged.mark
-            self._packs.make_missing(self._mark.position.pack)
+            self._packs.make_missing(self._condensed.first_pack, self._mark.position.pack)
             self.opening = Opening(salvaged.losses)
         else:
             self._mark = replay.run(state, index_lost=packed is None)
@@ -414,7 +432,7 @@ class ChunkStore:
 
     def check(self, view: View) -> StructureReport:
         """Tell whether the rows about chunks agree with each other and with the packs; reads no chunk."""
-        return check_structure(view, self._packs, self._mark.number, self._damaged.numbers())
+        return check_structure(view, self._packs, self._condensed, self._mark.number, self._damaged.numbers())
 
     def verify(self, start: int, stop: int, size_max: int) -> Verified:
         """Read chunks numbered from `start` to `stop` (not included), about `size_max` bytes, and verify each.
@@ -443,7 +461,7 @@ class ChunkStore:
 
     @property
     def punch_count(self) -> int:
-        """How often places of the packs have been punched since the store was opened."""
+        """How often places of the packs were punched, or packs removed, since the store was opened."""
         return self._packs.punch_count
 
     # Space
@@ -495,6 +513,12 @@ class ChunkStore:
                 self._freed.supersede(chunk.location.place(chunk.number) for chunk in released)
                 self._damaged.heal()
             return released
+
+    def _end_pack(self) -> None:
+        """Let the last pack get no more records."""
+        with self._append_lock:
+            self._with_reserve(self._packs.begin_next)
+            self._mark = self._mark._replace(position=self._packs.position)
 
     # Durability
 
@@ -662,7 +686,11 @@ class ChunkStore:
     def stats(self) -> StoreStats:
         """Return how much the store holds and takes."""
         totals = self._index.totals
-        stored_bytes = self._packs.stored_size() + self._environment.stored_size()
+        stored_bytes = (
+            sum(map(self._packs.stored_size, self._packs.numbers()))
+            + self._environment.stored_size()
+            + self._condensed.stored_size
+        )
         return StoreStats(self._index.count, totals.raw_bytes, stored_bytes, kernels.NAME, *totals[1:])
 
     def space(self) -> Space:

@@ -124,6 +124,7 @@ class Environment:
         self._disk = disk
         self._readers: list[Reader] = []
         self._views = 0
+        self._views_lock = threading.Lock()
         try:
             if not read_only:
                 if not path.exists():
@@ -205,25 +206,29 @@ class Environment:
 
         What a view shows does not change; the file keeps its pages, and grows, as long as the view lasts.
         """
-        self._views += 1
+        with self._views_lock:
+            transaction = self._env.begin()
+            self._views += 1
         try:
-            with self._env.begin() as transaction:
+            with transaction:
                 yield View(transaction, self._databases, overlays)
         finally:
-            self._views -= 1
+            with self._views_lock:
+                self._views -= 1
 
     def make_room(self) -> None:
         """Enlarge the map when half of it is used; called while nothing writes and no reader's lock is held.
 
         Not while somebody has a view: it would lose its transaction, and the other half lasts until the next call.
         """
-        if self._views:
-            return
         info = self._env.info()
         if info["last_pgno"] * self._env.stat()["psize"] * _MAP_GROWTH < info["map_size"]:
             return
         # Resizing moves the map, so no transaction may be open: readers begin again at their next use.
         with ExitStack() as stack:
+            stack.enter_context(self._views_lock)
+            if self._views:
+                return
             for reader in self._readers:
                 stack.enter_context(reader.lock)
                 reader.renew()
@@ -282,6 +287,11 @@ class View:
         self._transaction = transaction
         self._databases = databases
         self._overlays = overlays
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """Return the value of a key, or None; not for packed rows."""
+        overlay = self._overlays[table]
+        return overlay[key] if key in overlay else self._transaction.get(key, db=self._databases[table])
 
     def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """Yield the rows of a table, ascending."""

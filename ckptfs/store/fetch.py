@@ -7,6 +7,7 @@ copied again. It caches nothing beyond a call. Any thread may call.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from ckptfs.store.delta import BASES_SIZE_MAX, DELTA_CHAIN_MAX
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import Location
 from ckptfs.store.packs import Packs
-from ckptfs.store.records import HEADER_SIZE, Record
+from ckptfs.store.records import HEADER_SIZE, EncodedChunk, Record
 
 SPAN_SIZE_MAX = 4 * MIB
 """Records that lie close together are read in one call of up to this many bytes."""
@@ -105,7 +106,8 @@ class Fetcher:
         found: dict[int, Decoded] = {}
         memo = _Memo()
         for span in self._spans(numbers):
-            found |= self._read_raw(span) if span[0].is_raw else self._read_encoded(span, memo)
+            with suppress(DamagedError):  # the pack was removed: its chunks are looked for one by one
+                found |= self._read_raw(span) if span[0].is_raw else self._read_encoded(span, memo)
         return [found[number] if number in found else _whole(self.read(number)) for number in numbers]
 
     def expect(self, numbers: Sequence[int]) -> None:
@@ -196,6 +198,27 @@ class Fetcher:
     def read_with_id(self, number: int) -> tuple[bytes, bytes]:
         """Return the bytes of a chunk and its id."""
         return self._read(number, _Memo(), DELTA_CHAIN_MAX)
+
+    def read_stored(self, number: int, pack: int) -> EncodedChunk | None:
+        """Return a chunk as it is stored, if that is in a pack, and undecoded; None where it is elsewhere or nowhere.
+
+        DamagedError when its record is not what was written.
+        """
+        location = self._index.locate(number)
+        if location is None or location.pack != pack:
+            return None
+        try:
+            record = self._packs.read_record(location.position, location.stored_size, len(location.bases))
+            header = record.header
+            if header.number != number or header.raw_size != location.raw_size or not records.is_intact(record):
+                raise DamagedError(f"{self._packs.place(location.position)}: chunk {number} is not what was written")
+        except DamagedError:
+            if self._index.locate(number) != location:  # stored anew meanwhile, or released
+                return None
+            self._on_damaged(number, location)
+            raise
+        check = header.payload_check
+        return EncodedChunk(header.id, header.raw_size, location.encoding, record.payload, check, record.bases)
 
     def _read(self, number: int, memo: _Memo, chain_left: int) -> tuple[bytes, bytes]:
         """Read a chunk that may be, or rest on, a chain of so many deltas."""

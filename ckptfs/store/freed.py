@@ -2,8 +2,9 @@
 
 FreedPlaces follows a place through its life. *Superseded*: its chunk was stored anew, in memory only. *Freed*: a
 checkpoint has named it in the journal and, with the new locations, in LMDB; from then on whatever is found there is
-no damage. *Punched*: given back to the disk below; the next checkpoint forgets it. A crash at any point leaves a
-place at an earlier step, which is taken again. It knows places and rows; it reads and punches no pack.
+no damage. *Punched*, or removed with its pack: given back to the disk below; the next checkpoint forgets it. A crash
+at any point leaves a place at an earlier step, which is taken again. It knows places and rows; it reads and punches no
+pack.
 Every method may be called from any thread.
 """
 
@@ -14,12 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
-from ckptfs.store.disk import whole_pages
 from ckptfs.store.environment import Environment, Memtable, Table
 from ckptfs.store.records import Journal, Place, Position, Row
 
 PIECE_SIZE = 16 * MIB
 
+_PACK = struct.Struct(">I")
 PLACE_KEY = struct.Struct(">IQ")
 PLACE_VALUE = struct.Struct("<QQ")
 
@@ -145,19 +146,18 @@ class FreedPlaces:
         rows = self._active if key in self._active else self._frozen
         return key in rows and rows[key] is None
 
-    def freeable(self, more: Iterable[Place]) -> int:
-        """Return the bytes that punching would give back if `more` places were free too."""
-        rows: dict[bytes, bytes | None] = {}
+    def forget(self, pack: int) -> None:
+        """Forget the places of a pack that was removed; LMDB does at the next checkpoint."""
+        prefix = _PACK.pack(pack)
         with self._lock:
-            if self._reader.has(Table.FREED):
-                cursor = self._reader.cursor(Table.FREED)
-                cursor.first()
-                rows.update(iter(cursor))
-            rows.update(self._frozen)
-            rows.update(self._active)
-            freed = [parse_row(key, value) for key, value in rows.items() if value is not None]
-            places = merge([*freed, *self._superseded.values(), *more])
-        return sum(len(whole_pages(place.offset, place.size)) for place in places)
+            keys = {key for key in (*self._active, *self._frozen) if key.startswith(prefix)}
+            cursor = self._reader.cursor(Table.FREED)
+            more = cursor.set_range(prefix)
+            while more and cursor.key().startswith(prefix):
+                keys.add(cursor.key())
+                more = cursor.next()
+            self._active.update(dict.fromkeys(keys))
+            self._superseded = {at: place for at, place in self._superseded.items() if place.pack != pack}
 
     def punched(self, places: Sequence[Place]) -> None:
         """Forget places that `take` has returned; LMDB does at the next checkpoint."""

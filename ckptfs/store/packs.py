@@ -11,9 +11,11 @@ have dropped the pages it could not write.
 
 import errno
 import logging
+import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +26,7 @@ from ckptfs.store import records
 from ckptfs.store.appender import Appender, AppendFile
 from ckptfs.store.disk import Disk
 from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, Skipped, pack_name, pack_numbers
-from ckptfs.store.records import Appendable, Place, Position, Record, RecordBytes
+from ckptfs.store.records import HEADER_SIZE, Appendable, Header, Place, Position, Record, RecordBytes
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ PACK_SIZE_MAX = 512 * MIB
 
 FIRST_PACK = 1
 _OPEN_PACKS_MAX = 64
+_BEHIND_ALL = 1 << 40
 
 
 class PackIdentity(NamedTuple):
@@ -57,8 +60,8 @@ class Packs:
         self.appended_bytes = 0
         self._directory = directory
         self._disk = disk
-        self._identity = identity
-        self._pack_size_max = pack_size_max
+        self.identity = identity
+        self.pack_size_max = pack_size_max
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._appender = Appender(disk)
@@ -69,8 +72,9 @@ class Packs:
         self._sync_error: Exception | None = None
         self._readers: OrderedDict[int, PackFile] = OrderedDict()
         self._readers_lock = threading.Lock()
-        self._can_punch = True
+        self._can_punch: bool | None = None
         self.punch_count = 0
+        """How often places were punched or packs removed."""
 
     def path(self, pack: int) -> Path:
         """Return the path of a pack."""
@@ -86,23 +90,30 @@ class Packs:
 
     def sizes(self) -> dict[int, int]:
         """Return the size of each pack in bytes, holes included, in the order of their numbers."""
-        return {pack: self._disk.size(self._reader(pack).fd) for pack in self.numbers()}
+        return {pack: self.size(pack) for pack in self.numbers()}
 
-    def stored_size(self) -> int:
-        """Return the bytes that the packs take on the disk below."""
-        return sum(self._disk.stored_size(self.path(pack)) for pack in self.numbers())
+    def size(self, pack: int) -> int:
+        """Return the size of a pack in bytes, holes included; 0 when there is none."""
+        path = self.path(pack)
+        try:
+            file = PackFile(self._disk, path, self._disk.open_read(path))
+        except FileNotFoundError:
+            return 0
+        return self._disk.size(file.fd)
+
+    def stored_size(self, pack: int) -> int:
+        """Return the bytes that a pack takes on the disk below."""
+        return self._disk.stored_size(self.path(pack))
 
     # Writing
 
     def append(self, batch: Sequence[Appendable]) -> list[Position]:
         """Append records in one write and return their positions; not durable before the next `sync`."""
         with self._lock:
-            if self._torn and self._writer is not None:
-                self._disk.truncate(self._writer.fd, self.position.offset, self._writer.path)
-                self._torn = False
+            self._mend()
             pack, offset = self.position
             header: tuple[RecordBytes, ...] = ()
-            if self._writer is None or offset >= self._pack_size_max:
+            if self._writer is None or offset >= self.pack_size_max:
                 pack, offset, header = self._open_pack(pack, offset)
             assert self._writer is not None
             start = offset
@@ -119,22 +130,30 @@ class Packs:
             self.appended_bytes += ends[-1] - start
             return positions
 
+    def _mend(self) -> None:
+        """Cut off what a failed append left and could not cut off then."""
+        if self._torn and self._writer is not None:
+            self._disk.truncate(self._writer.fd, self.position.offset, self._writer.path)
+            self._torn = False
+
     def _open_pack(self, pack: int, offset: int) -> tuple[int, int, tuple[RecordBytes, ...]]:
         """Open the pack to append to, a new one when it is time; return where to go on, and its header if it is new."""
-        if 0 < offset < self._pack_size_max:
+        if 0 < offset < self.pack_size_max:
             self._writer = AppendFile(self._disk, self.path(pack))
             return pack, offset, ()
         # At offset 0 a salvage goes on in a pack of its own, or the store is new.
-        previous_size = offset or self._size(pack - 1)
-        if offset:
-            pack += 1
+        pack, previous_size = pack + 1 if offset else pack, offset or self.size(pack - 1)
+        return pack, 0, (self._begin_pack(pack, previous_size),)
+
+    def _begin_pack(self, pack: int, previous_size: int) -> RecordBytes:
+        """Make a pack and return its header record, which goes to its beginning."""
         # Whatever has this name is what a failed append left: the position is always behind all that counts.
         self._writer = AppendFile(self._disk, self.path(pack), create=True)
         self._directory_dirty = True
-        return pack, 0, (self._header(pack, previous_size),)
+        return self._header(pack, previous_size)
 
     def _header(self, pack: int, previous_size: int) -> RecordBytes:
-        identity = self._identity
+        identity = self.identity
         return records.build_pack_header(
             pack, FORMAT_VERSION, identity.fingerprint, identity.seed, previous_size=previous_size
         )
@@ -202,29 +221,39 @@ class Packs:
                     self._disk.truncate(file.fd, position.offset, path)
                     self._disk.fdatasync(file.fd, path)
 
-    def make_missing(self, until: int) -> None:
-        """Put a pack that has only its header in the place of each one that is lost, up to before the pack `until`."""
+    def make_missing(self, start: int, until: int) -> None:
+        """Put a pack that has only its header in the place of each lost one, from `start` to before `until`."""
         sizes = self.sizes()
-        for pack in range(FIRST_PACK, until):
+        for pack in range(start, until):
             if sizes.get(pack, 0) < records.HEADER_SIZE:
-                header = self._header(pack, self._size(pack - 1))
+                header = self._header(pack, self.size(pack - 1))
                 self._disk.publish(self.path(pack), b"".join(header.buffers))
 
     @property
     def can_punch(self) -> bool:
-        """Whether the disk below is not known to be one that cannot free a part of a file."""
-        return self._can_punch
+        """Whether the disk below can free a part of a file; it is asked by freeing nothing, far behind a pack's end."""
+        if self._can_punch is None and (packs := self.numbers()):
+            self._can_punch = True
+            self._punch(Place(packs[-1], _BEHIND_ALL, mmap.PAGESIZE, 0))
+        return self._can_punch is not False
 
     def punch(self, place: Place) -> int:
         """Free the whole pages of a place for good, and return their bytes; 0 where the disk below cannot.
 
-        That the place is free has to be durable before: nothing but zeros is read there afterwards.
+        That the place is free has to be durable before: nothing but zeros is read there afterwards. A pack that was
+        removed has nothing to free.
         """
-        path = self.path(place.pack)
-        if not self._can_punch:
+        if not self.can_punch:
             return 0
-        file = PackFile(self._disk, path, self._disk.open_write(path))
         self.punch_count += 1  # before, so that whoever sees no change has read no hole
+        return self._punch(place)
+
+    def _punch(self, place: Place) -> int:
+        path = self.path(place.pack)
+        try:
+            file = PackFile(self._disk, path, self._disk.open_write(path))
+        except FileNotFoundError:
+            return 0
         try:
             return self._disk.punch(file.fd, place.offset, place.size, path)
         except OSError as error:
@@ -233,6 +262,45 @@ class Packs:
             logger.info("%s: the disk below cannot free a part of a file", path)
             self._can_punch = False
             return 0
+
+    def remove(self, pack: int) -> int:
+        """Remove a pack that nothing needs, durably, and return the bytes that it took on the disk below."""
+        path = self.path(pack)
+        size = self._disk.stored_size(path)
+        self.punch_count += 1  # as for a hole
+        with self._lock, self._readers_lock:
+            self._dirty.pop(pack, None)
+            self._readers.pop(pack, None)
+        self._disk.unlink(path)
+        self._disk.sync_directory(self._directory)
+        return size
+
+    def begin_next(self) -> None:
+        """Begin the next pack now: the one before gets no more records."""
+        with self._lock:
+            self._mend()
+            pack = self.position.pack + 1
+            header = self._begin_pack(pack, self.position.offset)
+            assert self._writer is not None
+            self._dirty[pack] = self._writer
+            try:
+                self._appender.write(self._writer, [header], 0)
+            except BaseException:
+                self._cut_torn(0)
+                raise
+            self.position = Position(pack, header.size)
+
+    def data(self, pack: int) -> list[tuple[int, int]]:
+        """Return where a pack has data rather than holes, as start and end of each run."""
+        file = self._reader(pack)
+        runs = []
+        size = self._disk.size(file.fd)
+        start = self._disk.next_data(file.fd, 0) if size else None
+        while start is not None and start < size:
+            end = min(self._disk.next_hole(file.fd, start), size)
+            runs.append((start, end))
+            start = self._disk.next_data(file.fd, end) if end < size else None
+        return runs
 
     def close(self) -> None:
         """Let go of all files; nothing is synced."""
@@ -248,13 +316,22 @@ class Packs:
         data = memoryview(bytearray(records.HEADER_SIZE + 8 * base_count + stored_size))
         return self.parse_record(position, data[: self.read_into(position, [data])], stored_size, base_count)
 
+    def read_header(self, position: Position) -> Header | None:
+        """Return the header of the record at a position; None where there is none."""
+        try:
+            head = self._disk.pread(self._reader(position.pack).fd, HEADER_SIZE, position.offset)
+        except FileNotFoundError:
+            return None
+        return records.parse_header(memoryview(head))
+
     def read_into(self, position: Position, buffers: Sequence[memoryview]) -> int:
         """Fill buffers with the bytes of a pack from a position on, in one call, and return how many there are."""
         return self._disk.pread_into(self._existing(position.pack).fd, buffers, position.offset)
 
     def expect(self, position: Position, size: int) -> None:
-        """Have the disk below begin to read what will be asked for soon."""
-        self._disk.expect(self._existing(position.pack).fd, position.offset, size)
+        """Have the disk below begin to read what will be asked for soon; nothing where the pack was removed."""
+        with suppress(FileNotFoundError):
+            self._disk.expect(self._reader(position.pack).fd, position.offset, size)
 
     def _existing(self, pack: int) -> PackFile:
         try:
@@ -322,17 +399,8 @@ class Packs:
             offset += record.header.size
             if position.offset:
                 yield Found(position, Position(pack, offset), record)
-            elif not records.is_pack_header(record, pack, self._identity.fingerprint):
+            elif not records.is_pack_header(record, pack, self.identity.fingerprint):
                 yield Gap(position, "the pack belongs to another store or has another number")
-            elif (previous := self._size(pack - 1)) < records.previous_size(record):
+            elif (previous := self.size(pack - 1)) < records.previous_size(record):
                 # A power cut may take the end of a pack and leave the next one: what is missing leaves no other trace.
                 yield Gap(Position(pack - 1, previous), "the pack ends too early")
-
-    def _size(self, pack: int) -> int:
-        """Return the size of a pack, 0 when there is none."""
-        path = self.path(pack)
-        try:
-            file = PackFile(self._disk, path, self._disk.open_read(path))
-        except FileNotFoundError:
-            return 0
-        return self._disk.size(file.fd)

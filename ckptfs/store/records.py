@@ -25,6 +25,8 @@ HEADER = struct.Struct("<4sBBHIIQ16sI")
 HEADER_CHECK = struct.Struct("<I")
 HEADER_SIZE = HEADER.size + HEADER_CHECK.size
 PACK_PAYLOAD = struct.Struct("<IIQ")
+PACK_HEADER_SIZE = HEADER_SIZE + PACK_PAYLOAD.size
+"""The size of the first record of a pack."""
 METADATA_PREFIX = struct.Struct("<IIQ")
 ROW = struct.Struct("<BBHI")
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import codec, records
 from ckptfs.store.codec import Encoding
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _BATCH_CHUNKS = 16
 """So many chunks are encoded before what came of them is appended: that is what is in memory."""
+_MOVE_SIZE = 4 * MIB
+"""Bytes of records that are read before they are appended anew."""
 
 
 class Reencoded(NamedTuple):
@@ -164,6 +167,35 @@ class Reencoder:
                 self._append([EncodedChunk(chunk_id, len(raw), encoding, payload, check)], [number])
                 raw_bytes += len(raw)
             return raw_bytes
+
+    def move(self, numbers: Iterable[int], pack: int, stop: Callable[[], bool]) -> bool:
+        """Store those of the chunks that lie in a pack anew, as they are.
+
+        Returns false when `stop`, asked before each one, said so, or when one cannot be moved because it is damaged.
+        """
+        with self._lock:
+            batch: dict[int, EncodedChunk] = {}
+            batch_size = 0
+            is_whole = True
+            for number in numbers:
+                if stop():
+                    is_whole = False
+                    break
+                try:
+                    chunk = self._fetcher.read_stored(number, pack)
+                except DamagedError as error:
+                    logger.warning("a chunk cannot be moved, its pack stays: %s", error)
+                    is_whole = False
+                    continue
+                if chunk is not None:
+                    batch[number] = chunk
+                    batch_size += len(chunk.payload)
+                if batch_size >= _MOVE_SIZE:
+                    self._append(list(batch.values()), list(batch))
+                    batch, batch_size = {}, 0
+            if batch:
+                self._append(list(batch.values()), list(batch))
+            return is_whole
 
     def _may_become_delta(self, candidate: DeltaCandidate, location: Location) -> bool:
         """Tell whether a chunk may rest on these bases: without a cycle, and in a chain that is not too long."""

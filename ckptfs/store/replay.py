@@ -14,76 +14,31 @@ A freed place is no damage when metadata that counts says so; it lies behind the
 """
 
 import logging
-import struct
 from bisect import bisect_right
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
+from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.environment import TREE_TABLES, Table
 from ckptfs.store.freed import FreedPlaces, journal_places
-from ckptfs.store.index import ChunkIndex, Summary, Totals
-from ckptfs.store.location import FIRST_NUMBER, NO_CHUNK, Chunk, Location
+from ckptfs.store.index import ChunkIndex
+from ckptfs.store.location import FIRST_NUMBER, NO_CHUNK, NUMBER, Chunk, Location, parse_location
 from ckptfs.store.packfile import Found, Gap, Skipped
 from ckptfs.store.packs import FIRST_PACK, Packs
 from ckptfs.store.records import Header, Journal, Place, Position, Record, RecordType, Row
+from ckptfs.store.state import Mark, State, unpack_state
 from ckptfs.store.tables import Tables
 
 logger = logging.getLogger(__name__)
 
-STATE_KEY = b"state"
-STATE = struct.Struct("<IIQQQQIIQQQQQQ")
-_STATE_SIZES_OLD = (56, 80)
-"""The sizes in stores of version 1, in which no chunk waits, and of version 2, in which none is a delta."""
-
-FIRST_SEQUENCE = 1
-
 _INDEX_TABLES = (Table.CHUNKS, Table.CHUNK_IDS)
 """Their rows are made from the chunk records; the journal only says of which there is none any more."""
 
+_BATCH_CHUNKS = 1024
 _LOST_NUMBERS_MAX = 1 << 24
 """A salvage believes in no gap of more chunks: a number is what the sizes of tables follow from."""
-
-
-class Mark(NamedTuple):
-    """A position in the packs and what comes next there."""
-
-    position: Position
-    sequence: int = FIRST_SEQUENCE
-    number: int = FIRST_NUMBER
-
-
-class State(NamedTuple):
-    """What LMDB knows of the packs: the replay begins at a mark, and all before `kept_until` is durable and kept."""
-
-    replay_from: Mark
-    kept_until: Position
-    summary: Summary = Summary()
-
-
-def pack_state(state: State) -> bytes:
-    """Return the value of the row that a checkpoint writes last."""
-    position, sequence, number = state.replay_from
-    kept = state.kept_until
-    (raw_bytes, waiting_chunks, waiting_bytes, delta_chunks, delta_bytes), tried_until = state.summary
-    return STATE.pack(
-        *(position.pack, 0, position.offset, sequence, number, raw_bytes, kept.pack, 0, kept.offset),
-        *(waiting_chunks, waiting_bytes, tried_until, delta_chunks, delta_bytes),
-    )
-
-
-def unpack_state(packed: bytes) -> State:
-    """Return the state that a checkpoint wrote."""
-    if len(packed) in _STATE_SIZES_OLD:
-        packed += bytes(STATE.size - len(packed))
-    if len(packed) != STATE.size:
-        raise DamagedError("the state row of the index has another size than it must have; rebuild the index")
-    pack, _, offset, sequence, number, raw_bytes, kept_pack, _, kept_offset, *behind = STATE.unpack(packed)
-    waiting_chunks, waiting_bytes, tried_until, delta_chunks, delta_bytes = behind
-    totals = Totals(raw_bytes, waiting_chunks, waiting_bytes, delta_chunks, delta_bytes)
-    summary = Summary(totals, max(tried_until, FIRST_NUMBER))
-    return State(Mark(Position(pack, offset), sequence, number), Position(kept_pack, kept_offset), summary)
 
 
 def _is_known(row: Row) -> bool:
@@ -108,8 +63,17 @@ class _Freed(NamedTuple):
 class Replay:
     """One replay into the tables, the chunk index and the freed places of a store that is being opened."""
 
-    def __init__(self, packs: Packs, tables: Tables, index: ChunkIndex, freed: FreedPlaces, seed: int) -> None:
+    def __init__(
+        self,
+        packs: Packs,
+        condensed: Condensed,
+        tables: Tables,
+        index: ChunkIndex,
+        freed: FreedPlaces,
+        seed: int,
+    ) -> None:
         self._packs = packs
+        self._condensed = condensed
         self._tables = tables
         self._index = index
         self._freed = freed
@@ -119,10 +83,16 @@ class Replay:
         self._ahead: list[_Freed] | None = None
         self._skipped: list[Place] = []
         self._salvaging = False
+        self._unfound: dict[int, Location] = {}
 
     def run(self, state: State, *, index_lost: bool) -> Mark:
-        """Replay the records from `state` on and return the mark behind the last one that counts."""
+        """Replay the records from `state` on and return the mark behind the last one that counts.
+
+        When the index was lost it begins with what the condensed journal has.
+        """
         self._index.resume(state.summary)
+        if index_lost:
+            state = self._restore() or state
         good = self._reached = state.replay_from
         damage: Gap | None = None
         for found in self._packs.scan(good.position, self._freed_at):
@@ -146,6 +116,8 @@ class Replay:
                 raise self._damaged(damage, "it was durable")
         if good.position < state.kept_until:
             raise self._damaged(Gap(good.position, "the packs end here"), "more was durable")
+        if self._is_lost():
+            raise DamagedError(self._lost_text())
         said_at = dict(self._ahead or ())
         for place in self._skipped:
             # Nothing is punched before what says that it is free is durable: that may not be cut off.
@@ -156,13 +128,16 @@ class Replay:
             logger.info("%s: what follows was never confirmed (%s)", self._packs.place(good.position), reason)
         return good
 
-    def salvage(self, state: State, damaged: DamagedChunks) -> Salvaged:
+    def salvage(self, state: State, damaged: DamagedChunks, *, index_lost: bool) -> Salvaged:
         """Replay every intact record from `state` on; chunks of which only the header is left are noted as damaged.
 
         The mark lies in a pack of its own where less is left than was durable.
         """
         self._index.resume(state.summary)
         self._salvaging = True
+        condensed_losses: list[str] = []
+        if index_lost:
+            state = self._restore(condensed_losses) or state
         good = self._reached = state.replay_from
         losses: list[Gap] = []
         headers: list[Chunk] = []
@@ -198,7 +173,45 @@ class Replay:
         for chunk in headers:
             if chunk.location.position < good.position:
                 damaged.note(chunk.number, chunk.location)
-        return Salvaged(good, [f"{self._packs.place(loss.position)}: {loss.reason}" for loss in losses])
+        sentences = condensed_losses + [f"{self._packs.place(loss.position)}: {loss.reason}" for loss in losses]
+        return Salvaged(good, sentences + ([self._lost_text()] if self._is_lost() else []))
+
+    def _restore(self, losses: list[str] | None = None) -> State | None:
+        """Take over the condensed journal, and return from where the packs go on; None where there is none.
+
+        Chunks whose record is not where it says have to be stored anew, or released, behind its mark.
+        """
+        if not self._condensed.path.exists():
+            return None
+        mark: Mark | None = None
+        chunks: list[Chunk] = []
+        for row in self._condensed.rows(losses):
+            if row.table == Table.CHUNKS:
+                (number,), location = NUMBER.unpack(row.key), parse_location(row.value or b"")
+                header = self._packs.read_header(location.position)
+                if header is None or not _is_at(header, number, location):
+                    self._unfound[number] = location
+                else:
+                    chunks.append(Chunk(number, header.id, location))
+                if len(chunks) >= _BATCH_CHUNKS:
+                    self._index.register(chunks)
+                    chunks.clear()
+            elif row.table == Table.STORE:
+                mark = unpack_state(row.value or b"").replay_from
+            else:
+                self._tables.apply([row])
+        self._index.register(chunks)
+        return None if mark is None else State(mark, mark.position)
+
+    def _is_lost(self) -> bool:
+        """Whether a chunk of the condensed journal is neither where that says nor behind its mark."""
+        self._unfound = {number: at for number, at in self._unfound.items() if self._index.locate(number) is None}
+        return bool(self._unfound)
+
+    def _lost_text(self) -> str:
+        number, location = next(iter(self._unfound.items()))
+        others = f", and so are {len(self._unfound) - 1} others" if len(self._unfound) > 1 else ""
+        return f"{self._packs.place(location.position)}: chunk {number} is lost{others}"
 
     def _jumped(self, header: Header) -> Mark:
         """Return the mark reached, moved on to the number that a record has when those before it are lost."""
@@ -265,6 +278,9 @@ class Replay:
             self._register_waiting()
             self._tables.apply(row for row in journal.rows if row.table in TREE_TABLES)
             self._freed.supersede(self._index.drop(row for row in journal.rows if row.table in _INDEX_TABLES))
+            for row in journal.rows if self._unfound else ():
+                if row.table == Table.CHUNKS:
+                    self._unfound.pop(NUMBER.unpack(row.key)[0], None)
             self._freed.free([row for row in journal.rows if row.table == Table.FREED])
             mark = mark._replace(sequence=mark.sequence + 1)
         else:
@@ -290,6 +306,13 @@ class Replay:
 
     def _damaged(self, gap: Gap, why: str) -> DamagedError:
         return DamagedError(f"{self._packs.place(gap.position)}: {gap.reason}, but {why}")
+
+
+def _is_at(header: Header, number: int, location: Location) -> bool:
+    """Tell whether the record at a location is that of a chunk."""
+    sizes = (header.stored_size, header.raw_size, header.base_count)
+    is_chunk = header.type == RecordType.CHUNK and header.number == number
+    return is_chunk and sizes == (location.stored_size, location.raw_size, len(location.bases))
 
 
 def _chunk(found: Found) -> Chunk:

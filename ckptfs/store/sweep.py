@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ckptfs.store.bitmap import Bitmap
-from ckptfs.store.freed import FreedPlaces
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import Chunk, Known
 from ckptfs.store.reencode import never
@@ -22,7 +21,7 @@ _BATCH_CHUNKS = 1024
 
 
 class Swept(NamedTuple):
-    """What a call did: `chunks` of `raw_bytes` together are, or would be, released."""
+    """What a call did: `chunks` of `raw_bytes` together are released."""
 
     chunks: int = 0
     raw_bytes: int = 0
@@ -31,11 +30,8 @@ class Swept(NamedTuple):
 class Sweeper:
     """The sweeps of one store; `release` journals and takes out those of some chunks that nobody watches."""
 
-    def __init__(
-        self, index: ChunkIndex, freed: FreedPlaces, release: Callable[[Sequence[Known]], list[Chunk]]
-    ) -> None:
+    def __init__(self, index: ChunkIndex, release: Callable[[Sequence[Known]], list[Chunk]]) -> None:
         self._index = index
-        self._freed = freed
         self._release = release
 
     def begin(self) -> Bitmap:
@@ -76,16 +72,6 @@ class Sweeper:
             raw_bytes = sum(chunk.location.raw_size for chunk in released)
             done = Swept(done.chunks + len(released), done.raw_bytes + raw_bytes)
         return done
-
-    def preview(self, needed: Bitmap) -> tuple[Swept, int]:
-        """Return what `sweep` would release, and the bytes that `punch` would then give back to the disk below."""
-        located = {}
-        for known in self._walk(needed):
-            for _, number in known:
-                if (location := self._index.locate(number)) is not None:
-                    located[number] = location
-        swept = Swept(len(located), sum(location.raw_size for location in located.values()))
-        return swept, self._freed.freeable(location.place(number) for number, location in located.items())
 
     def _walk(self, needed: Bitmap) -> Iterator[list[Known]]:
         """Yield the chunks that are not needed, some (or none) at a time, and every delta before what it rests on.

@@ -5,23 +5,25 @@ relative to the root of the tree, "" being the root itself.
 """
 
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ckptfs.retention import parse_policy
 from ckptfs.store import Table, View
 from ckptfs.tree.check import Check
-from ckptfs.tree.gc import collect
+from ckptfs.tree.gc import Collected, collect_in_parts, preview
 from ckptfs.tree.inode import Inode
 from ckptfs.tree.optimize import Optimizer, optimize_part, uncompared_bytes
 from ckptfs.tree.rollback import RollbackResult
+from ckptfs.tree.sizes import exclusive_sizes
 from ckptfs.tree.snapshots import Snapshot
 from ckptfs.tree.tree import Tree
 
 Answer = dict[str, Any]
 
 PART_SECONDS = 1.0
-"""How long a call of `Commands.optimize` works."""
+"""How long a call of `Commands.optimize` or `gc` works."""
 
 
 def describe(snapshot: Snapshot) -> Answer:
@@ -46,6 +48,8 @@ class Commands:
         self._tree = tree
         self.last_rollback: RollbackResult | None = None
         self._optimizer = Optimizer(tree)
+        self._collecting: Iterator[Collected] | None = None
+        self._part_ends = 0.0
 
     def snapshot_list(self, path: str = "") -> list[Answer]:
         """Return the snapshots, oldest first; those that changed `path` if one is given. UsageError."""
@@ -61,6 +65,12 @@ class Commands:
         snapshot = self._tree.snapshots.resolve(ref)
         return describe(snapshot) | {"changes": [change._asdict() for change in self._tree.history.changes(snapshot)]}
 
+    def snapshot_sizes(self, *, view: View | None = None) -> list[tuple[int, int]]:
+        """Return the id of each snapshot and what deleting it would free, in bytes; for any thread, with a view."""
+        with self._view(view) as view:
+            sizes = exclusive_sizes(view, self._tree.rows.next_id, self._tree.store.next_number)
+        return list(sizes.items())
+
     def snapshot_rollback(self, ref: str, path: str = "") -> Answer:
         """Roll back; UnknownSnapshotError, AmbiguousSnapshotError, OpenFilesError, UsageError."""
         target = self._tree.snapshots.resolve(ref)
@@ -75,22 +85,40 @@ class Commands:
 
     def snapshot_delete(self, refs: list[str]) -> list[Answer]:
         """Delete snapshots, all or none; UnknownSnapshotError, AmbiguousSnapshotError."""
-        doomed = {snapshot.id: snapshot for snapshot in map(self._tree.snapshots.resolve, refs)}
-        for snapshot in doomed.values():
+        return self._delete(self.referred(refs))
+
+    def referred(self, refs: list[str]) -> list[Snapshot]:
+        """Return the snapshots that are meant, each once; UnknownSnapshotError, AmbiguousSnapshotError."""
+        return list({snapshot.id: snapshot for snapshot in map(self._tree.snapshots.resolve, refs)}.values())
+
+    def _delete(self, snapshots: list[Snapshot]) -> list[Answer]:
+        for snapshot in snapshots:
             self._tree.snapshots.delete(snapshot)
-        return [describe(snapshot) for snapshot in doomed.values()]
+        return [describe(snapshot) for snapshot in snapshots]
 
     def prune(self, policy: str, *, dry_run: bool) -> list[Answer]:
         """Delete the snapshots that a policy (as `parse_policy` takes it) does not keep; return what they were."""
-        removable = parse_policy(policy).removable(self._tree.snapshots.all())
-        if not dry_run:
-            for snapshot in removable:
-                self._tree.snapshots.delete(snapshot)
-        return [describe(snapshot) for snapshot in removable]
+        removable = self.removable(policy)
+        return [describe(snapshot) for snapshot in removable] if dry_run else self._delete(removable)
+
+    def removable(self, policy: str) -> list[Snapshot]:
+        """Return the snapshots that a policy does not keep; UsageError."""
+        return parse_policy(policy).removable(self._tree.snapshots.all())
 
     def gc(self, *, dry_run: bool) -> Answer:
-        """Free what nothing needs any more, or say what that would free."""
-        return collect(self._tree, dry_run=dry_run)._asdict()
+        """Free a part of what nothing needs any more, about a second's, or say what all would free."""
+        if dry_run:
+            return preview(self._tree)._asdict()
+        if self._collecting is None:
+            self._collecting = collect_in_parts(self._tree, self._is_part_over)
+        self._part_ends = time.monotonic() + PART_SECONDS
+        part = next(self._collecting)
+        if part.finished:
+            self._collecting = None
+        return part._asdict()
+
+    def _is_part_over(self) -> bool:
+        return time.monotonic() >= self._part_ends
 
     def optimize(self) -> Answer:
         """Do a part of the work that idle time has, as much as a second takes; ask again until it is `finished`."""

@@ -12,13 +12,15 @@ anywhere leaves something for the next collection. Belongs to the thread that ow
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import accumulate
+from operator import add
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from ckptfs.errors import StoreReadOnlyError
-from ckptfs.store import Bitmap, Swept, Table, never
+from ckptfs.store import Bitmap, Reclamation, Swept, Table, View, never
 from ckptfs.tree.extents import part_numbers
 from ckptfs.tree.inode import manifest_of
 from ckptfs.tree.rows import LIVE, with_next
@@ -31,11 +33,22 @@ ROWS_PER_STEP = 500
 
 
 class Collected(NamedTuple):
-    """What a collection freed, or would: chunks, their bytes when decoded, and the bytes that the disk gets back."""
+    """What a collection, or a part of one, freed, or would: chunks, their bytes when decoded, and those of the packs.
+
+    `freed_bytes` is what the disk below gets back of the packs as they were when it began; `left_bytes` more come back
+    in further parts, of which this is the last one when it is `finished`.
+    """
 
     chunks: int
     raw_bytes: int
     freed_bytes: int
+    left_bytes: int = 0
+    finished: bool = True
+
+    @classmethod
+    def part(cls, swept: Swept, freed_bytes: int, rest: Reclamation) -> Self:
+        """Return what a part of a collection came to, of which `rest` is left."""
+        return cls(*swept, freed_bytes, rest.left_bytes, rest.is_done)
 
 
 class Collection:
@@ -47,6 +60,8 @@ class Collection:
         self._store = tree.store
         if self._store.read_only and not dry_run:
             raise StoreReadOnlyError(f"{self._store.path} is open for reading only")
+        self.end = self._store.position
+        """Up to where the packs went when it began; all that it frees lies before."""
         self._needed = self._store.sweeper.begin()
         self._resources = ExitStack()
         self._resources.callback(self._store.sweeper.end)
@@ -98,10 +113,9 @@ class Collection:
         self._store.sweeper.need_bases(self._needed)
         return True
 
-    def preview(self) -> Collected:
-        """Return what the rest of the collection would free, in any thread."""
-        swept, freed_bytes = self._store.sweeper.preview(self._needed)
-        return Collected(*swept, freed_bytes)
+    def preview(self, view: View) -> Collected:
+        """Return what the rest of the collection would free, in any thread; the view has the rows of now."""
+        return Collected(*self._store.reclaimer.preview(view, self._needed, self.end))
 
     def delete_rows(self, count_max: int) -> bool:
         """Delete some rows of inodes that nobody sees, and of manifests; returns whether there are more."""
@@ -124,16 +138,41 @@ class Collection:
         return swept
 
 
-def collect(tree: Tree, *, dry_run: bool = False) -> Collected:
-    """Collect now, from beginning to end; for callers without a loop. A `dry_run` changes nothing."""
-    with Collection(tree, dry_run=dry_run) as collection:
+def preview(tree: Tree) -> Collected:
+    """Return what `collect` would free; for callers without a loop."""
+    with Collection(tree, dry_run=True) as collection:
         collection.look()
         collection.mark()
-        if dry_run:
-            return collection.preview()
+        with tree.store.view() as view:
+            return collection.preview(view)
+
+
+def collect(tree: Tree) -> Collected:
+    """Collect now, from beginning to end; for callers without a loop."""
+    *_, whole = accumulate(collect_in_parts(tree, never), lambda one, two: Collected(*map(add, one[:3], two[:3])))
+    return whole
+
+
+def collect_in_parts(tree: Tree, is_over: Callable[[], bool]) -> Iterator[Collected]:
+    """Collect now, and yield what came of it whenever `is_over()` says that a part is long enough, and at the end.
+
+    For callers without a loop, who may change the tree between two parts.
+    """
+    with Collection(tree) as collection:
+        collection.look()
+        collection.mark()
         while collection.delete_rows(ROWS_PER_STEP):
             pass
         tree.store.commit(durable=False)
         swept = collection.sweep()
     tree.store.commit(checkpoint=True)
-    return Collected(*swept, tree.store.reclaimer.punch())
+    reclamation = tree.store.reclaimer.begin(collection.end)
+    freed_bytes = 0
+    while True:
+        while not (reclamation.is_done or is_over()):
+            if reclamation.step():
+                tree.store.commit(checkpoint=True)
+        yield Collected.part(swept, reclamation.freed_bytes - freed_bytes, reclamation)
+        if reclamation.is_done:
+            return
+        swept, freed_bytes = Swept(), reclamation.freed_bytes

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -20,6 +21,8 @@ from ckptfs.tree.rows import LIVE, Rows
 LATEST = "latest"
 NAME_MAX = 255
 PATHS_SHOWN = 3
+ROWS_PER_STEP = 100
+"""Rows that a deletion goes through in one step, which takes about a millisecond."""
 
 _LATEST_REF = re.compile(r"latest(?:~(\d+))?")
 
@@ -174,20 +177,37 @@ class Snapshots:
 
     def delete(self, snapshot: Snapshot) -> None:
         """Delete a snapshot and the rows that only it saw."""
-        previous, following = self.before(snapshot.id), self.after(snapshot.id)
+        for _ in self.deletion(snapshot):
+            pass
+
+    def deletion(self, snapshot: Snapshot, *, rows_per_step: int = ROWS_PER_STEP) -> Iterator[None]:
+        """Delete a snapshot in short steps: it is gone after the first one, and the tree may change between them.
+
+        The others erase the rows that only it saw. Where they are cut short, those rows belong to the next snapshot,
+        and go with it.
+        """
         rows = self._rows
-        for epoch, (table, prefix) in list(rows.changes(previous, snapshot.id)):
-            seen_next = rows.find(table, prefix, following if following != LIVE else rows.open_epoch)
-            own = rows.find(table, prefix, epoch)
-            assert own is not None and seen_next is not None
-            hidden = seen_next.epoch > epoch
-            pointless = own.value == b"" and rows.find(table, prefix, epoch - 1) is None
-            if hidden or pointless:
-                rows.erase(table, prefix, epoch)
-            following_is_tombstone = seen_next.epoch > snapshot.id and seen_next.value == b""
-            if following_is_tombstone and rows.find(table, prefix, seen_next.epoch - 1) is None:
-                rows.erase(table, prefix, seen_next.epoch)  # it has nothing to hide any more
+        previous = self.before(snapshot.id)
         rows.tables.delete(Table.SNAPSHOTS, snapshot.id.to_bytes(4, "big"))
         rows.tables.delete(Table.NAMES, snapshot.name.encode())
         rows.has_garbage = True
         del self._by_id[snapshot.id], self._by_name[snapshot.name]
+        yield
+        for count, (epoch, (table, prefix)) in enumerate(rows.changes(previous, snapshot.id), 1):
+            self._erase_unseen(table, prefix, epoch)
+            if count % rows_per_step == 0:
+                yield
+
+    def _erase_unseen(self, table: Table, prefix: bytes, epoch: int) -> None:
+        """Erase a row that no snapshot sees any more, and a tombstone that has nothing to hide then."""
+        rows = self._rows
+        following = self.after(epoch - 1)
+        seen_next = rows.find(table, prefix, following if following != LIVE else rows.open_epoch)
+        own = rows.find(table, prefix, epoch)
+        if own is None or own.epoch != epoch or seen_next is None:
+            return  # erased meanwhile
+        if seen_next.epoch > epoch or (own.value == b"" and rows.find(table, prefix, epoch - 1) is None):
+            rows.erase(table, prefix, epoch)
+        is_tombstone = seen_next.epoch > epoch and seen_next.value == b""
+        if is_tombstone and rows.find(table, prefix, seen_next.epoch - 1) is None:
+            rows.erase(table, prefix, seen_next.epoch)

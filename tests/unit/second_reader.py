@@ -38,20 +38,26 @@ class SecondReader:
     def __init__(self, path: Path) -> None:
         description = json.loads((path / "store.json").read_text())
         assert description["kind"] == "ckptfs store"
-        assert description["version"] in (1, 2, 3)
+        assert description["version"] in (1, 2, 3, 4)
         self.seed = int(description["seed"], 16)
         self.tables: dict[int, dict[bytes, bytes]] = {table: {} for table in (*range(1, 9), FREED)}
         self.chunks: dict[int, bytes] = {}
         self.stored: dict[int, Record] = {}
         self.released: set[int] = set()
         self.encodings: set[int] = set()
-        files = sorted((path / "packs").iterdir())
-        self.freed = self._freed_places([file.read_bytes() for file in files])
-        sequence = next_number = 1
-        for pack, file in enumerate(files, 1):
-            assert file.name == f"{pack:08d}.pack"
-            header, *others = self._records(file.read_bytes(), pack)
-            assert (header.type, header.number) == (1, pack)
+        packs = {int(file.stem): file.read_bytes() for file in sorted((path / "packs").iterdir())}
+        self.located: dict[int, tuple[int, int]] = {}
+        first, start, sequence, next_number = 1, 0, 1, 1
+        if (path / "journal.condensed").exists():
+            first, start, sequence, next_number = self._condensed((path / "journal.condensed").read_bytes())
+            self._locate(packs)
+        assert [pack for pack in packs if pack >= first] == list(range(first, max(packs) + 1))
+        self.freed = self._freed_places(packs, first, start, sequence)
+        for pack in range(first, max(packs) + 1):
+            others = list(self._records(packs[pack], pack, start if pack == first else 0))
+            if pack != first or start == 0:
+                header = others.pop(0)
+                assert (header.type, header.number) == (1, pack)
             for record in others:
                 if record.type == 0:
                     next_number = max(next_number, record.number + 1)
@@ -67,7 +73,9 @@ class SecondReader:
                     sequence += 1
                     self._apply(self._raw(record, b""))
         assert self.released.isdisjoint(self.stored)
-        assert self.released | set(self.stored) == set(range(1, next_number))
+        known = self.released | set(self.stored)
+        assert known >= set(self.located)
+        assert first > 1 or start > 0 or known == set(range(1, next_number))
         self._decode_chunks()
 
     def _decode_chunks(self) -> None:
@@ -86,12 +94,42 @@ class SecondReader:
         assert xxhash.xxh3_128_digest(raw, self.seed) == record.id
         return raw
 
-    def _freed_places(self, packs: list[bytes]) -> dict[tuple[int, int], tuple[int, int]]:
+    def _condensed(self, data: bytes) -> tuple[int, int, int, int]:
+        """Take over the rows of the condensed journal; return pack and offset of its mark, and what is next there."""
+        header, *parts = self._records(data, 0)
+        assert (header.type, header.number) == (1, 0)
+        assert [(part.type, part.number) for part in parts] == [(3, number) for number in range(1, len(parts) + 1)]
+        states = []
+        for part in parts:
+            for table, key, value in rows(self._raw(part, b"")):
+                assert value is not None
+                if table == CHUNKS:
+                    self.located[int.from_bytes(key, "big")] = struct.unpack_from("<IQ", value)
+                elif table == 11:
+                    states.append(value)
+                else:
+                    self.tables[table][key] = value
+        assert len(states) == 2 and states[0] == states[1]
+        pack, _, offset, sequence, number = struct.unpack_from("<IIQQQ", states[0])
+        return pack, offset, sequence, number
+
+    def _locate(self, packs: dict[int, bytes]) -> None:
+        """Take the chunks that lie where the condensed journal says; the others have to come behind its mark."""
+        for number, (pack, offset) in self.located.items():
+            head = packs.get(pack, b"")[offset : offset + 48]
+            if head[:5] == b"ckR1\x02" and head[16:24] == number.to_bytes(8, "little"):
+                record = next(self._records(packs[pack], 0, offset))
+                self.stored[number] = record
+
+    def _freed_places(
+        self, packs: dict[int, bytes], first: int, start: int, sequence: int
+    ) -> dict[tuple[int, int], tuple[int, int]]:
         """Return (pack, offset) -> (end, highest chunk number), from the metadata at whatever place it is found."""
         places = {}
-        sequence = 1
-        for pack in packs:
-            for at in range(0, len(pack) - 47, 8):
+        for number_of_pack, pack in packs.items():
+            if number_of_pack < first:
+                continue
+            for at in range(start if number_of_pack == first else 0, len(pack) - 47, 8):
                 head = pack[at : at + 48]
                 if head[:5] != b"ckR1\x03" or int.from_bytes(head[16:24], "little") != sequence:
                     continue
@@ -105,8 +143,7 @@ class SecondReader:
                             places[number, offset] = offset + size, last
         return places
 
-    def _records(self, pack: bytes, number_of_pack: int) -> Iterator[Record]:
-        at = 0
+    def _records(self, pack: bytes, number_of_pack: int, at: int = 0) -> Iterator[Record]:
         while at < len(pack):
             if freed := number_of_pack and self.freed.get((number_of_pack, at)):
                 at, number = freed

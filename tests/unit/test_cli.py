@@ -65,12 +65,16 @@ class Daemon:
 
     def __init__(self):
         self.answers = {"snapshot_list": [ROW], "stats": STATS}
+        self.in_turn = set()
+        """Commands whose answer is a list of answers, one for each call."""
         self.asked = []
 
     def reply(self, line):
         request = protocol.decode_request(line)
         self.asked.append(tuple(request))
         answer = self.answers[request.command]
+        if request.command in self.in_turn:
+            answer = answer.pop(0)
         return protocol.encode_error(answer) if isinstance(answer, Exception) else protocol.encode_result(answer)
 
 
@@ -209,6 +213,7 @@ def test_a_store_that_is_not_mounted_is_locked_only_while_a_command_works_on_it(
 
 
 COLLECTED = {"chunks": 20, "raw_bytes": 2097152, "freed_bytes": 1234567}
+WHOLE = {"left_bytes": 0, "finished": True}
 ROLLBACK = {
     "target": ROW,
     "saved": {**ROW, "id": 9, "name": "before rollback", "trigger": "rollback"},
@@ -268,12 +273,9 @@ def test_an_empty_list_is_a_sentence(daemon, tmp_path, capsys):
             ROW,
             {"name": "n", "label": "l"},
         ),
-        (["snapshot", "show", "latest", "--at", "PATH"], "snapshot_show", {**ROW, "changes": []}, {"ref": "latest"}),
         (["snapshot", "rollback", "7", "PATH"], "snapshot_rollback", ROLLBACK, {"ref": "7", "path": ""}),
         (["snapshot", "delete", "7", "8", "--at", "PATH"], "snapshot_delete", [ROW], {"refs": ["7", "8"]}),
         (["stats", "PATH"], "stats", STATS, {}),
-        (["gc", "PATH"], "gc", COLLECTED, {"dry_run": False}),
-        (["gc", "PATH", "--dry-run"], "gc", COLLECTED, {"dry_run": True}),
         (["prune", "PATH", "--keep-last", "3"], "prune", [ROW], {"policy": "last=3", "dry_run": False}),
         (
             ["prune", "PATH", "--keep-daily=7", "--keep-within", "3d", "--no-keep-named", "--dry-run"],
@@ -305,7 +307,7 @@ def test_create_and_delete_say_what_they_did(daemon, tmp_path, capsys):
 def test_gc_says_exactly_what_it_freed(daemon, tmp_path, capsys):
     path = str(tmp_path / "ckpt")
     for answer in (COLLECTED, {"chunks": 0, "raw_bytes": 0, "freed_bytes": 0}):
-        daemon.answers["gc"] = answer
+        daemon.answers["gc"] = answer | WHOLE
         main(["gc", path])
         main(["gc", path, "--dry-run"])
     assert capsys.readouterr().out.splitlines() == [
@@ -314,6 +316,43 @@ def test_gc_says_exactly_what_it_freed(daemon, tmp_path, capsys):
         "There is nothing to free.",
         "There is nothing to free.",
     ]
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_gc_prints_json(daemon, tmp_path, capsys, options):
+    daemon.answers["gc"] = COLLECTED | WHOLE
+    assert main(["gc", str(tmp_path / "ckpt"), "--json", *options]) == 0
+    assert json.loads(capsys.readouterr().out) == COLLECTED
+    assert daemon.asked == [("gc", {"dry_run": bool(options)})]
+
+
+def test_gc_asks_until_it_is_finished_and_adds_up(daemon, tmp_path, capsys):
+    parts = [
+        {"chunks": 5, "raw_bytes": 100, "freed_bytes": 10, "left_bytes": 50, "finished": False},
+        {"chunks": 0, "raw_bytes": 0, "freed_bytes": 20, "left_bytes": 30, "finished": False},
+        {"chunks": 0, "raw_bytes": 0, "freed_bytes": 30, "left_bytes": 0, "finished": True},
+    ]
+    daemon.answers["gc"] = parts
+    daemon.in_turn.add("gc")
+    assert main(["gc", str(tmp_path / "ckpt")]) == 0
+    assert capsys.readouterr().out == "Freed 60 bytes (60 B) of disk: 5 chunks with 100 B that nothing needs.\n"
+    assert parts == []
+
+
+def test_list_and_show_say_what_deleting_a_version_would_free(daemon, tmp_path, capsys):
+    path = str(tmp_path / "ckpt")
+    daemon.answers["snapshot_show"] = {**ROW, "changes": []}
+    daemon.answers["snapshot_sizes"] = [[ROW["id"], 3 << 20]]
+    assert main(["snapshot", "list", path, "--sizes"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert "ALONE" in head.split()
+    assert "3.00 MiB" in row
+    assert main(["snapshot", "list", path, "--sizes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{**ROW, "exclusive_bytes": 3 << 20}]
+    assert main(["snapshot", "show", "latest", "--at", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {**ROW, "changes": [], "exclusive_bytes": 3 << 20}
+    assert main(["snapshot", "show", "latest", "--at", path]) == 0
+    assert "3.00 MiB that deleting it would free" in capsys.readouterr().out
 
 
 def test_prune_lists_what_goes(daemon, tmp_path, capsys):
@@ -395,6 +434,7 @@ def test_show_prints_every_change(daemon, tmp_path, capsys):
         {"path": "run1/a.pt", "change": "added", "size": 2048},
         {"path": "run1/" + os.fsdecode(b"\xff\n"), "change": "removed", "size": 0},
     ]
+    daemon.answers["snapshot_sizes"] = []
     daemon.answers["snapshot_show"] = {**ROW, "changes": changes}
     main(["snapshot", "show", "latest", "--at", str(tmp_path / "ckpt")])
     out = capsys.readouterr().out.splitlines()

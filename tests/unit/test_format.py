@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ckptfs.store import ChunkStore, Table, codec, delta, freed, index, planes, records, reference_coders, replay
+from ckptfs.store import ChunkStore, Table, codec, delta, freed, location, planes, records, reference_coders, state
 from ckptfs.store.description import NAME as DESCRIPTION_NAME
 from ckptfs.tree import Tree
 from ckptfs.tree import extents as extents_module
@@ -66,9 +66,9 @@ def fields(*formats: str) -> list[tuple[int, int]]:
         ("Delta", [delta.DELTA_HEAD]),
         ("Inode", [INODE_STRUCT]),
         ("Directory entry", [DIRENT_STRUCT]),
-        ("Location", [index.LOCATION]),
+        ("Location", [location.LOCATION]),
         ("Freed place", [freed.PLACE_VALUE]),
-        ("State", [replay.STATE]),
+        ("State", [state.STATE]),
     ],
 )
 def test_the_documented_bytes_are_those_of_the_code(heading: str, structs: list[struct.Struct]) -> None:

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
-from ckptfs.store import Bitmap, ChunkStore, Disk, Table, kernels, reference
+from ckptfs.store import Bitmap, ChunkStore, Table, kernels, reference
 from ckptfs.store.location import NUMBER, Known, Location, build_location
 from ckptfs.tree import Tree
 from ckptfs.tree.extents import load_manifest
-from ckptfs.tree.gc import Collected, Collection, collect
+from ckptfs.tree.gc import Collected, Collection, collect, preview
 from ckptfs.tree.inode import ROOT_INO
 from ckptfs.tree.rows import id_prefix
 from ckptfs.tree.snapshots import Snapshot
@@ -68,7 +68,7 @@ def test_a_deleted_snapshot_gives_its_disk_space_back(tree: Tree) -> None:
     assert collect(tree).chunks == 0
     tree.snapshots.delete(first)
     chunks, before = tree.store.stats().chunks, pack_blocks(tree)
-    previewed = collect(tree, dry_run=True)
+    previewed = preview(tree)
     assert tree.store.stats().chunks == chunks
     collected = collect(tree)
     assert collected == previewed
@@ -179,7 +179,7 @@ def test_a_dry_run_works_on_a_store_opened_for_reading(tree: Tree) -> None:
     crashed = tree.store.path.with_name("copy")
     shutil.copytree(tree.store.path, crashed)
     readers = support.open_tree(crashed, read_only=True)
-    previewed = collect(readers, dry_run=True)
+    previewed = preview(readers)
     readers.store.close()
     assert previewed.raw_bytes == 100_000
     assert previewed == collect(tree)
@@ -325,42 +325,10 @@ def test_what_is_needed_includes_bases(tree: Tree) -> None:
 # Crashes
 
 
-class Crashes(Disk):
-    """A disk that keeps a copy of the store before and after everything that it does to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.images: list[Path] = []
-        self.armed = False
-
-    def snap(self) -> None:
-        if self.armed:
-            image = self.path.with_name(f"image-{len(self.images)}")
-            shutil.copytree(self.path, image, ignore=shutil.ignore_patterns("index.lmdb-lock", "lock"))
-            self.images.append(image)
-
-    def pwrite(self, fd: int, buffers, offset: int, path: Path) -> None:  # type: ignore[no-untyped-def]
-        super().pwrite(fd, buffers, offset, path)
-        self.snap()
-
-    def fdatasync(self, fd: int, path: Path) -> None:
-        self.snap()
-        super().fdatasync(fd, path)
-        self.snap()
-
-    def punch(self, fd: int, offset: int, size: int, path: Path) -> int:
-        half = size // 2
-        freed = super().punch(fd, offset, half, path)
-        self.snap()
-        freed += super().punch(fd, offset + half, size - half, path)
-        self.snap()
-        return freed
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Give a store after each step of two collections, between which a deleted file is saved again."""
-    disk = Crashes(tmp_path_factory.mktemp("crashes") / "store")
+    disk = support.Crashes(tmp_path_factory.mktemp("crashes") / "store")
     support.new_store(disk.path).close()
     tree = Tree(ChunkStore.open(disk.path, disk=disk, pack_size_max=150_000))
     save(tree, "kept", noise(20_000))

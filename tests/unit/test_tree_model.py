@@ -4,8 +4,9 @@ import copy
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from hypothesis import settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ckptfs.errors import OpenFilesError, UsageError
-from ckptfs.store import Frozen
+from ckptfs.store import Frozen, Reclamation
 from ckptfs.tree.extents import load_manifest
 from ckptfs.tree.files import OpenFile
 from ckptfs.tree.gc import Collection, collect
@@ -25,6 +26,7 @@ from tests.unit import tree_support as support
 from tests.unit.tree_model import ModelTree, Node
 from tests.unit.tree_support import OWNER, Clock, Seen
 
+PACK_SIZE_MAX = 3000
 SNAPSHOTS_MAX = 5
 HANDLES_MAX = 3
 
@@ -54,16 +56,15 @@ class Taken:
 class TreeModel(RuleBasedStateMachine):
     """A tree and its model side by side. Buffers of open files are the model's `buffers`, by node."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(can_punch=st.booleans())
+    def begin(self, can_punch: bool) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="tree-model-"))
         self.clock = Clock()
-        self.tree = support.new_tree(self.base / "store", self.clock)
+        self.disk = support.NoSyncDisk() if can_punch else support.NoPunchDisk()
+        support.new_store(self.base / "store").close()
+        self._start_again()
         self.model = ModelTree()
-        self.buffers: dict[int, bytes] = {}
-        self.handles: list[ModelHandle] = []
         self.taken: list[Taken] = []
-        self.frozen: Frozen | None = None
         self.collection: Collection | None = None
         # Not from nothing: most of what can go wrong needs committed files, a hard link and a snapshot to begin with.
         self.make_directory(0, "a", 0o755)
@@ -325,6 +326,21 @@ class TreeModel(RuleBasedStateMachine):
         self.taken.append(Taken(snapshot, model, seen, support.raw_inodes(self.tree, snapshot.id)))
 
     @precondition(lambda self: self.taken)
+    @rule(pick=picks, steps=st.integers(0, 20))
+    def begin_to_delete_a_snapshot(self, pick: int, steps: int) -> None:
+        """What is left of the deletion comes later, or never."""
+        doomed = self.taken.pop(pick % len(self.taken))
+        deletion = self.tree.snapshots.deletion(doomed.snapshot, rows_per_step=1)
+        next(deletion)
+        self.deletions.append(islice(deletion, steps))
+
+    @precondition(lambda self: self.deletions)
+    @rule(pick=picks)
+    def go_on_deleting(self, pick: int) -> None:
+        for _ in self.deletions.pop(pick % len(self.deletions)):
+            pass
+
+    @precondition(lambda self: self.taken)
     @rule(pick=picks)
     def delete_snapshot(self, pick: int) -> None:
         doomed = self.taken.pop(pick % len(self.taken))
@@ -421,8 +437,12 @@ class TreeModel(RuleBasedStateMachine):
 
     def _start_again(self) -> None:
         """Open the store: whatever was open is lost, and what was being created is kept as interrupted."""
-        self.tree = support.open_tree(self.base / "store", self.clock)
-        self.handles, self.buffers, self.frozen = [], {}, None
+        self.tree = support.open_tree(self.base / "store", self.clock, disk=self.disk, pack_size_max=PACK_SIZE_MAX)
+        self.handles: list[ModelHandle] = []
+        self.buffers: dict[int, bytes] = {}
+        self.frozen: Frozen | None = None
+        self.reclamation: Reclamation | None = None
+        self.deletions: list[Iterator[None]] = []
 
     @precondition(lambda self: self.collection is None)
     @rule()
@@ -431,8 +451,8 @@ class TreeModel(RuleBasedStateMachine):
         self.collection.look()
 
     @precondition(lambda self: self.collection is not None)
-    @rule(punch=st.booleans())
-    def end_collection(self, punch: bool) -> None:
+    @rule()
+    def end_collection(self) -> None:
         collection, self.collection = self.collection, None
         assert collection is not None
         with collection:
@@ -441,19 +461,34 @@ class TreeModel(RuleBasedStateMachine):
                 pass
             self.journal()
             collection.sweep()
-        if punch and self.frozen is None:
-            self.tree.store.commit(checkpoint=True)
-            self.tree.store.reclaimer.punch()
+
+    @rule()
+    def begin_reclamation(self) -> None:
+        self.reclamation = self.tree.store.reclaimer.begin(self.tree.store.position)
+
+    @precondition(lambda self: self.reclamation is not None)
+    @rule(steps=st.integers(1, 20), checkpoint=st.booleans())
+    def go_on_reclaiming(self, steps: int, checkpoint: bool) -> None:
+        """A checkpoint that does not come must cost no more than that something stays."""
+        assert self.reclamation is not None
+        for _ in range(steps):
+            if self.reclamation.is_done:
+                return
+            if self.reclamation.step() and checkpoint and self.frozen is None:
+                self.tree.store.commit(checkpoint=True)
+                self.note_journalled()
 
     def _abandon_collection(self) -> None:
         if self.collection is not None:
             with self.collection:
                 self.collection = None
 
-    @rule()
-    def crash(self) -> None:
+    @rule(loses_index=st.booleans())
+    def crash(self, loses_index: bool) -> None:
         self._abandon_collection()
         support.crash(self.tree)
+        if loses_index:
+            (self.base / "store" / "index.lmdb").unlink()
         self._start_again()
         self.model, self.taken = copy.deepcopy(self.journalled)
 

@@ -4,6 +4,8 @@ The chunks of these stores are tiny, so that a few hundred bytes take every path
 `check_tree` reads the rows themselves and says whether they agree with each other at every epoch.
 """
 
+import errno
+import shutil
 import stat
 from collections import Counter
 from pathlib import Path
@@ -13,6 +15,8 @@ from ckptfs.config import FORMAT_VERSION, ChunkSizes, StoreConfig
 from ckptfs.store import Alignment, ChunkStore, Disk, Table, records
 from ckptfs.store.codec import Encoding
 from ckptfs.store.delta import encode_delta
+from ckptfs.store.location import Location
+from ckptfs.store.packs import PACK_SIZE_MAX
 from ckptfs.store.records import EncodedChunk
 from ckptfs.tree import Tree
 from ckptfs.tree.check import Check
@@ -35,6 +39,61 @@ class NoSyncDisk(Disk):
 
     def fdatasync(self, fd: int, path: Path) -> None:
         """Do nothing."""
+
+
+class NoPunchDisk(NoSyncDisk):
+    """A disk that cannot free a part of a file."""
+
+    def punch(self, fd: int, offset: int, size: int, path: Path) -> int:
+        """Refuse as such a filesystem does."""
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported", str(path))
+
+
+class Crashes(Disk):
+    """A disk that keeps a copy of the store before and after everything that it does to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.images: list[Path] = []
+        self.armed = False
+
+    def snap(self) -> None:
+        """Keep a copy of the store as it is."""
+        if self.armed:
+            image = self.path.with_name(f"image-{len(self.images)}")
+            shutil.copytree(self.path, image, ignore=shutil.ignore_patterns("index.lmdb-lock", "lock"))
+            self.images.append(image)
+
+    def pwrite(self, fd: int, buffers, offset: int, path: Path) -> None:  # type: ignore[no-untyped-def]
+        """Write."""
+        super().pwrite(fd, buffers, offset, path)
+        self.snap()
+
+    def fdatasync(self, fd: int, path: Path) -> None:
+        """Make durable."""
+        self.snap()
+        super().fdatasync(fd, path)
+        self.snap()
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give another name."""
+        self.snap()
+        super().rename(source, target)
+        self.snap()
+
+    def unlink(self, path: Path) -> None:
+        """Remove."""
+        super().unlink(path)
+        self.snap()
+
+    def punch(self, fd: int, offset: int, size: int, path: Path) -> int:
+        """Punch one half after the other."""
+        half = size // 2
+        freed = super().punch(fd, offset, half, path)
+        self.snap()
+        freed += super().punch(fd, offset + half, size - half, path)
+        self.snap()
+        return freed
 
 
 class Clock:
@@ -70,10 +129,17 @@ def new_tree(path: Path, clock: Clock | None = None) -> Tree:
     return Tree(new_store(path), wall_ns=clock.wall_ns, monotonic=clock.monotonic)
 
 
-def open_tree(path: Path, clock: Clock | None = None, *, read_only: bool = False) -> Tree:
+def open_tree(
+    path: Path,
+    clock: Clock | None = None,
+    *,
+    read_only: bool = False,
+    disk: Disk | None = None,
+    pack_size_max: int = PACK_SIZE_MAX,
+) -> Tree:
     """Open the tree of a store that exists."""
     clock = clock or Clock()
-    store = ChunkStore.open(path, disk=NoSyncDisk(), read_only=read_only)
+    store = ChunkStore.open(path, disk=disk or NoSyncDisk(), read_only=read_only, pack_size_max=pack_size_max)
     return Tree(store, wall_ns=clock.wall_ns, monotonic=clock.monotonic)
 
 
@@ -85,6 +151,11 @@ def crash(tree: Tree) -> None:
 def journal(tree: Tree) -> None:
     """Journal what has changed, as the mount does after a close."""
     tree.store.append_journal(tree.store.tables.take_changes())
+
+
+def location(offset: int, stored_size: int) -> Location:
+    """Return a place in the first pack."""
+    return Location(1, offset, stored_size, stored_size, Encoding.RAW)
 
 
 def append_delta(store: ChunkStore, number: int, base: int) -> None:
