@@ -6,6 +6,7 @@ written (`TensorCuts`). It knows nothing of the file's size: who drives it check
 """
 
 import math
+import zlib
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -40,6 +41,16 @@ class Tensor:
     element_width: int
     shape: tuple[int, ...]
     dtype: str
+
+
+def add_fingerprint(fingerprint: int, tensor: Tensor) -> int:
+    """Return the fingerprint (u32) of some tensors and one more; that of none is 0.
+
+    Files of one fingerprint have tensors of the same names, shapes and types, in any order and anywhere in the file:
+    probably so, and on purpose in a file made to deceive.
+    """
+    described = f"{tensor.name}\0{'x'.join(map(str, tensor.shape))}\0{tensor.element_width}\0{tensor.dtype}"
+    return (fingerprint + zlib.crc32(described.encode("utf-8", "surrogatepass"))) & 0xFFFFFFFF
 
 
 class MalformedError(Exception):

@@ -12,7 +12,18 @@ from ckptfs.store import DELTA_CHAIN_MAX, ChunkStore, Table, never
 from ckptfs.tree import Tree
 from ckptfs.tree.commands import Commands
 from ckptfs.tree.optimize import Optimizer, uncompared_bytes
-from tests.unit.tree_support import NoSyncDisk, check_tree, crash, journal, make_directory, read, save, unlink
+from tests.unit.tree_support import (
+    NoSyncDisk,
+    check_tree,
+    crash,
+    journal,
+    link,
+    make_directory,
+    read,
+    rename,
+    save,
+    unlink,
+)
 
 SHAPE = (256, 512)
 
@@ -107,6 +118,30 @@ def test_files_of_earlier_steps_become_differences(tree: Tree, name: str) -> Non
     optimize(Optimizer(tree))
     assert [bool(deltas(tree, path)) for path in paths] == [True, True, False]
     assert [read(tree, path) for path in paths] == saves
+
+
+def test_a_file_of_the_same_tensors_elsewhere_becomes_a_difference(tree: Tree) -> None:
+    base, tuned = training(2)
+    make_directory(tree, "models")
+    make_directory(tree, "run")
+    save(tree, "models/base.pt", base)
+    save(tree, "notes.pt", b"no tensors at all" * 4096)
+    link(tree, "models/base.pt", "models/latest.pt")
+    encode(tree)
+    optimize(Optimizer(tree))
+    assert not deltas(tree, "models/base.pt"), "a second name is no second version"
+    save(tree, "run/best.bin", tuned)
+    rename(tree, "run/best.bin", "run/final.bin")
+    encode(tree)
+    optimize(Optimizer(tree))
+    assert deltas(tree, "models/base.pt")
+    assert not deltas(tree, "run/final.bin")
+    again = reopened(tree)
+    with again.store:
+        optimize(Optimizer(again))
+        assert deltas(again, "models/base.pt"), "what was found out is kept"
+        assert read(again, "models/latest.pt") == base
+        assert read(again, "run/final.bin") == tuned
 
 
 def test_a_second_pass_has_nothing_to_do_also_in_a_later_process(tree: Tree) -> None:
