@@ -10,8 +10,9 @@ the descriptor behind them. Compressed members are passed over where their size 
 import struct
 from collections.abc import Generator
 
-from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError, Request, Tensor, Walk, dense, take
+from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError, Request, Tensor, Walk, take
 from ckptfs.formats.npy import npy_tensor
+from ckptfs.formats.pickled import read_pickle
 from ckptfs.formats.torch_state import Storage, read_storages
 
 MAGIC = b"PK\3\4"
@@ -89,7 +90,7 @@ def _contents(archive: _Archive, name: str, start: int, told: int | None) -> _St
     """Pass the bytes of a member that is not compressed; `told` is its size where the header tells it."""
     storage = archive.storages.get(name.rpartition("/data/")[2])
     if storage is not None:
-        yield _tensor(archive.unique(storage.name), start, storage)
+        yield storage.tensor(archive.unique(storage.name), start)
         return start + storage.size
     if name.endswith(".npy"):
         try:
@@ -103,14 +104,8 @@ def _contents(archive: _Archive, name: str, start: int, told: int | None) -> _St
     if not name.endswith("/data.pkl"):
         return start + (len((yield from _until_descriptor(start))) if told is None else told)
     pickle = (yield from _until_descriptor(start)) if told is None else (yield from take(start, told))
-    archive.storages = read_storages(pickle)
+    archive.storages = read_storages(read_pickle(pickle)[0])
     return start + len(pickle)
-
-
-def _tensor(name: str, offset: int, storage: Storage) -> Tensor:
-    if storage.dtype:
-        return dense(name, offset, storage.shape, storage.dtype)
-    return Tensor(name, offset, storage.size, 0, storage.shape, "")
 
 
 def _size64(extra: bytes) -> int:

@@ -161,6 +161,7 @@ def gguf_file() -> CheckpointFile:
 MAKERS: dict[str, Callable[[], CheckpointFile]] = {
     "torch": torch_file,
     "torch, protocol 4": lambda: torch_file(pickle_protocol=4),
+    "torch, legacy": lambda: torch_file(_use_new_zipfile_serialization=False),
     "distributed": distributed_file,
     "safetensors": safetensors_file,
     "npy": npy_file,

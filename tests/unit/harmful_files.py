@@ -20,6 +20,11 @@ def torch_zip(pickle: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def torch_legacy(state: bytes, keys: bytes = b"\x80\x02].") -> bytes:
+    magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+    return magic + b"\x80\x02M\xe9\x03." + b"\x80\x02}." + state + keys + bytes(64)
+
+
 def safetensors(header: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + bytes(64)
 
@@ -53,6 +58,11 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
     "long keys": lambda: torch_zip(
         b"\x80\x02}" + WORD + b"q\0" + b"0"
         + b"".join(b"h\0" + reference(b"%d" % number) + b"s" for number in range(50_000)) + b"."
+    ),
+    "an old pickle of lists": lambda: torch_legacy(b"\x80\x02" + b"]" * LONG + b"."),
+    "an old pickle without an end": lambda: torch_legacy(b"\x80\x02" + b"]0" * 500_000, b""),
+    "one storage over and over": lambda: torch_legacy(
+        b"\x80\x02" + reference(b"0") + b".", b"\x80\x02](X\1\0\0\x000q\0" + b"h\0" * 500_000 + b"e."
     ),
     "a long integer": lambda: torch_zip(b"\x80\x02\x8b" + struct.pack("<I", LONG) + b"\xff" * LONG + b"."),
     "lists in JSON": lambda: safetensors(b'{"a":' + b"[" * LONG),
