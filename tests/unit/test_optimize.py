@@ -272,6 +272,10 @@ def test_the_command_works_to_the_end_in_parts(tree: Tree) -> None:
     assert part["left_bytes"] == 0
     assert commands.stats()["waiting_bytes"] == commands.stats()["uncompared_bytes"] == 0
     assert tree.rows.tables.get(Table.META, b"optimized_until") is not None
+    stats = commands.stats()
+    assert stats["version_bytes"] == sum(map(len, saves))
+    assert stats["stored_bytes"] < stats["chunk_bytes"] <= stats["version_bytes"]
+    assert 0.7 * stats["version_bytes"] < stats["delta_bytes"] < stats["chunk_bytes"]
 
 
 def test_versions_of_a_deleted_file_become_differences_too(tree: Tree) -> None:
