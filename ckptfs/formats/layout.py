@@ -8,7 +8,7 @@ written (`TensorCuts`). It knows nothing of the file's size: who drives it check
 import math
 import zlib
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ckptfs.config import MIB
@@ -95,6 +95,21 @@ class Cursor:
     def integer(self, size: int) -> Generator[Request, bytes, int]:
         """Return the next unsigned little-endian integer of `size` bytes."""
         return int.from_bytes((yield from self.take(size)), "little")
+
+
+def within(walk: Walk, offset: int, size: int) -> Walk:
+    """Yield what a walk finds in a file that lies in another one, `size` bytes from `offset` on."""
+    try:
+        step = next(walk)
+        while True:
+            if isinstance(step, Tensor):
+                yield replace(step, offset=offset + step.offset)
+                step = next(walk)
+            else:
+                start = min(step.offset, size)
+                step = walk.send((yield Request(offset + start, min(step.size, size - start))))
+    except StopIteration:
+        return
 
 
 def take(offset: int, size: int) -> Generator[Request, bytes, bytes]:

@@ -1,4 +1,4 @@
-"""The layouts of zip files that are written front to back: `torch.save`, DCP's `.distcp`, numpy's `.npz`.
+"""The layouts of zip files: `torch.save`, DCP's `.distcp`, numpy's `.npz`, and `.keras`, which has an HDF5 file in it.
 
 The members are walked by their local headers, because that also works while the file is being written, and because a
 `.distcp` file is many zip files one behind the other, of which a central directory tells only the last one. A header
@@ -9,8 +9,10 @@ the descriptor behind them. Compressed members are passed over where their size 
 
 import struct
 from collections.abc import Generator
+from contextlib import suppress
 
-from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError, Request, Tensor, Walk, take
+from ckptfs.formats.hdf5 import walk_hdf5
+from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError, Request, Tensor, Walk, take, within
 from ckptfs.formats.npy import npy_tensor
 from ckptfs.formats.pickled import read_pickle
 from ckptfs.formats.torch_state import Storage, read_storages
@@ -92,6 +94,10 @@ def _contents(archive: _Archive, name: str, start: int, told: int | None) -> _St
     if storage is not None:
         yield storage.tensor(archive.unique(storage.name), start)
         return start + storage.size
+    if name.endswith(".h5") and told:
+        with suppress(MalformedError):
+            yield from within(walk_hdf5(), start, told)
+        return start + told
     if name.endswith(".npy"):
         try:
             array = yield from npy_tensor(start, archive.unique(name.removesuffix(".npy")))

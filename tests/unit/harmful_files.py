@@ -40,6 +40,19 @@ def hdf5(kind: int, first: int, second: int, rest: bytes) -> bytes:
     return superblock + b"OHDR\2\2" + struct.pack("<IBHBQQ", 20, kind, 16, 0, first, second) + rest
 
 
+def hdf5_dataset(rest: bytes) -> bytes:
+    """Return a file whose root is a dataset of one dimension in pieces, with the tree of these, `rest`, at 300."""
+    space = struct.pack("<BBBxxxxxQ", 1, 1, 0, 1 << 20)
+    kind = struct.pack("<BBBBIHHBBBBI", 0x11, 0x20, 0x1F, 0, 4, 0, 32, 23, 8, 0, 23, 127)
+    layout = struct.pack("<BBBQII", 3, 2, 2, 300, 1, 4)
+    messages = b"".join(
+        struct.pack("<BHB", number, len(data), 0) + data for number, data in ((1, space), (3, kind), (8, layout))
+    )
+    superblock = b"\x89HDF\r\n\x1a\n\2\x08\x08\0" + struct.pack("<QQQQ", 0, 0, 0, 70) + bytes(26)
+    header = b"OHDR\2\2" + struct.pack("<I", len(messages)) + messages
+    return (superblock + header).ljust(300, b"\0") + rest
+
+
 LONG = 7 * MIB
 WORD = b"X" + struct.pack("<I", MIB) + b"w" * MIB
 
@@ -87,6 +100,15 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
         b"HEAP" + struct.pack("<IQQQ", 0, 1, 0, 100)
         + b"TREE" + struct.pack("<BBHQQQ", 0, 1, 60_000, 0, 0, 0) + struct.pack("<QQ", 132, 0) * 60_000
     )),
+    "pieces in a tree of itself": lambda: hdf5_dataset(
+        b"TREE" + struct.pack("<BBHQQ", 1, 1, 60_000, 0, 0) + struct.pack("<8xQ8xQ", 0, 300) * 60_000
+    ),
+    "many pieces": lambda: hdf5_dataset(
+        b"TREE" + struct.pack("<BBHQQ", 1, 1, 50, 0, 0)
+        + b"".join(struct.pack("<8xQ8xQ", 0, 300 + 24 + 32 * 50) for _ in range(50))
+        + b"TREE" + struct.pack("<BBHQQ", 1, 0, 60_000, 0, 0)
+        + b"".join(struct.pack("<8xQ8xQ", number, 1 << 20) for number in range(60_000))
+    ),
     "names without an end": lambda: hdf5(0x11, 132, 100, (
         b"HEAP" + struct.pack("<IQQQ", 0, MIB, 0, 100)
         + b"SNOD" + struct.pack("<HH", 1, 65_535) + struct.pack("<QQQQQ", 132, 70, 0, 0, 0) * 65_535
