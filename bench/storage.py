@@ -251,10 +251,12 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def draw(name: str, rows: Sequence[Row]) -> None:
-    """Write the picture of a series: ckptfs, what was saved, and what each tool took."""
+    """Write the picture of a series: ckptfs, without and with its reserve, what was saved, and what each tool took."""
     raw = {"raw": list(accumulate(rows[0].raw))}
     stored = {row.tool: row.stored for row in sorted(rows, key=lambda row: row.tool)}
     ours = {MountedCkptfs.name: stored.pop(MountedCkptfs.name)}
+    (reserve,) = (row.reserve for row in rows if row.tool == MountedCkptfs.name)
+    ours["with reserve"] = [size + reserve for size in ours[MountedCkptfs.name]]
     PICTURES.mkdir(exist_ok=True)
     (PICTURES / f"{name}.svg").write_text(plot.svg(f"{name}: stored after each save", ours | raw | stored))
 
