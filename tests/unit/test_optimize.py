@@ -106,7 +106,10 @@ def test_versions_of_one_path_become_differences_and_stay_what_they_were(tree: T
             assert read(again, "last.pt", snapshot) == data
 
 
-@pytest.mark.parametrize("name", ["step-{}.pt", "checkpoint-{}/model.pt", "_{}.pt"])
+@pytest.mark.parametrize(
+    "name",
+    ["step-{}.pt", "_{}.pt", "checkpoint-{}/model.pt", "checkpoint-{}/model-00001-of-00002.pt", "{}/__0_0.distcp"],
+)
 def test_files_of_earlier_steps_become_differences(tree: Tree, name: str) -> None:
     saves = training(3)
     paths = [name.format(100 * step) for step in (9, 10, 11)]
