@@ -1,16 +1,18 @@
 """The layout of an HDF5 file: its datasets that lie in one piece, and the pieces of those that do not.
 
-Source: the HDF5 file format specification, versions 2 and 3. Groups are followed by symbol tables and by link messages
-in their headers, the pieces of a dataset ("chunks" in HDF5) by a B-tree: what h5py writes if it is not told otherwise.
-Files of `libver="latest"` keep links of groups of more than 8 in fractal heaps, and pieces in other indexes: these are
-not followed. Nor are compressed datasets, and files with addresses that are not 8 bytes.
+Source: the HDF5 file format specification, versions 2 and 3. Groups are followed by symbol tables, by link messages in
+their headers, and by those in a heap where they are many (`hdf5_heap.py`); the pieces of a dataset ("chunks" in HDF5)
+by a B-tree, which is what h5py writes if it is not told `libver="latest"`. The other indexes of pieces are not
+followed, nor are compressed datasets and files with addresses that are not 8 bytes.
 """
 
 import struct
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
+from ckptfs.formats.hdf5_heap import heap_links
 from ckptfs.formats.layout import ITEM_SIZES, MalformedError, Request, Walk, checked_shape, dense, take
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -22,7 +24,8 @@ _PATH_SIZE_MAX = 1024
 _UNDEFINED = (1 << 64) - 1
 _ADDRESS_SIZES = b"\x08\x08"
 
-_DATASPACE, _DATATYPE, _LINK, _LAYOUT, _FILTERS, _CONTINUATION, _SYMBOL_TABLE = 0x01, 0x03, 0x06, 0x08, 0x0B, 0x10, 0x11
+_DATASPACE, _LINK_INFO, _DATATYPE, _LINK, _LAYOUT, _FILTERS = 0x01, 0x02, 0x03, 0x06, 0x08, 0x0B
+_CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
 _IS_SHARED = 1 << 1
 _CONTIGUOUS, _IN_PIECES = 1, 2
 _PIECES_MAX = 1 << 17
@@ -121,13 +124,17 @@ def _split(data: bytes, header_flags: int | None) -> Iterator[_Message]:
 
 
 def _links(messages: list[_Message]) -> Generator[Request, bytes, list[_Link]]:
-    """Return what a group holds: the links in its header, or those of its symbol table."""
+    """Return what a group holds: the links in its header, or those of its symbol table or its heap."""
     links: list[_Link] = []
     for message in messages:
         if message.kind == _LINK:
             links += _link(message.data)
         elif message.kind == _SYMBOL_TABLE:
             links += yield from _symbol_table(message.data)
+        elif message.kind == _LINK_INFO:
+            for found in (yield from heap_links(message.data)):
+                with suppress(IndexError):
+                    links += _link(found)
     return links
 
 

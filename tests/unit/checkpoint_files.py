@@ -125,7 +125,7 @@ def npz_file() -> CheckpointFile:
 def hdf5_file(libver: str) -> CheckpointFile:
     """Return an HDF5 file with groups, attributes and a dataset that is in pieces."""
     content = {name.replace(".", "/"): array for name, array in arrays().items() if array.dtype != np.bool_}
-    content |= {f"many/{number}": np.full(4, number, dtype=np.int32) for number in range(5)}
+    content |= {f"many/{number}": np.full(4, number, dtype=np.int32) for number in range(40)}
     pieces = np.arange(1200.0).reshape(30, 40)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=libver) as file:

@@ -53,6 +53,16 @@ def hdf5_dataset(rest: bytes) -> bytes:
     return (superblock + header).ljust(300, b"\0") + rest
 
 
+def hdf5_group(rest: bytes) -> bytes:
+    """Return a file whose root is a group with a heap of links; `rest` (at 400) is the tree of their names."""
+    info = struct.pack("<BBQQ", 0, 0, 110, 270)
+    superblock = b"\x89HDF\r\n\x1a\n\2\x08\x08\0" + struct.pack("<QQQQ", 0, 0, 0, 70) + bytes(26)
+    header = b"OHDR\2\2" + struct.pack("<IBHB", 4 + len(info), 2, len(info), 0) + info
+    heap = b"FRHP" + struct.pack("<xHH101xHQQHxxQH", 7, 0, 4, 512, 1 << 16, 32, 300, 0)
+    tree = b"BTHD" + struct.pack("<xBIHHxxQH", 5, 1 << 13, 11, 8, 400, 300)
+    return (((superblock + header).ljust(110, b"\0") + heap).ljust(270, b"\0") + tree).ljust(400, b"\0") + rest
+
+
 LONG = 7 * MIB
 WORD = b"X" + struct.pack("<I", MIB) + b"w" * MIB
 
@@ -108,6 +118,9 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
         + b"".join(struct.pack("<8xQ8xQ", 0, 300 + 24 + 32 * 50) for _ in range(50))
         + b"TREE" + struct.pack("<BBHQQ", 1, 0, 60_000, 0, 0)
         + b"".join(struct.pack("<8xQ8xQ", number, 1 << 20) for number in range(60_000))
+    ),
+    "names in a tree of itself": lambda: hdf5_group(
+        b"BTIN" + bytes(2) + bytes(11) * 300 + struct.pack("<QHHI", 400, 300, 300, 0) * 400
     ),
     "names without an end": lambda: hdf5(0x11, 132, 100, (
         b"HEAP" + struct.pack("<IQQQ", 0, MIB, 0, 100)
