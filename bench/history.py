@@ -1,11 +1,11 @@
 """A long run, and many runs: does one more save go on to take what it took at first, and does optimizing keep up.
 
-Every save becomes a version of a store without a mount and is optimized before the next one comes, as where a training
-job leaves the machine idle between two saves. A line is an eighth of a series. *grown* is what packs and index grew by
-over what was saved; *plain* the part of what was saved that is not stored as deltas in the end: keyframes, and the
-newest version of each run. *optimize* and *read* are rates in processor time: of encoding and comparing, save by save,
-and of reading the versions back in the end. Last, planning, which looks at all versions whenever there is a new one.
-Not measured: the disk below, and what a mount adds.
+Every save becomes a version of a store without a mount and is optimized before the next one comes, as where a
+training job leaves the machine idle between two saves. A line is an eighth of a series, the last one all of it.
+*grown* is what packs and index grew by over what was saved; *plain* the part of what was saved that is not stored as
+deltas in the end: keyframes, and the newest version of each run. *optimize* and *read* are rates in processor time:
+of encoding and comparing, save by save, and of reading the versions back in the end. Last, planning, which looks at
+all versions whenever there is a new one. Not measured: the disk below, and what a mount adds.
 """
 
 import os
@@ -51,6 +51,7 @@ def report(seed: int) -> None:
             saved = list(keep(tree, saves))
             for start in range(0, len(saved), -(-len(saved) // LINES)):
                 _print_line(tree, start, saved[start : start + -(-len(saved) // LINES)])
+            _print_line(tree, 0, saved)
     plan()
 
 
