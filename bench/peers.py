@@ -16,6 +16,8 @@ import zstandard
 
 ZSTD_LEVEL = 3
 BORG_COMPRESSION = "zstd,3"
+BTRFS_COMPRESSION = "zstd:3"
+BTRFS_SIZE = "16G"
 
 
 class PeerError(Exception):
@@ -56,6 +58,10 @@ class Peer(ABC):
     @abstractmethod
     def _restore(self, number: int) -> Path:
         """Bring a version back, into `restored` or where it is shown, and return the directory."""
+
+    def reserve(self) -> int:
+        """Return the disk blocks, in bytes, that the tool keeps back and that hold nothing: none."""
+        return 0
 
     def close(self) -> None:  # noqa: B027, most peers have nothing running
         """End what the peer has running; the scratch directory goes with its owner."""
@@ -224,4 +230,42 @@ class Casync(Peer):
         self._run("casync", command, f"--store={self.kept / 'chunks.castr'}", *words)
 
 
-PEERS: tuple[type[Peer], ...] = (Zstd, ZipNN, Borg, Restic, Bup, Casync)
+class Btrfs(Peer):
+    """A directory per save in a btrfs that compresses, in a file on a loop mount; duperemove then looks for duplicates.
+
+    The file has the disk blocks of what btrfs uses: what it frees it punches out.
+    """
+
+    name = "btrfs"
+    needs = "duperemove"
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        image, self._mountpoint = self.kept / "btrfs.img", scratch / "btrfs"
+        self._mountpoint.mkdir()
+        self._run("truncate", f"--size={BTRFS_SIZE}", image)
+        self._run("mkfs.btrfs", "--quiet", "--metadata=single", image)
+        self._run("mount", "-o", f"loop,discard=sync,compress-force={BTRFS_COMPRESSION}", image, self._mountpoint)
+        self.live = self._mountpoint / "live"
+        self.live.mkdir()
+
+    @classmethod
+    def installed(cls) -> bool:
+        """Say whether the tools are there and a loop mount is permitted."""
+        return super().installed() and bool(shutil.which("mkfs.btrfs")) and os.access("/dev/loop-control", os.W_OK)
+
+    def keep(self, number: int, names: Sequence[Path]) -> None:
+        self._run("cp", "-r", "--reflink=always", self.live, self._mountpoint / f"save-{number}")
+        self._run("sync", "--file-system", self._mountpoint)
+        self._run("duperemove", "-rdq", self._mountpoint)
+        self._run("sync", "--file-system", self._mountpoint)
+
+    def _restore(self, number: int) -> Path:
+        return self._mountpoint / f"save-{number}"
+
+    def close(self) -> None:
+        """Unmount."""
+        self._run("umount", self._mountpoint)
+
+
+PEERS: tuple[type[Peer], ...] = (Zstd, ZipNN, Borg, Restic, Bup, Casync, Btrfs)

@@ -7,7 +7,10 @@ WIDTH, HEIGHT = 720, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 120, 40, 44
 LABEL_HEIGHT = 14
 GRID_LINES = 5
-COLOURS = ("#d62728", "#7f7f7f", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf")
+COLOURS = (
+    "#d62728", "#ff9896", "#7f7f7f", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf",
+    "#ff7f0e",
+)  # fmt: skip
 
 
 def svg(title: str, lines: Mapping[str, Sequence[int]]) -> str:

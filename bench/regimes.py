@@ -23,6 +23,8 @@ from train import Language, Model
 BATCH = 4
 SAVES = 8
 SINGLE_STEP_SAVES = 12
+LONG_SAVES = 40
+RUNS, RUN_SAVES = 8, 5
 BASE_STEPS = 100
 LARGE_WIDTH = 512
 RANK = 8
@@ -182,6 +184,29 @@ def pt_and_safetensors(seed: int, new_save: NewSave) -> None:
         save, weights = new_save(), load_file(file)
         torch.save(weights, save / "model.pt")
         save_file(weights, save / "model.safetensors")
+
+
+def long_run(seed: int, new_save: NewSave) -> None:
+    """Weights in bf16, fine-tuned with AdamW at 1e-5, 20 steps apart, 40 saves over one file."""
+    model = _base_model(base, seed)
+    for _ in _steps(model, AdamW(model.parameters(), lr=1e-5), Language(seed + 1), apart=20, saves=LONG_SAVES):
+        save_file(_in_bf16(model.state_dict()), new_save() / "model.safetensors")
+
+
+def many_runs(seed: int, new_save: NewSave) -> None:
+    """Eight such runs of one base side by side, five saves each, in directories of their own behind the base's file."""
+    model = _base_model(base, seed)
+    save_file(_in_bf16(model.state_dict()), new_save() / "base.safetensors")
+    models = [_base_model(base, seed) for _ in range(RUNS)]
+    runs = [
+        _steps(model, AdamW(model.parameters(), lr=1e-5), Language(seed + 1 + run), apart=20, saves=RUN_SAVES)
+        for run, model in enumerate(models)
+    ]
+    for _ in zip(*runs, strict=True):
+        for run, model in enumerate(models):
+            directory = new_save() / f"run-{run}"
+            directory.mkdir()
+            save_file(_in_bf16(model.state_dict()), directory / "model.safetensors")
 
 
 def base(seed: int, new_save: NewSave) -> None:

@@ -4,6 +4,7 @@
 import argparse
 
 import curve
+import history
 import kernels
 import shares
 import speed
@@ -46,6 +47,9 @@ def main() -> None:
     command = benchmarks.add_parser("curve", help="what the chunk size does to dedup, index and speed")
     command.add_argument("--seed", type=int, default=0, help="of the training runs that make the series")
     command.set_defaults(run=lambda arguments: curve.report(arguments.seed))
+    command = benchmarks.add_parser("history", help="whether a long run and many runs stay as cheap as they begin")
+    command.add_argument("--seed", type=int, default=0, help="of the training runs that make the series")
+    command.set_defaults(run=lambda arguments: history.report(arguments.seed))
     command = benchmarks.add_parser("kernels", help="the loops over every byte, in memory, on one core")
     command.set_defaults(run=lambda arguments: kernels.report())
     arguments = parser.parse_args()

@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import sys
 
 from ckptfs.cli.parser import Subparsers, add_command, add_json
-from ckptfs.cli.tables import count_text, duration_text, printable, size_text
+from ckptfs.cli.tables import bar, count_text, duration_text, printable, size_text
 from ckptfs.cli.target import commands, find
 from ckptfs.errors import DaemonError, NoMountError, NotAStoreError, StoreInUseError
 from ckptfs.mount.protocol import Stats
@@ -17,7 +18,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "stats",
         run,
         summary="show what is kept and what it takes",
-        description="Show how much is kept, how much disk it takes, and files whose writer was killed.",
+        description="Show what all versions would weigh as plain files, as distinct chunks and as they are stored, "
+        "and files whose writer was killed.",
         examples=("ckptfs stats", "ckptfs stats /ckpt --json"),
         errors=(NoMountError, StoreInUseError, NotAStoreError, DaemonError),
     )
@@ -40,14 +42,17 @@ def _text(stats: Stats) -> str:
         )
     else:
         lines.append(("mount", "none"))
-    versions, stored = stats["version_bytes"], stats["stored_bytes"]
-    share = f", {stored / versions:.1%} of the versions" if versions else ""
+    versions, distinct, stored = stats["version_bytes"], stats["chunk_bytes"], stats["stored_bytes"]
+    differences = (
+        f", of which {size_text(stats['delta_bytes'])} are kept as differences" if stats["delta_bytes"] else ""
+    )
     lines += [
         ("live", size_text(stats["live_bytes"])),
-        ("versions", f"{size_text(versions)} in {count_text(stats['snapshots'], 'snapshot')}"),
+        ("versions", _weight(versions, versions, f"in {count_text(stats['snapshots'], 'snapshot')}")),
+        ("distinct", _weight(distinct, versions, f"in {count_text(stats['chunks'], 'chunk')}{differences}")),
+        ("stored", _weight(stored, versions, f"on disk{_share(stored, versions)}")),
         ("waiting", f"{size_text(stats['waiting_bytes'])} stored raw, to be encoded when nobody reads or writes"),
         ("uncompared", f"{size_text(stats['uncompared_bytes'])} of earlier versions, to become differences then"),
-        ("stored", f"{size_text(stored)} on disk in {count_text(stats['chunks'], 'chunk')}{share}"),
     ]
     if "buffered_bytes" in stats:
         lines.append(("buffered", f"{size_text(stats['buffered_bytes'])} not yet on disk"))
@@ -56,3 +61,13 @@ def _text(stats: Stats) -> str:
     lines += [("interrupted", f"{path} (its writer was killed)") for path in stats["interrupted"]]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {printable(text)}" for name, text in lines)
+
+
+def _weight(size: int, versions: int, text: str) -> str:
+    """Return a size and what it is of; on a terminal behind a bar that shows its part of the versions' size."""
+    shown = f"{bar(size / versions if versions else 0)}  " if sys.stdout.isatty() else ""
+    return f"{shown}{size_text(size)} {text}"
+
+
+def _share(size: int, versions: int) -> str:
+    return f", {size / versions:.1%} of the versions" if versions else ""

@@ -19,9 +19,11 @@ from ckptfs.config import KIB
 GAP = "  "
 ELLIPSIS = "…"
 WIDTH_MIN = 8
+BAR_WIDTH = 24
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_FILLED, _FILLING = "█", ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _AGES = ((1, "s"), (60, "min"), (3600, "h"), (86400, "d"))
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -66,6 +68,12 @@ def age_text(created: str) -> str:
 def count_text(count: int, noun: str) -> str:
     """Return a count with its noun: `1 file`, `1,200 files`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def bar(share: float) -> str:
+    """Return a bar of BAR_WIDTH cells of which a share, up to all, is filled, to an eighth of a cell."""
+    eighths = round(min(max(share, 0.0), 1.0) * BAR_WIDTH * 8)
+    return (_FILLED * (eighths // 8) + _FILLING[eighths % 8]).ljust(BAR_WIDTH)
 
 
 def printable(text: str) -> str:

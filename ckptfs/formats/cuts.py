@@ -7,7 +7,7 @@ as `parse`, from header to header, and holds the bytes of one header at most.
 from bisect import bisect_left, bisect_right
 
 from ckptfs.config import KIB
-from ckptfs.formats.layout import MalformedError, Request, Tensor, Walk
+from ckptfs.formats.layout import MalformedError, Request, Tensor, Walk, add_fingerprint
 from ckptfs.formats.recognise import walk
 
 TENSOR_SIZE_MIN = 256 * KIB
@@ -26,6 +26,8 @@ class TensorCuts:
         """Of the bytes asked for, those that were fed."""
         self._fed = 0
         self._offsets: list[int] = []
+        self.layout = 0
+        """The fingerprint of the tensors found so far; 0 after a gap, behind which there may be more."""
         self._go_on(None)
 
     def feed(self, offset: int, data: Bytes) -> None:
@@ -34,6 +36,7 @@ class TensorCuts:
         start = max(self._fed, offset)
         if start > self._fed:
             self._walk = None
+            self.layout = 0
         self._fed = start + len(view)
         while self._walk is not None:
             wanted, missing = self._request, self._request.offset + len(self._window)
@@ -53,6 +56,7 @@ class TensorCuts:
             step = next(self._walk) if answer is None else self._walk.send(answer)
             while isinstance(step, Tensor):
                 self._cut_out(step)
+                self.layout = add_fingerprint(self.layout, step)
                 step = next(self._walk)
             if step.offset < self._request.offset:
                 raise MalformedError("what it asks for has passed")

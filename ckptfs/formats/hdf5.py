@@ -1,16 +1,19 @@
-"""The layout of an HDF5 file: its contiguous datasets.
+"""The layout of an HDF5 file: its datasets that lie in one piece, and the pieces of those that do not.
 
-Source: the HDF5 file format specification, versions 2 and 3. Groups are followed by symbol tables and by link messages
-in their headers; links in fractal heaps (groups of more than 8 in files of `libver="latest"`), chunked and compressed
-datasets, and files with addresses that are not 8 bytes are not.
+Source: the HDF5 file format specification, versions 2 and 3. Groups are followed by symbol tables, by link messages in
+their headers, and by those in a heap where they are many (`hdf5_heap.py`); the pieces of a dataset ("chunks" in HDF5)
+by a B-tree, which is what h5py writes if it is not told `libver="latest"`. The other indexes of pieces are not
+followed, nor are compressed datasets and files with addresses that are not 8 bytes.
 """
 
 import struct
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
-from ckptfs.formats.layout import ITEM_SIZES, MalformedError, Request, Tensor, Walk, checked_shape, dense, take
+from ckptfs.formats.hdf5_heap import heap_links
+from ckptfs.formats.layout import ITEM_SIZES, MalformedError, Request, Walk, checked_shape, dense, take
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _OBJECTS_MAX = 1 << 16
@@ -21,9 +24,13 @@ _PATH_SIZE_MAX = 1024
 _UNDEFINED = (1 << 64) - 1
 _ADDRESS_SIZES = b"\x08\x08"
 
-_DATASPACE, _DATATYPE, _LINK, _LAYOUT, _CONTINUATION, _SYMBOL_TABLE = 0x01, 0x03, 0x06, 0x08, 0x10, 0x11
+_DATASPACE, _LINK_INFO, _DATATYPE, _LINK, _LAYOUT, _FILTERS = 0x01, 0x02, 0x03, 0x06, 0x08, 0x0B
+_CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
 _IS_SHARED = 1 << 1
-_CONTIGUOUS = 1
+_CONTIGUOUS, _IN_PIECES = 1, 2
+_PIECES_MAX = 1 << 17
+"""Of one dataset."""
+_RANK_MAX = 32
 _INTEGER, _FLOAT = 0, 1
 _IS_BIG_ENDIAN, _IS_SIGNED = 1 << 0, 1 << 3
 _FLOATS = {(2, 5): "float16", (2, 8): "bfloat16", (4, 8): "float32", (8, 11): "float64"}
@@ -54,12 +61,10 @@ def walk_hdf5() -> Walk:
         path, address = waiting.popleft()
         try:
             messages = yield from _messages(address)
-            tensor = _dataset(path, messages)
+            yield from _dataset(path, messages)
             links = yield from _links(messages)
         except (MalformedError, struct.error, IndexError):
             continue
-        if tensor is not None:
-            yield tensor
         for name, target in links:
             child = f"{path}/{name}" if path else name
             if target not in seen and len(seen) < _OBJECTS_MAX and len(child) <= _PATH_SIZE_MAX:
@@ -119,13 +124,17 @@ def _split(data: bytes, header_flags: int | None) -> Iterator[_Message]:
 
 
 def _links(messages: list[_Message]) -> Generator[Request, bytes, list[_Link]]:
-    """Return what a group holds: the links in its header, or those of its symbol table."""
+    """Return what a group holds: the links in its header, or those of its symbol table or its heap."""
     links: list[_Link] = []
     for message in messages:
         if message.kind == _LINK:
             links += _link(message.data)
         elif message.kind == _SYMBOL_TABLE:
             links += yield from _symbol_table(message.data)
+        elif message.kind == _LINK_INFO:
+            for found in (yield from heap_links(message.data)):
+                with suppress(IndexError):
+                    links += _link(found)
     return links
 
 
@@ -163,20 +172,42 @@ def _symbol_table(data: bytes) -> Generator[Request, bytes, list[_Link]]:
     return links
 
 
-def _dataset(path: str, messages: list[_Message]) -> Tensor | None:
-    """Return the dataset of an object if it has one that lies in one piece."""
+def _dataset(path: str, messages: list[_Message]) -> Walk:
+    """Yield the dataset of an object if it has one: as a tensor, or its pieces as one each."""
     found = {message.kind: message.data for message in messages if not message.flags & _IS_SHARED}
-    if not found.keys() >= {_DATASPACE, _DATATYPE, _LAYOUT}:
-        return None
+    if not found.keys() >= {_DATASPACE, _DATATYPE, _LAYOUT} or _FILTERS in found:
+        return
     layout, space = found[_LAYOUT], found[_DATASPACE]
-    if layout[0] not in (3, 4) or layout[1] != _CONTIGUOUS:
-        return None
-    offset = int.from_bytes(layout[2:10], "little")
-    if offset == _UNDEFINED:
-        return None
-    shape = checked_shape(list(struct.unpack_from(f"<{space[1]}Q", space, 8 if space[0] == 1 else 4)))
     dtype, item_size = _datatype(found[_DATATYPE])
-    return dense(path, offset, shape, dtype, item_size)
+    if layout[0] in (3, 4) and layout[1] == _CONTIGUOUS:
+        offset = int.from_bytes(layout[2:10], "little")
+        if offset != _UNDEFINED:
+            shape = checked_shape(list(struct.unpack_from(f"<{space[1]}Q", space, 8 if space[0] == 1 else 4)))
+            yield dense(path, offset, shape, dtype, item_size)
+    elif layout[0] == 3 and layout[1] == _IN_PIECES:
+        rank = layout[2] - 1  # the last length is an item's
+        shape = checked_shape(list(struct.unpack_from(f"<{rank}I", layout, 11)))
+        tree = int.from_bytes(layout[3:11], "little")
+        if tree != _UNDEFINED and 0 < rank <= _RANK_MAX:
+            for place, offset in (yield from _pieces(tree, rank)):
+                yield dense(f"{path}{list(place)}", offset, shape, dtype, item_size)
+
+
+def _pieces(tree: Address, rank: int) -> Generator[Request, bytes, list[tuple[tuple[int, ...], Address]]]:
+    """Return where in a dataset each piece begins and where it lies in the file, from a B-tree of nodes of them."""
+    pieces: list[tuple[tuple[int, ...], Address]] = []
+    entry = struct.Struct(f"<8x{rank}Q8xQ")  # size and filters, where it begins, then the child
+    nodes = [tree]
+    for address in nodes:
+        magic, kind, level, count = struct.unpack("<4sBBH", (yield from take(address, 8)))
+        if magic != b"TREE" or kind != 1 or len(nodes) + count > _OBJECTS_MAX or len(pieces) + count > _PIECES_MAX:
+            raise MalformedError("no B-tree")
+        for *place, target in entry.iter_unpack((yield from take(address + 24, entry.size * count))):
+            if level:
+                nodes.append(target)
+            else:
+                pieces.append((tuple(place), target))
+    return pieces
 
 
 def _datatype(data: bytes) -> tuple[str, int]:

@@ -6,8 +6,9 @@ written (`TensorCuts`). It knows nothing of the file's size: who drives it check
 """
 
 import math
+import zlib
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ckptfs.config import MIB
@@ -40,6 +41,16 @@ class Tensor:
     element_width: int
     shape: tuple[int, ...]
     dtype: str
+
+
+def add_fingerprint(fingerprint: int, tensor: Tensor) -> int:
+    """Return the fingerprint (u32) of some tensors and one more; that of none is 0.
+
+    Files of one fingerprint have tensors of the same names, shapes and types, in any order and anywhere in the file:
+    probably so, and on purpose in a file made to deceive.
+    """
+    described = f"{tensor.name}\0{'x'.join(map(str, tensor.shape))}\0{tensor.element_width}\0{tensor.dtype}"
+    return (fingerprint + zlib.crc32(described.encode("utf-8", "surrogatepass"))) & 0xFFFFFFFF
 
 
 class MalformedError(Exception):
@@ -84,6 +95,21 @@ class Cursor:
     def integer(self, size: int) -> Generator[Request, bytes, int]:
         """Return the next unsigned little-endian integer of `size` bytes."""
         return int.from_bytes((yield from self.take(size)), "little")
+
+
+def within(walk: Walk, offset: int, size: int) -> Walk:
+    """Yield what a walk finds in a file that lies in another one, `size` bytes from `offset` on."""
+    try:
+        step = next(walk)
+        while True:
+            if isinstance(step, Tensor):
+                yield replace(step, offset=offset + step.offset)
+                step = next(walk)
+            else:
+                start = min(step.offset, size)
+                step = walk.send((yield Request(offset + start, min(step.size, size - start))))
+    except StopIteration:
+        return
 
 
 def take(offset: int, size: int) -> Generator[Request, bytes, bytes]:

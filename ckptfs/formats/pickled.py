@@ -42,6 +42,10 @@ class Node:
     items: list[tuple[Value, Value]] = field(default_factory=list)
 
 
+class CutShortError(MalformedError):
+    """The bytes end before the pickle does."""
+
+
 class _Machine:
     """The stack, the marked stacks below it, and the memo."""
 
@@ -52,13 +56,12 @@ class _Machine:
         self._below: list[list[Value]] = []
         self.stack: list[Value] = []
 
-    def run(self) -> Value:
-        """Return the value that the pickle ends with."""
+    def run(self) -> tuple[Value, int]:
+        """Return the value that the pickle ends with, and its size."""
         for _ in range(OPCODES_MAX):
-            opcode = self._data[self._position]
-            self._position += 1
+            opcode = self.byte()
             if opcode == _STOP:
-                return self.stack.pop()
+                return self.stack.pop(), self._position
             if opcode not in _OPERATIONS:
                 raise MalformedError("an opcode that no checkpoint needs")
             _OPERATIONS[opcode](self)
@@ -68,12 +71,11 @@ class _Machine:
         start = self._position
         self._position += size
         if self._position > len(self._data):
-            raise MalformedError("the pickle is cut short")
+            raise CutShortError("the pickle is cut short")
         return self._data[start : self._position]
 
     def byte(self) -> int:
-        self._position += 1
-        return self._data[self._position - 1]
+        return self.take(1)[0]
 
     def integer(self, size: int, *, signed: bool = False) -> int:
         return int.from_bytes(self.take(size), "little", signed=signed)
@@ -81,7 +83,7 @@ class _Machine:
     def line(self) -> str:
         end = self._data.find(b"\n", self._position)
         if end < 0:
-            raise MalformedError("the pickle is cut short")
+            raise CutShortError("the pickle is cut short")
         line = self.take(end - self._position)
         self._position += 1
         return line.decode("utf-8", "replace")
@@ -231,9 +233,12 @@ _OPERATIONS: dict[int, Callable[[_Machine], object]] = {
 }
 
 
-def read_pickle(data: bytes) -> Value:
-    """Return what a pickle says; MalformedError when it cannot be followed to its end. What comes behind is ignored."""
+def read_pickle(data: bytes) -> tuple[Value, int]:
+    """Return what the pickle at the start of the data says, and its size.
+
+    MalformedError when it cannot be followed to its end, CutShortError when that is behind the end of the data.
+    """
     try:
         return _Machine(data).run()
-    except (IndexError, KeyError) as error:  # the stack, the memo or the data has no more
+    except (IndexError, KeyError) as error:  # the stack or the memo has no more
         raise MalformedError("the pickle does not hold") from error

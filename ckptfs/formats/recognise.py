@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 from ckptfs.config import MIB
-from ckptfs.formats import gguf, hdf5, npy, zipped
+from ckptfs.formats import gguf, hdf5, npy, torch_legacy, zipped
 from ckptfs.formats.gguf import walk_gguf
 from ckptfs.formats.hdf5 import walk_hdf5
 from ckptfs.formats.layout import MalformedError, Request, Tensor, Walk, take
 from ckptfs.formats.npy import walk_npy
 from ckptfs.formats.safetensors import walk_safetensors
+from ckptfs.formats.torch_legacy import walk_torch_legacy
 from ckptfs.formats.zipped import walk_zip
 
 READ_BYTES_MAX = 64 * MIB
@@ -21,6 +22,7 @@ _WALKS: dict[bytes, Callable[[], Walk]] = {
     npy.MAGIC: walk_npy,
     gguf.MAGIC: walk_gguf,
     hdf5.MAGIC: walk_hdf5,
+    torch_legacy.MAGIC: walk_torch_legacy,
 }
 
 

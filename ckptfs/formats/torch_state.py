@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ckptfs.formats.layout import HEADER_SIZE_MAX, ITEM_SIZES, LENGTH_MAX, MalformedError, checked_shape
-from ckptfs.formats.pickled import Global, Node, Reference, Value, read_pickle
+from ckptfs.formats.layout import HEADER_SIZE_MAX, ITEM_SIZES, LENGTH_MAX, MalformedError, Tensor, checked_shape, dense
+from ckptfs.formats.pickled import Global, Node, Reference, Value
 
 _TENSOR_FUNCTIONS = {
     "torch._utils _rebuild_tensor",
@@ -40,14 +40,20 @@ class Storage:
     shape: tuple[int, ...]
     size: int
 
+    def tensor(self, name: str, offset: int) -> Tensor:
+        """Return the storage as the tensor of this name that lies at `offset` of the file."""
+        if self.dtype:
+            return dense(name, offset, self.shape, self.dtype)
+        return Tensor(name, offset, self.size, 0, self.shape, "")
 
-def read_storages(pickle: bytes) -> dict[str, Storage]:
-    """Return the storages by their key, the name of their zip member; MalformedError for what torch does not write."""
+
+def read_storages(state: Value) -> dict[str, Storage]:
+    """Return the storages of a state by their key; MalformedError for what torch does not write."""
     storages: dict[str, Storage] = {}
     names_size = 0
-    for path, storage_id, dtype, shape in _tensors(read_pickle(pickle)):
+    for path, storage_id, dtype, shape in _tensors(state):
         match storage_id:
-            case ("storage", Global(kind), str(key), _, int(count)) if 0 <= count < LENGTH_MAX:
+            case ("storage", Global(kind), str(key), _, int(count), *_) if 0 <= count < LENGTH_MAX:
                 if key in storages:
                     continue
                 storages[key] = _storage(_name(path), kind.partition(" ")[2], count, dtype, shape)

@@ -1,4 +1,4 @@
-"""The layouts of zip files that are written front to back: `torch.save`, DCP's `.distcp`, numpy's `.npz`.
+"""The layouts of zip files: `torch.save`, DCP's `.distcp`, numpy's `.npz`, and `.keras`, which has an HDF5 file in it.
 
 The members are walked by their local headers, because that also works while the file is being written, and because a
 `.distcp` file is many zip files one behind the other, of which a central directory tells only the last one. A header
@@ -9,9 +9,12 @@ the descriptor behind them. Compressed members are passed over where their size 
 
 import struct
 from collections.abc import Generator
+from contextlib import suppress
 
-from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError, Request, Tensor, Walk, dense, take
+from ckptfs.formats.hdf5 import walk_hdf5
+from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError, Request, Tensor, Walk, take, within
 from ckptfs.formats.npy import npy_tensor
+from ckptfs.formats.pickled import read_pickle
 from ckptfs.formats.torch_state import Storage, read_storages
 
 MAGIC = b"PK\3\4"
@@ -89,8 +92,12 @@ def _contents(archive: _Archive, name: str, start: int, told: int | None) -> _St
     """Pass the bytes of a member that is not compressed; `told` is its size where the header tells it."""
     storage = archive.storages.get(name.rpartition("/data/")[2])
     if storage is not None:
-        yield _tensor(archive.unique(storage.name), start, storage)
+        yield storage.tensor(archive.unique(storage.name), start)
         return start + storage.size
+    if name.endswith(".h5") and told:
+        with suppress(MalformedError):
+            yield from within(walk_hdf5(), start, told)
+        return start + told
     if name.endswith(".npy"):
         try:
             array = yield from npy_tensor(start, archive.unique(name.removesuffix(".npy")))
@@ -103,14 +110,8 @@ def _contents(archive: _Archive, name: str, start: int, told: int | None) -> _St
     if not name.endswith("/data.pkl"):
         return start + (len((yield from _until_descriptor(start))) if told is None else told)
     pickle = (yield from _until_descriptor(start)) if told is None else (yield from take(start, told))
-    archive.storages = read_storages(pickle)
+    archive.storages = read_storages(read_pickle(pickle)[0])
     return start + len(pickle)
-
-
-def _tensor(name: str, offset: int, storage: Storage) -> Tensor:
-    if storage.dtype:
-        return dense(name, offset, storage.shape, storage.dtype)
-    return Tensor(name, offset, storage.size, 0, storage.shape, "")
 
 
 def _size64(extra: bytes) -> int:

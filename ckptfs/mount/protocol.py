@@ -96,6 +96,8 @@ class StoreStats(TypedDict):
     store: str
     live_bytes: int
     version_bytes: int
+    chunk_bytes: int
+    delta_bytes: int
     stored_bytes: int
     waiting_bytes: int
     uncompared_bytes: int

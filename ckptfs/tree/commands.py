@@ -157,6 +157,8 @@ class Commands:
             "store": str(self._tree.store.path),
             "live_bytes": live_bytes,
             "version_bytes": version_bytes,
+            "chunk_bytes": stats.raw_bytes,
+            "delta_bytes": stats.delta_bytes,
             "stored_bytes": stats.stored_bytes,
             "waiting_bytes": stats.waiting_bytes,
             "uncompared_bytes": uncompared_bytes(self._tree),

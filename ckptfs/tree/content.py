@@ -110,9 +110,14 @@ class RecutJob:
 
 
 class FileContent:
-    """Bytes of a file under reading and writing; `size` is the file's size. Owns the extents it is given."""
+    """Bytes of a file under reading and writing; `size` is the file's size.
 
-    def __init__(self, store: ChunkStore, reader: ChunkReader, pool: BufferPool, extents: Extents) -> None:
+    Owns the extents it is given; `layout` is the fingerprint of the tensors in them.
+    """
+
+    def __init__(
+        self, store: ChunkStore, reader: ChunkReader, pool: BufferPool, extents: Extents, layout: int = 0
+    ) -> None:
         self._store = store
         self._reader = reader
         self.extents = extents
@@ -121,6 +126,7 @@ class FileContent:
         self._stream = Stream(pool)
         self._overlay = Ranges()
         self._tensor_cuts = TensorCuts()  # the job's while one is out
+        self._layout = layout
         self._jobs: deque[StreamJob | RecutJob] = deque()
 
     @property
@@ -179,6 +185,7 @@ class FileContent:
                 self._join_next = True
         if size == 0:
             self._tensor_cuts = TensorCuts()
+            self._layout = 0
         self.size = size
 
     def take_job(self, *, final: bool = False) -> Job | None:
@@ -240,6 +247,12 @@ class FileContent:
         self._stream.clear()
         self._overlay = Ranges()
         self.size = min(self.size, self.extents.size)
+
+    @property
+    def layout(self) -> int:
+        """The fingerprint of the tensors: of those that were written, else of those that were there; when settled."""
+        assert self.settled
+        return self._tensor_cuts.layout or self._layout
 
     def close_extents(self) -> Extents:
         """Return the extents of the whole file, a hole at its end included; only when settled."""

@@ -92,7 +92,7 @@ class Files:
     def load(self, inode: Inode) -> FileContent:
         """Return the content of a committed version; DamagedError where its manifest is."""
         extents = load_manifest(self._store.tables, inode.manifest, inode.size)
-        content = FileContent(self._store, self._reader, self._pool, extents)
+        content = FileContent(self._store, self._reader, self._pool, extents, inode.layout)
         self._contents.add(content)
         return content
 
@@ -195,6 +195,7 @@ class Files:
             allocated=content.extents.allocated,
             manifest=self._store_extents(content),
             predecessor=committed_before or inode.predecessor,
+            layout=content.layout,
             mtime_ns=mtime,
             ctime_ns=max(mtime, inode.ctime_ns),
             flags=inode.flags | INTERRUPTED if failed else 0,

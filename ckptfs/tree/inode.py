@@ -30,7 +30,8 @@ class Inode:
     """Attributes of an inode; times in nanoseconds since 1970.
 
     `size` and `allocated` are in bytes; holes are not allocated. `manifest` is the number of the extents' list (0: no
-    content), `predecessor` that of the version which this content succeeds (0: none known): the lineage.
+    content), `predecessor` that of the version which this content succeeds (0: none known): the lineage. `layout` is
+    the fingerprint of the tensors in it (0: none known).
     """
 
     ino: int
@@ -47,6 +48,7 @@ class Inode:
     manifest: int = 0
     predecessor: int = 0
     flags: int = 0
+    layout: int = 0
     target: bytes = b""
 
     @property
@@ -68,7 +70,7 @@ class Inode:
                 self.gid,
                 self.nlink,
                 self.flags,
-                0,
+                self.layout,
                 self.rdev,
                 self.size,
                 self.allocated,
@@ -86,7 +88,7 @@ class Inode:
         """Return the inode `ino` of a row's value; DamagedError when it is none."""
         if len(value) < INODE_STRUCT.size:
             raise DamagedError(f"the row of inode {ino} has {len(value)} bytes, too few for one")
-        mode, uid, gid, nlink, flags, _, rdev, size, allocated, atime, mtime, ctime, manifest, predecessor = (
+        mode, uid, gid, nlink, flags, layout, rdev, size, allocated, atime, mtime, ctime, manifest, predecessor = (
             INODE_STRUCT.unpack_from(value)
         )
         return cls(
@@ -104,5 +106,6 @@ class Inode:
             manifest,
             predecessor,
             flags,
+            layout,
             value[INODE_STRUCT.size :],
         )

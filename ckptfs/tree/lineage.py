@@ -2,14 +2,14 @@
 
 Owns the rules, in this order: the version that was recorded as the predecessor; the version before at the same path;
 the sibling with the next smaller step number (`step-100.pt` before `step-200.pt`, `checkpoint-100/model.safetensors`
-before `checkpoint-200/model.safetensors`). A wrong answer costs space and never content, so what is in doubt is tried.
-Pure: it reads neither rows nor files.
+before `checkpoint-200/model.safetensors`); the newest file whose tensors have the same names and shapes, wherever it
+is. A wrong answer costs space and never content, so what is in doubt is tried. Pure: it reads neither rows nor files.
 """
 
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple
 
 _NUMBER = re.compile(rb"\d+")
@@ -26,7 +26,7 @@ _STEPS = re.compile(
 class FileVersion(NamedTuple):
     """One content of a file: its manifest, that of its recorded predecessor (0: none), its last path, size in bytes.
 
-    `live` says whether the live tree shows it.
+    `live` says whether the live tree shows it; `layout` is the fingerprint of its tensors, 0 for none.
     """
 
     manifest: int
@@ -34,6 +34,7 @@ class FileVersion(NamedTuple):
     path: bytes
     size: int
     live: bool
+    layout: int = 0
 
 
 class Pair(NamedTuple):
@@ -65,13 +66,32 @@ def pairs(versions: Iterable[FileVersion]) -> list[Pair]:
         by_path[version.path].append(version)
     known = {version.manifest: version for of_path in by_path.values() for version in of_path}
     siblings = _Siblings(by_path)
-    found = []
+    found, first = [], set()
     for path, of_path in by_path.items():
         for index, newer in enumerate(of_path):
             older = known.get(newer.predecessor) or (of_path[index - 1] if index else siblings.before(path))
-            if older is not None and older is not newer and not (older.live and older.path == path):
+            if older is None:
+                first.add(newer)
+            elif older is not newer and not (older.live and older.path == path):
                 found.append(Pair(older, newer))
+    found += _look_alikes(set(known.values()).difference(pair.older for pair in found), first)
     return sorted(found, key=lambda pair: (pair.stamp, pair.newer.manifest))
+
+
+def _look_alikes(last: Set[FileVersion], first: Set[FileVersion]) -> Iterator[Pair]:
+    """Yield pairs of a version in `last`, which nothing succeeds, and the next one in `first` that has its tensors.
+
+    What is in use and has a history stays the newest of its lineage, which goes on to be read and written. Of a save in
+    parts, which may all have tensors of the same names and shapes, only the same part is alike.
+    """
+    waiting: dict[tuple[int, tuple[bytes, ...]], list[FileVersion]] = defaultdict(list)
+    for version in sorted(last | first):
+        if version.layout:
+            alike = waiting[version.layout, tuple(_PARTS.findall(version.path))]
+            if version in first and alike:
+                yield Pair(alike.pop(), version)
+            if version in last and (version in first or not version.live):
+                alike.append(version)
 
 
 class _Siblings:

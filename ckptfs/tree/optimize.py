@@ -285,7 +285,9 @@ def file_versions(scan: Scan, epochs: Sequence[int]) -> Versions:
         known = committed.get(inode.manifest)
         if not inode.flags and inode.size >= VERSION_SIZE_MIN and (known is None or live > known.live):
             path = paths.path(inode.ino)
-            committed[inode.manifest] = FileVersion(inode.manifest, inode.predecessor, path, inode.size, live)
+            committed[inode.manifest] = FileVersion(
+                inode.manifest, inode.predecessor, path, inode.size, live, inode.layout
+            )
     return Versions(list(committed.values()), manifests)
 
 

@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -124,15 +125,33 @@ def npz_file() -> CheckpointFile:
 def hdf5_file(libver: str) -> CheckpointFile:
     """Return an HDF5 file with groups, attributes and a dataset that is in pieces."""
     content = {name.replace(".", "/"): array for name, array in arrays().items() if array.dtype != np.bool_}
-    content |= {f"many/{number}": np.full(4, number, dtype=np.int32) for number in range(5)}
+    content |= {f"many/{number}": np.full(4, number, dtype=np.int32) for number in range(40)}
+    pieces = np.arange(1200.0).reshape(30, 40)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=libver) as file:
         for name, array in content.items():
             file[name] = array
             file[name].attrs["about"] = "an attribute"
-        file.create_dataset("in pieces", data=np.ones((100, 100)), chunks=(10, 10))
+        file.create_dataset("in pieces", data=pieces, chunks=(10, 20))
+        file.create_dataset("compressed", data=pieces, chunks=(10, 20), compression="gzip")
         file.create_dataset("nothing", shape=(5,), dtype="f4")
+    if libver == "earliest":
+        places = [(row, column) for row in (0, 10, 20) for column in (0, 20)]
+        content |= {
+            f"in pieces[{row}, {column}]": pieces[row : row + 10, column : column + 20] for row, column in places
+        }
     return from_arrays(buffer.getvalue(), content)
+
+
+def keras_file() -> CheckpointFile:
+    """Return a file as Keras 3 writes it: a zip file of texts and an HDF5 file."""
+    weights = hdf5_file("earliest")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("config.json", "{}" * 100)
+        archive.writestr("model.weights.h5", weights.data)
+        archive.writestr("assets/words.txt", "word\n")
+    return CheckpointFile(buffer.getvalue(), weights.tensors)
 
 
 def gguf_file() -> CheckpointFile:
@@ -161,12 +180,14 @@ def gguf_file() -> CheckpointFile:
 MAKERS: dict[str, Callable[[], CheckpointFile]] = {
     "torch": torch_file,
     "torch, protocol 4": lambda: torch_file(pickle_protocol=4),
+    "torch, legacy": lambda: torch_file(_use_new_zipfile_serialization=False),
     "distributed": distributed_file,
     "safetensors": safetensors_file,
     "npy": npy_file,
     "npz": npz_file,
     "hdf5": lambda: hdf5_file("earliest"),
     "hdf5, latest": lambda: hdf5_file("latest"),
+    "keras, hdf5 in zip": keras_file,
     "gguf": gguf_file,
 }
 

@@ -20,6 +20,11 @@ def torch_zip(pickle: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def torch_legacy(state: bytes, keys: bytes = b"\x80\x02].") -> bytes:
+    magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+    return magic + b"\x80\x02M\xe9\x03." + b"\x80\x02}." + state + keys + bytes(64)
+
+
 def safetensors(header: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + bytes(64)
 
@@ -33,6 +38,29 @@ def hdf5(kind: int, first: int, second: int, rest: bytes) -> bytes:
     """Return a file whose root group has one message, of two numbers; `rest` lies at 100."""
     superblock = b"\x89HDF\r\n\x1a\n\2\x08\x08\0" + struct.pack("<QQQQ", 0, 0, 0, 70) + bytes(26)
     return superblock + b"OHDR\2\2" + struct.pack("<IBHBQQ", 20, kind, 16, 0, first, second) + rest
+
+
+def hdf5_dataset(rest: bytes) -> bytes:
+    """Return a file whose root is a dataset of one dimension in pieces, with the tree of these, `rest`, at 300."""
+    space = struct.pack("<BBBxxxxxQ", 1, 1, 0, 1 << 20)
+    kind = struct.pack("<BBBBIHHBBBBI", 0x11, 0x20, 0x1F, 0, 4, 0, 32, 23, 8, 0, 23, 127)
+    layout = struct.pack("<BBBQII", 3, 2, 2, 300, 1, 4)
+    messages = b"".join(
+        struct.pack("<BHB", number, len(data), 0) + data for number, data in ((1, space), (3, kind), (8, layout))
+    )
+    superblock = b"\x89HDF\r\n\x1a\n\2\x08\x08\0" + struct.pack("<QQQQ", 0, 0, 0, 70) + bytes(26)
+    header = b"OHDR\2\2" + struct.pack("<I", len(messages)) + messages
+    return (superblock + header).ljust(300, b"\0") + rest
+
+
+def hdf5_group(rest: bytes) -> bytes:
+    """Return a file whose root is a group with a heap of links; `rest` (at 400) is the tree of their names."""
+    info = struct.pack("<BBQQ", 0, 0, 110, 270)
+    superblock = b"\x89HDF\r\n\x1a\n\2\x08\x08\0" + struct.pack("<QQQQ", 0, 0, 0, 70) + bytes(26)
+    header = b"OHDR\2\2" + struct.pack("<IBHB", 4 + len(info), 2, len(info), 0) + info
+    heap = b"FRHP" + struct.pack("<xHH101xHQQHxxQH", 7, 0, 4, 512, 1 << 16, 32, 300, 0)
+    tree = b"BTHD" + struct.pack("<xBIHHxxQH", 5, 1 << 13, 11, 8, 400, 300)
+    return (((superblock + header).ljust(110, b"\0") + heap).ljust(270, b"\0") + tree).ljust(400, b"\0") + rest
 
 
 LONG = 7 * MIB
@@ -53,6 +81,11 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
     "long keys": lambda: torch_zip(
         b"\x80\x02}" + WORD + b"q\0" + b"0"
         + b"".join(b"h\0" + reference(b"%d" % number) + b"s" for number in range(50_000)) + b"."
+    ),
+    "an old pickle of lists": lambda: torch_legacy(b"\x80\x02" + b"]" * LONG + b"."),
+    "an old pickle without an end": lambda: torch_legacy(b"\x80\x02" + b"]0" * 500_000, b""),
+    "one storage over and over": lambda: torch_legacy(
+        b"\x80\x02" + reference(b"0") + b".", b"\x80\x02](X\1\0\0\x000q\0" + b"h\0" * 500_000 + b"e."
     ),
     "a long integer": lambda: torch_zip(b"\x80\x02\x8b" + struct.pack("<I", LONG) + b"\xff" * LONG + b"."),
     "lists in JSON": lambda: safetensors(b'{"a":' + b"[" * LONG),
@@ -77,6 +110,18 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
         b"HEAP" + struct.pack("<IQQQ", 0, 1, 0, 100)
         + b"TREE" + struct.pack("<BBHQQQ", 0, 1, 60_000, 0, 0, 0) + struct.pack("<QQ", 132, 0) * 60_000
     )),
+    "pieces in a tree of itself": lambda: hdf5_dataset(
+        b"TREE" + struct.pack("<BBHQQ", 1, 1, 60_000, 0, 0) + struct.pack("<8xQ8xQ", 0, 300) * 60_000
+    ),
+    "many pieces": lambda: hdf5_dataset(
+        b"TREE" + struct.pack("<BBHQQ", 1, 1, 50, 0, 0)
+        + b"".join(struct.pack("<8xQ8xQ", 0, 300 + 24 + 32 * 50) for _ in range(50))
+        + b"TREE" + struct.pack("<BBHQQ", 1, 0, 60_000, 0, 0)
+        + b"".join(struct.pack("<8xQ8xQ", number, 1 << 20) for number in range(60_000))
+    ),
+    "names in a tree of itself": lambda: hdf5_group(
+        b"BTIN" + bytes(2) + bytes(11) * 300 + struct.pack("<QHHI", 400, 300, 300, 0) * 400
+    ),
     "names without an end": lambda: hdf5(0x11, 132, 100, (
         b"HEAP" + struct.pack("<IQQQ", 0, MIB, 0, 100)
         + b"SNOD" + struct.pack("<HH", 1, 65_535) + struct.pack("<QQQQQ", 132, 70, 0, 0, 0) * 65_535

@@ -46,6 +46,8 @@ STATS = {
     "store": "/s",
     "live_bytes": 2**30,
     "version_bytes": 10 * 2**30,
+    "chunk_bytes": 5 * 2**30,
+    "delta_bytes": 4 * 2**30,
     "stored_bytes": 2**30,
     "waiting_bytes": 4096,
     "uncompared_bytes": 8192,
@@ -461,8 +463,25 @@ def test_stats_is_a_block_that_names_interrupted_files(daemon, tmp_path, capsys)
     out = capsys.readouterr().out
     assert "mount        /ckpt (pid 42, up 2 h)\n" in out
     assert "versions     10.0 GiB in 1 snapshot\n" in out
-    assert "stored       1.00 GiB on disk in 12,345 chunks, 10.0% of the versions\n" in out
+    assert "distinct     5.00 GiB in 12,345 chunks, of which 4.00 GiB are kept as differences\n" in out
+    assert "stored       1.00 GiB on disk, 10.0% of the versions\n" in out
     assert "interrupted  run1/half.pt (its writer was killed)\n" in out
+
+
+def test_stats_on_a_terminal_show_bars_of_what_the_history_weighs(daemon, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    main(["stats", str(tmp_path / "ckpt")])
+    out = capsys.readouterr().out
+    assert f"versions     {'█' * 24}  10.0 GiB in 1 snapshot\n" in out
+    assert f"distinct     {'█' * 12}{' ' * 12}  5.00 GiB in 12,345 chunks" in out
+    assert f"stored       ██▍{' ' * 21}  1.00 GiB on disk, 10.0% of the versions\n" in out
+
+
+@pytest.mark.parametrize(
+    ("share", "cells"), [(-1, ""), (0, ""), (0.01, "▎"), (0.5, "█" * 12), (1, "█" * 24), (7, "█" * 24)]
+)
+def test_a_bar_is_as_wide_whatever_it_shows(share, cells):
+    assert tables.bar(share) == cells.ljust(24)
 
 
 @pytest.mark.parametrize(

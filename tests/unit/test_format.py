@@ -4,11 +4,14 @@ import json
 import random
 import re
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ckptfs.formats import Tensor
+from ckptfs.formats.layout import add_fingerprint
 from ckptfs.store import ChunkStore, Table, codec, delta, freed, location, planes, records, reference_coders, state
 from ckptfs.store.description import NAME as DESCRIPTION_NAME
 from ckptfs.tree import Tree
@@ -212,6 +215,19 @@ def test_a_manifest_part_is_laid_out_as_documented(tmp_path: Path, monkeypatch: 
 def test_a_symbolic_link_has_its_target_behind_the_fixed_bytes() -> None:
     link = Inode(5, 0o120777, 1, 2, 1, 0, 3, 4, 5, 6, target=b"a/b")
     assert link.encode()[int(rows("Inode")[-1][0]) :] == b"a/b"
+
+
+def test_the_layout_is_a_sum_over_the_tensors() -> None:
+    bias = Tensor("head.bias", 64, 8192, 4, (2048,), "float32")
+    mask = Tensor("mask", 0, 6, 1, (2, 3), "bool")
+    layout = add_fingerprint(add_fingerprint(0, bias), mask)
+    assert layout == (zlib.crc32(b"head.bias\0002048\0004\0float32") + zlib.crc32(b"mask\0002x3\0001\0bool")) % (
+        1 << 32
+    )
+    inode = Inode(5, 0o100644, 1, 2, 1, 0, 3, 4, 5, 6, layout=layout)
+    (offset,) = (int(row[0]) for row in rows("Inode") if row[2] == "layout")
+    assert struct.unpack_from("<I", inode.encode(), offset) == (layout,)
+    assert Inode.decode(5, inode.encode()) == inode
 
 
 def test_a_store_keeps_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,18 @@ from ckptfs.store import DELTA_CHAIN_MAX, ChunkStore, Table, never
 from ckptfs.tree import Tree
 from ckptfs.tree.commands import Commands
 from ckptfs.tree.optimize import Optimizer, uncompared_bytes
-from tests.unit.tree_support import NoSyncDisk, check_tree, crash, journal, make_directory, read, save, unlink
+from tests.unit.tree_support import (
+    NoSyncDisk,
+    check_tree,
+    crash,
+    journal,
+    link,
+    make_directory,
+    read,
+    rename,
+    save,
+    unlink,
+)
 
 SHAPE = (256, 512)
 
@@ -95,7 +106,10 @@ def test_versions_of_one_path_become_differences_and_stay_what_they_were(tree: T
             assert read(again, "last.pt", snapshot) == data
 
 
-@pytest.mark.parametrize("name", ["step-{}.pt", "checkpoint-{}/model.pt", "_{}.pt"])
+@pytest.mark.parametrize(
+    "name",
+    ["step-{}.pt", "_{}.pt", "checkpoint-{}/model.pt", "checkpoint-{}/model-00001-of-00002.pt", "{}/__0_0.distcp"],
+)
 def test_files_of_earlier_steps_become_differences(tree: Tree, name: str) -> None:
     saves = training(3)
     paths = [name.format(100 * step) for step in (9, 10, 11)]
@@ -107,6 +121,30 @@ def test_files_of_earlier_steps_become_differences(tree: Tree, name: str) -> Non
     optimize(Optimizer(tree))
     assert [bool(deltas(tree, path)) for path in paths] == [True, True, False]
     assert [read(tree, path) for path in paths] == saves
+
+
+def test_a_file_of_the_same_tensors_elsewhere_becomes_a_difference(tree: Tree) -> None:
+    base, tuned = training(2)
+    make_directory(tree, "models")
+    make_directory(tree, "run")
+    save(tree, "models/base.pt", base)
+    save(tree, "notes.pt", b"no tensors at all" * 4096)
+    link(tree, "models/base.pt", "models/latest.pt")
+    encode(tree)
+    optimize(Optimizer(tree))
+    assert not deltas(tree, "models/base.pt"), "a second name is no second version"
+    save(tree, "run/best.bin", tuned)
+    rename(tree, "run/best.bin", "run/final.bin")
+    encode(tree)
+    optimize(Optimizer(tree))
+    assert deltas(tree, "models/base.pt")
+    assert not deltas(tree, "run/final.bin")
+    again = reopened(tree)
+    with again.store:
+        optimize(Optimizer(again))
+        assert deltas(again, "models/base.pt"), "what was found out is kept"
+        assert read(again, "models/latest.pt") == base
+        assert read(again, "run/final.bin") == tuned
 
 
 def test_a_second_pass_has_nothing_to_do_also_in_a_later_process(tree: Tree) -> None:
@@ -237,6 +275,10 @@ def test_the_command_works_to_the_end_in_parts(tree: Tree) -> None:
     assert part["left_bytes"] == 0
     assert commands.stats()["waiting_bytes"] == commands.stats()["uncompared_bytes"] == 0
     assert tree.rows.tables.get(Table.META, b"optimized_until") is not None
+    stats = commands.stats()
+    assert stats["version_bytes"] == sum(map(len, saves))
+    assert stats["stored_bytes"] < stats["chunk_bytes"] <= stats["version_bytes"]
+    assert 0.7 * stats["version_bytes"] < stats["delta_bytes"] < stats["chunk_bytes"]
 
 
 def test_versions_of_a_deleted_file_become_differences_too(tree: Tree) -> None:

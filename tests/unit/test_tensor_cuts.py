@@ -4,6 +4,7 @@ import io
 import random
 import time
 import tracemalloc
+from functools import reduce
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from ckptfs.config import KIB, MIB
 from ckptfs.formats import TensorCuts, cuts
+from ckptfs.formats.layout import add_fingerprint
 from tests.unit.checkpoint_files import MAKERS, checkpoint_file, layout_of
 
 STREAMED = [kind for kind in MAKERS if "hdf5" not in kind]
@@ -51,10 +53,12 @@ def test_cuts_do_not_depend_on_how_the_file_was_fed(kind: str) -> None:
     data = checkpoint_file(kind).data
     expected = TensorCuts()
     expected.feed(0, data)
+    assert expected.layout == reduce(add_fingerprint, layout_of(data) or (), 0) != 0
     bytewise = TensorCuts()
     for position in range(len(data)):
         bytewise.feed(position, data[position : position + 1])
     assert bytewise.between(0, len(data)) == expected.between(0, len(data))
+    assert bytewise.layout == expected.layout
     for place in range(1, len(data), max(len(data) // 300, 1)):
         finder = TensorCuts()
         finder.feed(0, data[:place])
@@ -81,6 +85,7 @@ def test_a_gap_ends_the_search() -> None:
     finder.feed(0, data[:100])
     finder.feed(101, data[101:])
     assert finder.between(0, len(data)) == []
+    assert finder.layout == 0
 
 
 def test_small_tensors_are_not_cut_out() -> None:

@@ -37,8 +37,12 @@ def state(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def as_torch(tensors: dict[str, torch.Tensor]) -> bytes:
+    return torch_bytes({"step": 100, "model": tensors})
+
+
+def torch_bytes(value: object) -> bytes:
     buffer = io.BytesIO()
-    torch.save({"step": 100, "model": tensors}, buffer)
+    torch.save(value, buffer)
     return buffer.getvalue()
 
 
@@ -103,6 +107,25 @@ def test_a_file_written_anew_after_truncation_is_cut_at_its_tensors(tree: Tree) 
     close_file(tree, file)
     assert read(tree, "b") == data
     assert tree.store.appended_bytes - before <= 0.05 * len(data)
+
+
+def test_a_version_has_the_layout_of_its_tensors_until_it_is_written_anew(tree: Tree) -> None:
+    """Whatever format they are saved in; what is changed in place has the tensors that it had."""
+    tensors = dict(list(state().items())[:3])
+    layouts = []
+    for path, data in (("a.pt", torch_bytes(tensors)), ("a.safetensors", safetensors.torch.save(tensors))):
+        stored_by(tree, path, data)
+        layouts.append(tree.names.resolve(path).layout)
+    assert layouts[0] == layouts[1] != 0
+    file = open_path(tree, "a.pt")
+    tree.files.write(file, 2 * MIB, b"other")
+    close_file(tree, file)
+    assert tree.names.resolve("a.pt").layout == layouts[0]
+    file = open_path(tree, "a.pt")
+    tree.files.truncate(file, 0)
+    tree.files.write(file, 0, b"no tensors")
+    close_file(tree, file)
+    assert tree.names.resolve("a.pt").layout == 0
 
 
 class Written(io.RawIOBase):
