@@ -10,10 +10,12 @@ setup(
             "ckptfs.store._kernels",
             [
                 f"{STORE}/{name}.c"
-                for name in ("kernels", "planes", "runs", "delta", "hash_portable", "hash_avx2", "hash_avx512")
+                for name in ("kernels", "planes", "coder", "delta", "hash_portable", "hash_avx2", "hash_avx512")
             ],
             # What they include: looked at when it is decided whether to compile, and packed into a source release.
-            depends=[f"{STORE}/{name}.h" for name in ("delta", "hash", "hash_body", "planes", "runs", "vendor/xxhash")],
+            depends=[
+                f"{STORE}/{name}.h" for name in ("coder", "delta", "hash", "hash_body", "planes", "vendor/xxhash")
+            ],
             libraries=["m"],
             extra_compile_args=["-O3"],
             # Without a compiler the install still works, on the slow reference (`ckptfs stats` says so).
