@@ -35,8 +35,10 @@ enum { CODED_RAW, CODED_CONSTANT, CODED_FEW, CODED_RANS };
 #define TABLE_COST (8 * 8)   /* bits that a table of frequencies costs, with the time to set it up, */
 #define SYMBOL_COST 10       /* and every byte in it */
 #define CLASS_LEAST 512
+#define COUNTERS 4 /* of everything: equal bytes one behind the other would wait for each other's count */
 #define VARINT_SIZE_MOST 5
 #define TABLE_SIZE_MOST (3 + 2 * 256)
+#define WORDS_ROOM(size) (16 + 2 * (size))
 
 /* ---- numbers ------------------------------------------------------------------------------------------------- */
 
@@ -98,20 +100,19 @@ void make_classes(const uint32_t counts[KEYS], size_t size, struct classes *clas
 
 /* Count the bytes of each class. */
 static void count_bytes(const uint8_t *data, const uint8_t *class_of, size_t size, size_t classes,
-                        uint32_t counts[CLASSES_MOST][256], uint32_t other[CLASSES_MOST][256]) {
-    /* Two tables, because equal bytes one behind the other would wait for each other's count. */
-    memset(counts, 0, classes * sizeof *counts);
-    memset(other, 0, classes * sizeof *other);
+                        uint32_t counts[COUNTERS][CLASSES_MOST][256]) {
+    for (size_t k = 0; k < COUNTERS; k++)
+        memset(counts[k], 0, classes * sizeof counts[k][0]);
     size_t i = 0;
-    for (; i + 2 <= size; i += 2) {
-        counts[class_of[i]][data[i]]++;
-        other[class_of[i + 1]][data[i + 1]]++;
-    }
-    if (i < size)
-        counts[class_of[i]][data[i]]++;
-    for (size_t class = 0; class < classes; class++)
-        for (size_t value = 0; value < 256; value++)
-            counts[class][value] += other[class][value];
+    for (; i + COUNTERS <= size; i += COUNTERS)
+        for (size_t k = 0; k < COUNTERS; k++)
+            counts[k][class_of[i + k]][data[i + k]]++;
+    for (; i < size; i++)
+        counts[0][class_of[i]][data[i]]++;
+    for (size_t k = 1; k < COUNTERS; k++)
+        for (size_t class = 0; class < classes; class++)
+            for (size_t value = 0; value < 256; value++)
+                counts[0][class][value] += counts[k][class][value];
 }
 
 static size_t add_counts(const uint32_t left[256], const uint32_t right[256], uint32_t sum[256]) {
@@ -284,16 +285,86 @@ static inline __attribute__((always_inline)) uint8_t *put_symbol(uint32_t *state
     return words - 2 * full;
 }
 
+#if HAVE_AVX2
+#define LANES_OF_VECTOR 8
+#define VECTORS (LANES_MOST / LANES_OF_VECTOR)
+
+/* For each set of lanes that give or need a word: which lanes give the last words of eight, and which of the next eight
+ * words each lane takes. */
+static uint8_t giving_lanes[256][LANES_OF_VECTOR], word_places[256][LANES_OF_VECTOR];
+
+__attribute__((constructor)) static void prepare_lanes(void) {
+    for (unsigned set = 0; set < 256; set++) {
+        unsigned place = 0, last = LANES_OF_VECTOR - (unsigned)__builtin_popcount(set);
+        for (unsigned lane = 0; lane < LANES_OF_VECTOR; lane++) {
+            word_places[set][lane] = (uint8_t)place;
+            if (set >> lane & 1)
+                giving_lanes[set][last + place++] = (uint8_t)lane;
+        }
+    }
+}
+
+/* Let all 32 states take symbols in, `size` of them in whole rounds, the last one first. Writes up to 16 bytes before
+ * the words. */
+__attribute__((target("avx2,popcnt"))) static uint8_t *put_rounds_avx2(uint32_t states[LANES_MOST], const uint8_t *data,
+                                                                       const uint8_t *class_of, size_t size,
+                                                                       struct symbol *const symbols_of[CLASSES_MOST],
+                                                                       uint8_t *words) {
+    const __m256i word_mask = _mm256_set1_epi32(0xFFFF), one = _mm256_set1_epi32(1);
+    __m256i x[VECTORS];
+    for (size_t v = 0; v < VECTORS; v++)
+        x[v] = _mm256_loadu_si256((const __m256i *)(states + v * LANES_OF_VECTOR));
+    for (size_t i = size; i > 0; i -= LANES_MOST)
+        for (size_t v = VECTORS; v-- > 0;) {
+            const size_t at = i - LANES_MOST + v * LANES_OF_VECTOR;
+#define SYMBOL(lane) _mm_loadu_si128((const __m128i *)&symbols_of[class_of[at + (lane)]][data[at + (lane)]])
+#define TWO_SYMBOLS(lane) _mm256_inserti128_si256(_mm256_castsi128_si256(SYMBOL(lane)), SYMBOL((lane) + 4), 1)
+            __m256i two0 = TWO_SYMBOLS(0), two1 = TWO_SYMBOLS(1), two2 = TWO_SYMBOLS(2), two3 = TWO_SYMBOLS(3);
+            __m256i low01 = _mm256_unpacklo_epi32(two0, two1), high01 = _mm256_unpackhi_epi32(two0, two1);
+            __m256i low23 = _mm256_unpacklo_epi32(two2, two3), high23 = _mm256_unpackhi_epi32(two2, two3);
+            __m256i limit = _mm256_unpacklo_epi64(low01, low23), reciprocal = _mm256_unpackhi_epi64(low01, low23);
+            __m256i bias = _mm256_unpacklo_epi64(high01, high23), both = _mm256_unpackhi_epi64(high01, high23);
+            __m256i full = _mm256_cmpgt_epi32(x[v], _mm256_sub_epi32(limit, one));
+            unsigned giving = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(full));
+            __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)giving_lanes[giving]));
+            __m256i given = _mm256_and_si256(_mm256_permutevar8x32_epi32(x[v], lanes), word_mask);
+            given = _mm256_permute4x64_epi64(_mm256_packus_epi32(given, given), 0x08);
+            _mm_storeu_si128((__m128i *)(words - 16), _mm256_castsi256_si128(given));
+            words -= 2 * (size_t)__builtin_popcount(giving);
+            __m256i rest = _mm256_blendv_epi8(x[v], _mm256_srli_epi32(x[v], WORD_BITS), full);
+            __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(rest, reciprocal), 32);
+            __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(rest, 32), _mm256_srli_epi64(reciprocal, 32));
+            __m256i quotient = _mm256_srlv_epi32(_mm256_blend_epi32(even, odd, 0xAA), _mm256_srli_epi32(both, 16));
+            __m256i more = _mm256_mullo_epi32(quotient, _mm256_and_si256(both, word_mask));
+            x[v] = _mm256_add_epi32(_mm256_add_epi32(rest, bias), more);
+        }
+    for (size_t v = 0; v < VECTORS; v++)
+        _mm256_storeu_si256((__m256i *)(states + v * LANES_OF_VECTOR), x[v]);
+    return words;
+}
+#endif
+
 /* Write states and words of the bytes, which have these tables. */
 static uint8_t *put_rans(const uint8_t *data, const uint8_t *class_of, size_t size, size_t lanes,
-                         struct symbol *const symbols_of[CLASSES_MOST], uint8_t *out, uint8_t *scratch) {
+                         struct symbol *const symbols_of[CLASSES_MOST], uint8_t *out, uint8_t *scratch, int vectors) {
     uint32_t states[LANES_MOST];
     for (size_t lane = 0; lane < lanes; lane++)
         states[lane] = STATE_LEAST;
-    uint8_t *words_end = scratch + 2 + 2 * size, *words = words_end;
+    uint8_t *words_end = scratch + WORDS_ROOM(size), *words = words_end;
     /* From the last byte to the first, since what goes in last comes out first. */
-    for (size_t i = size; i-- > 0;)
-        words = put_symbol(&states[i & (lanes - 1)], &symbols_of[class_of[i]][data[i]], words);
+    size_t i = size;
+#if HAVE_AVX2
+    if (vectors && lanes == LANES_MOST) {
+        for (; i % LANES_MOST; i--)
+            words = put_symbol(&states[(i - 1) % LANES_MOST], &symbols_of[class_of[i - 1]][data[i - 1]], words);
+        words = put_rounds_avx2(states, data, class_of, i, symbols_of, words);
+        i = 0;
+    }
+#else
+    (void)vectors;
+#endif
+    for (; i > 0; i--)
+        words = put_symbol(&states[(i - 1) & (lanes - 1)], &symbols_of[class_of[i - 1]][data[i - 1]], words);
     for (size_t lane = 0; lane < lanes; lane++, out += 4) {
         store_word(out, states[lane]);
         store_word(out + 2, states[lane] >> 16);
@@ -332,19 +403,6 @@ static inline __attribute__((always_inline)) const uint8_t *take_symbol(uint32_t
 }
 
 #if HAVE_AVX2
-#define LANES_OF_VECTOR 8
-#define VECTORS (LANES_MOST / LANES_OF_VECTOR)
-
-/* For each set of lanes that need a word: the place of the word, among the next eight, that each lane takes. */
-#define PLACE(mask, lane) __builtin_popcount((mask) & ((1 << (lane)) - 1))
-#define PLACES_1(mask)                                                                                                 \
-    {PLACE(mask, 0), PLACE(mask, 1), PLACE(mask, 2), PLACE(mask, 3),                                                   \
-     PLACE(mask, 4), PLACE(mask, 5), PLACE(mask, 6), PLACE(mask, 7)}
-#define PLACES_4(mask) PLACES_1(mask), PLACES_1(mask + 1), PLACES_1(mask + 2), PLACES_1(mask + 3)
-#define PLACES_16(mask) PLACES_4(mask), PLACES_4(mask + 4), PLACES_4(mask + 8), PLACES_4(mask + 12)
-#define PLACES_64(mask) PLACES_16(mask), PLACES_16(mask + 16), PLACES_16(mask + 32), PLACES_16(mask + 48)
-static const uint8_t word_places[256][LANES_OF_VECTOR] = {PLACES_64(0), PLACES_64(64), PLACES_64(128), PLACES_64(192)};
-
 __attribute__((target("avx2"))) static inline __m256i look_up(const uint32_t *slots, __m256i index) {
     uint64_t pair0 = (uint64_t)_mm256_extract_epi64(index, 0), pair1 = (uint64_t)_mm256_extract_epi64(index, 1);
     uint64_t pair2 = (uint64_t)_mm256_extract_epi64(index, 2), pair3 = (uint64_t)_mm256_extract_epi64(index, 3);
@@ -587,14 +645,14 @@ static const uint8_t *take_few(const uint8_t *in, const uint8_t *end, uint8_t *o
 /* ---- bytes --------------------------------------------------------------------------------------------------- */
 
 struct encoder {
-    uint32_t counts[CLASSES_MOST][256], other[CLASSES_MOST][256];
+    uint32_t counts[COUNTERS][CLASSES_MOST][256];
     struct table tables[CLASSES_MOST];
     struct symbol symbols[CLASSES_MOST][256];
 };
 
 size_t coder_scratch_size(size_t size) {
     size_t decoding = SLOTS_SIZE + size;
-    size_t encoding = sizeof(struct encoder) + 2 * size + 2;
+    size_t encoding = sizeof(struct encoder) + WORDS_ROOM(size);
     return decoding > encoding ? decoding : encoding;
 }
 
@@ -610,14 +668,14 @@ static size_t put_raw(const uint8_t *data, size_t size, uint8_t *out) {
 }
 
 size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct classes *classes, size_t size,
-                    uint8_t *out, uint8_t *scratch) {
+                    uint8_t *out, uint8_t *scratch, int vectors) {
     struct encoder *encoder = (struct encoder *)scratch;
     struct symbol *symbols_of[CLASSES_MOST];
     uint8_t table_of[CLASSES_MOST], *at = out;
     uint32_t whole[256] = {0}, frequencies[256];
-    count_bytes(data, class_of, size, classes->count, encoder->counts, encoder->other);
+    count_bytes(data, class_of, size, classes->count, encoder->counts);
     for (size_t class = 0; class < classes->count; class++)
-        add_counts(whole, encoder->counts[class], whole);
+        add_counts(whole, encoder->counts[0][class], whole);
     if (whole[data[0]] == size) {
         *at++ = CODED_CONSTANT;
         *at++ = data[0];
@@ -628,7 +686,7 @@ size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct c
         *at++ = CODED_FEW;
         return (size_t)(put_few(data, size, filled, at) - out);
     }
-    size_t count = make_tables(classes, encoder->counts, encoder->tables, table_of);
+    size_t count = make_tables(classes, encoder->counts[0], encoder->tables, table_of);
     uint64_t cost = 0;
     for (size_t i = 0; i < count; i++)
         cost += encoder->tables[i].cost;
@@ -645,7 +703,7 @@ size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct c
     }
     for (size_t class = 0; class < classes->count; class++)
         symbols_of[class] = encoder->symbols[table_of[class]];
-    at = put_rans(data, class_of, size, lanes, symbols_of, at, scratch + sizeof *encoder);
+    at = put_rans(data, class_of, size, lanes, symbols_of, at, scratch + sizeof *encoder, vectors);
     return (size_t)(at - out) > size ? put_raw(data, size, out) : (size_t)(at - out);
 }
 

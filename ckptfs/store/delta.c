@@ -115,11 +115,11 @@ static size_t element_count(const struct elements *elements) {
 
 /* Tell the class of each element from its key. */
 static void classify(const uint8_t *keys, size_t count, struct classes *classes, uint8_t *class_of) {
-    uint32_t counts[2][KEYS] = {{0}};
+    uint32_t counts[4][KEYS] = {{0}};
     for (size_t i = 0; i < count; i++)
-        counts[i % 2][keys[i]]++; /* in two tables, because equal keys would wait for each other's count */
+        counts[i % 4][keys[i]]++; /* in four tables, because equal keys would wait for each other's count */
     for (size_t key = 0; key < KEYS; key++)
-        counts[0][key] += counts[1][key];
+        counts[0][key] += counts[1][key] + counts[2][key] + counts[3][key];
     make_classes(counts[0], count, classes);
     for (size_t i = 0; i < count; i++)
         class_of[i] = classes->of_key[keys[i]];
@@ -155,7 +155,7 @@ size_t encode_difference(const struct elements *elements, const uint8_t *target,
     loops->fold(target + head, base + head, count, planes);
     classify(keys, count, &classes, class_of);
     for (size_t k = 0; count && k < elements->width; k++)
-        at += encode_bytes(planes + k * count, class_of, &classes, count, at, scratch);
+        at += encode_bytes(planes + k * count, class_of, &classes, count, at, scratch, vectors);
     at = subtract_bytes(target, base, head, at);
     at = subtract_bytes(target + head + whole, base + head + whole, elements->size - head - whole, at);
     return (size_t)(at - out);

@@ -458,12 +458,14 @@ static PyObject *too_large(void) {
 }
 
 static PyObject *encode_bytes_of(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *name;
     Py_buffer data;
-    if (!PyArg_ParseTuple(args, "y*", &data))
+    if (!PyArg_ParseTuple(args, "sy*", &name, &data))
         return NULL;
-    if ((uint64_t)data.len > UINT32_MAX) {
+    const struct kernel *kernel = kernel_named(name);
+    if (!kernel || (uint64_t)data.len > UINT32_MAX) {
         PyBuffer_Release(&data);
-        return too_large();
+        return kernel ? too_large() : NULL;
     }
     size_t size = (size_t)data.len, coded_size = 0;
     PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)coder_room(size));
@@ -476,7 +478,7 @@ static PyObject *encode_bytes_of(PyObject *Py_UNUSED(module), PyObject *args) {
         Py_BEGIN_ALLOW_THREADS
         struct classes one = {{0}, 1};
         if (size)
-            coded_size = encode_bytes(data.buf, class_of, &one, size, out, scratch);
+            coded_size = encode_bytes(data.buf, class_of, &one, size, out, scratch, kernel->vectors);
         Py_END_ALLOW_THREADS
         _PyBytes_Resize(&result, (Py_ssize_t)coded_size);
     }
@@ -697,7 +699,7 @@ static PyMethodDef methods[] = {
     {"cut_kernels", cut_kernels, METH_NOARGS, "Return the names of the kernels this machine can run, fastest first."},
     {"split_planes", split_planes, METH_VARARGS, "split_planes(data, width, turned) -> bytes"},
     {"join_planes", join_planes, METH_VARARGS, "join_planes(data, width, turned) -> bytes"},
-    {"encode_bytes", encode_bytes_of, METH_VARARGS, "encode_bytes(data) -> bytes"},
+    {"encode_bytes", encode_bytes_of, METH_VARARGS, "encode_bytes(kernel, data) -> bytes"},
     {"decode_bytes", decode_bytes_of, METH_VARARGS, "decode_bytes(kernel, coded, size) -> bytes"},
     {"encode_difference", encode_difference_of, METH_VARARGS,
      "encode_difference(kernel, target, base, width, phase) -> bytes"},

@@ -57,7 +57,7 @@ def available_kernels() -> dict[str, Kernel]:
                 native.join_planes,
                 native.plane_entropies,
                 native.mark,
-                native.encode_bytes,
+                partial(native.encode_bytes, name),
                 partial(native.decode_bytes, name),
                 partial(native.encode_difference, name),
                 partial(native.decode_differences, name),

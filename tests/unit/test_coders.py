@@ -49,8 +49,8 @@ planes = st.one_of(
 @example(data=b"ab" * 512 + b"a")
 def test_coded_bytes_are_those_of_the_reference_and_decode_again(data: bytes) -> None:
     coded = NATIVE.encode_bytes(data)
-    assert coded == reference_coders.encode_bytes(data)
     for kernel in KERNELS.values():
+        assert kernel.encode_bytes(data) == coded
         assert kernel.decode_bytes(coded, len(data)) == data
     assert len(coded) <= len(data) + 1
 

@@ -80,9 +80,10 @@ for size in [*range(24), *(generator.randrange(24, 12000) for _ in range(40))]:
     width = generator.choice((1, 2, 4, 8))
     phase = generator.randrange(width)
     shape = width, phase
-    coded = kernels.encode_bytes(exactly(data))
+    coded = kernels.encode_bytes("portable", exactly(data))
     assert coded == reference_coders.encode_bytes(data)
     for name in kernels.cut_kernels():
+        assert kernels.encode_bytes(name, exactly(data)) == coded
         difference = kernels.encode_difference(name, exactly(data), exactly(base), *shape)
         assert difference == reference_coders.encode_difference(data, base, *shape)
         assert kernels.decode_bytes(name, exactly(coded), size) == data
