@@ -25,8 +25,10 @@ ASKED_SIZE_MAX = 4 * MIB
 LEVEL_SIZE_MAX = 2 * ASKED_SIZE_MAX + BASES_SIZE_MAX
 """A level with more bytes than chunks that lie over one another have is not read at once."""
 
+BUFFER_SIZE = ASKED_SIZE_MAX + MIB
+"""A level has little more bytes than what was asked for, and its records have fewer."""
 SPARE_BUFFERS = 6
-"""So many buffers of a level's size are kept for the next read."""
+"""So many buffers are kept for the next reads: two at a time take the records and two levels each."""
 
 
 class _Levels:
@@ -61,24 +63,24 @@ class _Levels:
 
 
 class _Room:
-    """Buffers for levels, which are used again: memory that is touched for the first time costs as much as decoding.
+    """Buffers for levels and records, which are used again.
 
-    Those of the store's `spare` ones that are large enough are taken first, and a few are left there at the end.
+    Memory that is touched for the first time costs as much as decoding into it. Those of the reader's `spare` ones that are
+    large enough are taken first, and a few are left there at the end.
     """
 
-    def __init__(self, spare: deque[bytearray], size: int) -> None:
+    def __init__(self, spare: deque[bytearray]) -> None:
         self._spare = spare
-        self._size = size
         self._used: list[bytearray] = []
 
-    def take(self) -> bytearray:
-        """Return a buffer that nothing uses."""
+    def take(self, size: int) -> bytearray:
+        """Return a buffer of so many bytes at least that nothing uses."""
         try:
             buffer = self._spare.pop()
         except IndexError:
             buffer = bytearray()
-        if len(buffer) < self._size:
-            buffer = bytearray(self._size)
+        if len(buffer) < size:
+            buffer = bytearray(max(size, BUFFER_SIZE))
         self._used.append(buffer)
         return buffer
 
@@ -121,14 +123,14 @@ class ChainReader:
         if not levels.is_complete:
             return {}
         wanted = {number for number, _ in asked}
-        room = _Room(self._spare, max(map(_raw_size, levels.chunks), default=0))
+        room = _Room(self._spare)
         decoded: dict[int, Decoded] = {}
         found: dict[int, Decoded] = {}
         try:
             for depth, level in reversed([*enumerate(levels.chunks)]):
-                record_of = self._read_records(level)
+                record_of = self._read_records(level, room)
                 # What is handed out has a buffer of its own; the other levels share a few.
-                buffer = room.take() if depth else bytearray(_raw_size(level))
+                buffer = room.take(_raw_size(level)) if depth else bytearray(_raw_size(level))
                 decoded |= _decode_level(level, record_of, decoded, buffer)
                 for number in self._verified([chunk for chunk in level if chunk.number in wanted], record_of, decoded):
                     each = decoded[number]
@@ -142,15 +144,18 @@ class ChainReader:
             room.give_back()
         return found
 
-    def _read_records(self, chunks: Sequence[Located]) -> dict[int, memoryview]:
+    def _read_records(self, chunks: Sequence[Located], room: _Room) -> dict[int, memoryview]:
         """Return the records of chunks as they are, by number."""
+        together = list(spans(sorted(chunks, key=lambda chunk: chunk.location.position)))
+        sizes = [span[-1].end - span[0].location.offset for span in together]
+        left = memoryview(room.take(sum(sizes)))
         record_of = {}
-        for span in spans(sorted(chunks, key=lambda chunk: chunk.location.position)):
-            origin = span[0].location.offset
-            data = memoryview(bytearray(span[-1].end - origin))
+        for span, size in zip(together, sizes, strict=True):
+            data, left = left[:size], left[size:]
             data = data[: self._packs.read_into(span[0].location.position, [data])]
-            for chunk in span:
-                record_of[chunk.number] = data[chunk.location.offset - origin : chunk.end - origin]
+            for number, location in span:
+                start = location.offset - span[0].location.offset
+                record_of[number] = data[start : start + location.read_size]
         return record_of
 
     def _verified(
