@@ -65,8 +65,8 @@ class _Levels:
 class _Room:
     """Buffers for levels and records, which are used again.
 
-    Memory that is touched for the first time costs as much as decoding into it. Those of the reader's `spare` ones that are
-    large enough are taken first, and a few are left there at the end.
+    Memory that is touched for the first time costs as much as decoding into it. Those of the reader's `spare` ones
+    that are large enough are taken first, and a few are left there at the end.
     """
 
     def __init__(self, spare: deque[bytearray]) -> None:
