@@ -11,14 +11,14 @@ setup(
             [
                 f"{STORE}/{name}.c"
                 for name in (
-                    *("kernels", "planes", "runs", "delta", "raw_records"),
+                    *("kernels", "planes", "coder", "delta", "raw_records"),
                     *("hash_portable", "hash_avx2", "hash_avx512"),
                 )
             ],
             # What they include: looked at when it is decided whether to compile, and packed into a source release.
             depends=[
                 f"{STORE}/{name}.h"
-                for name in ("delta", "hash", "hash_body", "planes", "raw_records", "runs", "vendor/xxhash")
+                for name in ("coder", "delta", "hash", "hash_body", "planes", "raw_records", "vendor/xxhash")
             ],
             libraries=["m"],
             extra_compile_args=["-O3"],

@@ -21,10 +21,10 @@ from ckptfs.store import codec
 from ckptfs.store.kernels import (
     Kernel,
     available_kernels,
-    decode_difference,
-    decode_runs,
+    decode_bytes,
+    decode_differences,
+    encode_bytes,
     encode_difference,
-    encode_runs,
 )
 from ckptfs.tree.stream import PIECE_SIZE
 
@@ -137,8 +137,10 @@ def all_rows(kernels: Sequence[Kernel]) -> Rows:
     fastest = kernels[0]
     chunks = pieces_of(data, fastest.cut(data, *LIMITS, True))
     for width in (2, 4):
-        rows.add(f"split planes of {width}", FILE_SIZE, fastest.split_planes, *((chunk, width) for chunk in chunks))
-        rows.add(f"join planes of {width}", FILE_SIZE, fastest.join_planes, *((chunk, width) for chunk in chunks))
+        rows.add(
+            f"split planes of {width}", FILE_SIZE, fastest.split_planes, *((chunk, width, True) for chunk in chunks)
+        )
+        rows.add(f"join planes of {width}", FILE_SIZE, fastest.join_planes, *((chunk, width, True) for chunk in chunks))
     for kind in ("fp32", "bf16"):
         data = weights(kind, ENCODED_SIZE)
         chunks = pieces_of(data, fastest.cut(data, *LIMITS, True))
@@ -153,15 +155,15 @@ def all_rows(kernels: Sequence[Kernel]) -> Rows:
 
 
 def add_coders(rows: Rows, kind: str, data: memoryview, chunks: Sequence[memoryview]) -> None:
-    """Add the rows of runs and differences; the base of each float is what a step of training may have made it of."""
+    """Add the rows of coded bytes and differences; the base of each float is what a step of training may make of it."""
     width = 2 if kind == "bf16" else 4
     starts = itertools.accumulate((len(chunk) for chunk in chunks), initial=0)
     phases = [-start % width for start in starts]  # chunks are cut at any byte of an element
     exponents = [bytes(chunk[phase + width - 1 :: width]) for chunk, phase in zip(chunks, phases, strict=False)]
-    coded = [(encode_runs(plane), len(plane)) for plane in exponents]
-    rows.add(f"encode runs, {kind} exponents", sum(map(len, exponents)), encode_runs, *((each,) for each in exponents))
-    rows.add(f"decode runs, {kind} exponents", sum(map(len, exponents)), decode_runs, *coded)
-    for compress, title in ((zstd_entropy(), "zstd"), (encode_runs, "runs")):
+    coded = [(encode_bytes(plane), len(plane)) for plane in exponents]
+    rows.add(f"encode {kind} exponents", sum(map(len, exponents)), encode_bytes, *((each,) for each in exponents))
+    rows.add(f"decode {kind} exponents", sum(map(len, exponents)), decode_bytes, *coded)
+    for compress, title in ((zstd_entropy(), "zstd"), (encode_bytes, "coded")):
         ratio = sum(len(compress(plane)) for plane in exponents) / sum(map(len, exponents))
         print(f"exponents of {kind}, {title}: {ratio:.4f} of their size")
     steps = np.random.default_rng(SEED + 1).standard_normal(len(data) // width, dtype=np.float32) * np.float32(2e-5)
@@ -172,7 +174,8 @@ def add_coders(rows: Rows, kind: str, data: memoryview, chunks: Sequence[memoryv
     pairs = [(chunk, each, width, phase) for chunk, each, phase in zip(chunks, bases, phases, strict=False)]
     deltas = [(encode_difference(*pair), *pair[1:]) for pair in pairs]
     rows.add(f"encode difference, {kind}", len(data), encode_difference, *pairs)
-    rows.add(f"decode difference, {kind}", len(data), decode_difference, *deltas)
+    out = bytearray(len(data))
+    rows.add(f"decode difference, {kind}", len(data), decode_differences, (deltas, out))
     print(f"difference of {kind}: {sum(len(each) for each, *_ in deltas) / len(data):.4f} of its size")
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import deep
 import kernels
 import loading
 import saving
@@ -23,6 +24,7 @@ ROWS: Mapping[str, Callable[[Bench], None]] = {
     "cold": loading.cold_read,
     "load": loading.torch_load,
     "second": loading.second_read,
+    "deep": deep.deep_read,
     "writers": saving.many_writers,
     "small": saving.small_files,
     "kernel": lambda bench: kernels.goals(),

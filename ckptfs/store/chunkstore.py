@@ -27,7 +27,7 @@ from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.environment import TREE_TABLES, Environment, Table, View
-from ckptfs.store.fetch import Decoded, Fetcher
+from ckptfs.store.fetch import Fetcher
 from ckptfs.store.freed import FreedPlaces, build_row
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import NO_CHUNK, Chunk, Known, Location
@@ -39,6 +39,7 @@ from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, 
 from ckptfs.store.replay import Replay
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.seal import Seal
+from ckptfs.store.spans import Decoded
 from ckptfs.store.state import STATE_KEY, Mark, State, pack_state, unpack_state
 from ckptfs.store.sweep import Sweeper
 from ckptfs.store.tables import Changes, Frozen, Tables
@@ -443,7 +444,7 @@ class ChunkStore:
         raw_bytes = 0
         while start < stop and raw_bytes < size_max:
             end = min(start + _VERIFY_CHUNKS, stop)
-            found = self._index.locate_range(start, end)
+            found = self._index.locate_many(range(start, end))
             located |= found
             raw_bytes += sum(location.raw_size for location in found.values())
             start = end

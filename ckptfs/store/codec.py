@@ -11,7 +11,7 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import frames
 from ckptfs.store.delta import decode_delta
 from ckptfs.store.kernels import plane_entropies
-from ckptfs.store.planes import RATIO_WORTH, WIDTHS, decode_planes, encode_planes
+from ckptfs.store.planes import RATIO_WORTH, WIDTHS, Shape, decode_planes, encode_planes
 
 SIZE_WORTH = 64
 """Below this size nothing is tried: the record around the payload is as large."""
@@ -25,6 +25,9 @@ SAME_SIZE = 16
 
 WIDTH_MARGIN = 0.01
 """How much smaller (as a part of the raw size) a greater width has to make the sample, and planes against zstd."""
+
+TURNED_MARGIN = 0.003
+"""How much smaller turning the elements has to make it: less is within what the sample cannot tell."""
 
 
 class Encoding(IntEnum):
@@ -50,7 +53,7 @@ def encode(data: bytes | memoryview) -> Encoded:
         return Encoding.RAW, data
     view = memoryview(data)
     sample = _sample(view)
-    plane_ratios = _plane_ratios(sample)
+    shape, plane_ratios = _best_shape(sample)
     planes_ratio = sum(plane_ratios) / len(plane_ratios)
     zstd_ratio = len(frames.compress_matches(sample)) / len(sample)
     if min(planes_ratio, zstd_ratio) > RATIO_WORTH:
@@ -58,7 +61,7 @@ def encode(data: bytes | memoryview) -> Encoded:
     if zstd_ratio <= planes_ratio + WIDTH_MARGIN:
         encoding, payload = Encoding.ZSTD, frames.compress_matches(view)
     else:
-        encoding, payload = Encoding.PLANES, encode_planes(view, sample, plane_ratios)
+        encoding, payload = Encoding.PLANES, encode_planes(view, sample[shape.phase :], shape, plane_ratios)
     if len(payload) > size * RATIO_WORTH:
         return Encoding.RAW, data
     return encoding, payload
@@ -101,7 +104,7 @@ def decode(encoding: int, payload: bytes | memoryview, raw_size: int, base: byte
 
 def element_width(data: bytes | memoryview) -> int:
     """Return the element width, in bytes, that suits the bytes of a chunk best; 1 where none stands out."""
-    return len(_plane_ratios(_sample(memoryview(data)))) if data else 1
+    return _best_shape(_sample(memoryview(data)))[0].width if data else 1
 
 
 def _sample(view: memoryview) -> bytes:
@@ -114,14 +117,21 @@ def _sample(view: memoryview) -> bytes:
     return b"".join([view[start : start + SAMPLE_WINDOW_SIZE] for start in starts])
 
 
-def _plane_ratios(sample: bytes) -> list[float]:
-    """Return the size that each plane promises to have, as a part of its raw size, for the best element width.
-
-    The width is the length of the list.
-    """
-    best = [1.0 + WIDTH_MARGIN] * WIDTHS[0]
+def _best_shape(sample: bytes) -> tuple[Shape, list[float]]:
+    """Return what to take the elements for, and the size that each of their planes promises to have, as a part of its
+    raw size."""
+    shape, best = Shape(WIDTHS[0]), [1.0 + WIDTH_MARGIN] * WIDTHS[0]
     for width in WIDTHS:
-        ratios = [min(bits / 8, 1.0) for bits in plane_entropies(sample, width)]
+        ratios = _plane_ratios(sample, Shape(width))
         if sum(ratios) / width < sum(best) / len(best) - WIDTH_MARGIN:
-            best = ratios
-    return best
+            shape, best = Shape(width), ratios
+    # The exponent is the plane that gets smallest, and the last one of an element.
+    turned = Shape(shape.width, (best.index(min(best)) + 1) % shape.width, turned=True)
+    ratios = _plane_ratios(sample, turned)
+    gain = (sum(best) - sum(ratios)) / shape.width
+    return (turned, ratios) if gain > TURNED_MARGIN else (shape, best)
+
+
+def _plane_ratios(sample: bytes, shape: Shape) -> list[float]:
+    bits = plane_entropies(sample[shape.phase :], shape.width, shape.turned)
+    return [min(each / 8, 1.0) for each in bits]

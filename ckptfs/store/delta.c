@@ -3,21 +3,13 @@
  * Owns speed and nothing else: reference_coders.py (encode_difference, decode_difference) defines every byte, docs/format.md
  * says it in prose. A float's bits are mapped to an integer that sorts like the float, subtracted, and folded so that
  * small steps in either direction are small numbers. How far an element moves depends above all on its exponent, which
- * the base tells both sides: so the differences are put in the order of the base's exponents before their planes are
- * coded, and the coder (runs.c) finds runs that are alike.
+ * the base tells both sides: so that is the key by which the coder (coder.c) tells the bytes of a plane apart.
  */
 #include "delta.h"
 
 #include <string.h>
 
-#include "planes.h"
-#include "runs.h"
-
-enum {
-    KEYS = 256,
-    SEGMENTS = 16,      /* the most that a plane is coded in, but for one that is left over */
-    SEGMENT_LEAST = 512 /* elements */
-};
+#include "coder.h"
 
 /* ---- elements of one width ----------------------------------------------------------------------------------- */
 
@@ -32,21 +24,15 @@ enum {
 #endif
 #define LITTLE_ENDIAN_8(element) (element)
 
-/* How many elements before those with each key have an earlier place; the elements are taken as two halves, because
- * one count would wait for itself wherever equal keys follow one another. */
-typedef uint32_t places[2][KEYS];
-
-/* The loops over `count` elements. `keys` writes what lies below the sign of each; `fold` the folded differences;
- * `unfold` what has become of `base` by them; `order` moves elements to their places, `restore` back. */
+/* The loops over `count` elements. `keys` writes what lies below the sign of each; `fold` the planes of the folded
+ * steps; `unfold` what has become of `base` by them. */
 struct loops {
     void (*keys)(const uint8_t *base, size_t count, uint8_t *keys);
-    void (*fold)(const uint8_t *target, const uint8_t *base, size_t count, uint8_t *folded);
-    void (*unfold)(const uint8_t *folded, const uint8_t *base, size_t count, uint8_t *target);
-    void (*order)(const uint8_t *elements, const uint8_t *keys, size_t count, places next, uint8_t *ordered);
-    void (*restore)(const uint8_t *ordered, const uint8_t *keys, size_t count, places next, uint8_t *elements);
+    void (*fold)(const uint8_t *target, const uint8_t *base, size_t count, uint8_t *planes);
+    void (*unfold)(const uint8_t *planes, const uint8_t *base, size_t count, uint8_t *target);
 };
 
-#define DEFINE_LOOPS(BITS, UINT)                                                                                       \
+#define DEFINE_ELEMENTS(BITS, UINT)                                                                                    \
     static inline UINT load_##BITS(const uint8_t *elements, size_t i) {                                                \
         UINT element;                                                                                                  \
         memcpy(&element, elements + i * sizeof element, sizeof element);                                               \
@@ -58,64 +44,63 @@ struct loops {
     }                                                                                                                  \
     static inline UINT sortable_##BITS(UINT bits) { /* sorts like the float: all bits of a negative one change */      \
         return (UINT)(bits ^ ((UINT)(0 - (bits >> (BITS - 1))) | (UINT)1 << (BITS - 1)));                              \
-    }                                                                                                                  \
-    static void keys_##BITS(const uint8_t *restrict base, size_t count, uint8_t *restrict keys) {                      \
+    }
+
+/* Each of them once for any processor and once, with TARGET, for one that has wide vectors. */
+#define DEFINE_LOOPS(BITS, UINT, NAME, TARGET)                                                                         \
+    TARGET static void keys_##NAME(const uint8_t *restrict base, size_t count, uint8_t *restrict keys) {               \
         for (size_t i = 0; i < count; i++)                                                                             \
             keys[i] = (uint8_t)(load_##BITS(base, i) >> (BITS == 8 ? 0 : BITS - 9));                                   \
     }                                                                                                                  \
-    static void fold_##BITS(const uint8_t *restrict target, const uint8_t *restrict base, size_t count,                \
-                            uint8_t *restrict folded) {                                                                \
+    TARGET static void fold_##NAME(const uint8_t *restrict target, const uint8_t *restrict base, size_t count,         \
+                                   uint8_t *restrict planes) {                                                         \
         for (size_t i = 0; i < count; i++) {                                                                           \
             UINT step = (UINT)(sortable_##BITS(load_##BITS(target, i)) - sortable_##BITS(load_##BITS(base, i)));       \
-            store_##BITS(folded, i, (UINT)((UINT)(step << 1) ^ (UINT)(0 - (step >> (BITS - 1)))));                     \
+            UINT folded = (UINT)((UINT)(step << 1) ^ (UINT)(0 - (step >> (BITS - 1))));                                \
+            for (size_t k = 0; k < sizeof(UINT); k++)                                                                  \
+                planes[k * count + i] = (uint8_t)(folded >> 8 * k);                                                    \
         }                                                                                                              \
     }                                                                                                                  \
-    static void unfold_##BITS(const uint8_t *restrict folded, const uint8_t *restrict base, size_t count,              \
-                              uint8_t *restrict target) {                                                              \
+    TARGET static void unfold_##NAME(const uint8_t *restrict planes, const uint8_t *restrict base, size_t count,       \
+                                     uint8_t *restrict target) {                                                       \
         for (size_t i = 0; i < count; i++) {                                                                           \
-            UINT element = load_##BITS(folded, i), step = (UINT)((element >> 1) ^ (UINT)(0 - (element & 1)));          \
+            UINT folded = 0;                                                                                           \
+            for (size_t k = 0; k < sizeof(UINT); k++)                                                                  \
+                folded = (UINT)(folded | (UINT)((UINT)planes[k * count + i] << 8 * k));                                \
+            UINT step = (UINT)((folded >> 1) ^ (UINT)(0 - (folded & 1)));                                              \
             UINT moved = (UINT)(sortable_##BITS(load_##BITS(base, i)) + step);                                         \
             store_##BITS(target, i, (UINT)(moved ^ ((UINT)((moved >> (BITS - 1)) - 1) | (UINT)1 << (BITS - 1))));      \
         }                                                                                                              \
-    }                                                                                                                  \
-    static void order_##BITS(const uint8_t *restrict elements, const uint8_t *restrict keys, size_t count,             \
-                             places next, uint8_t *restrict ordered) {                                                 \
-        const size_t half = count / 2;                                                                                 \
-        for (size_t i = 0; i < half; i++) {                                                                            \
-            memcpy(ordered + next[0][keys[i]]++ * sizeof(UINT), elements + i * sizeof(UINT), sizeof(UINT));            \
-            memcpy(ordered + next[1][keys[half + i]]++ * sizeof(UINT), elements + (half + i) * sizeof(UINT),           \
-                   sizeof(UINT));                                                                                      \
-        }                                                                                                              \
-        if (count % 2)                                                                                                 \
-            memcpy(ordered + next[1][keys[count - 1]] * sizeof(UINT), elements + (count - 1) * sizeof(UINT),           \
-                   sizeof(UINT));                                                                                      \
-    }                                                                                                                  \
-    static void restore_##BITS(const uint8_t *restrict ordered, const uint8_t *restrict keys, size_t count,            \
-                               places next, uint8_t *restrict elements) {                                              \
-        const size_t half = count / 2;                                                                                 \
-        for (size_t i = 0; i < half; i++) {                                                                            \
-            memcpy(elements + i * sizeof(UINT), ordered + next[0][keys[i]]++ * sizeof(UINT), sizeof(UINT));            \
-            memcpy(elements + (half + i) * sizeof(UINT), ordered + next[1][keys[half + i]]++ * sizeof(UINT),           \
-                   sizeof(UINT));                                                                                      \
-        }                                                                                                              \
-        if (count % 2)                                                                                                 \
-            memcpy(elements + (count - 1) * sizeof(UINT), ordered + next[1][keys[count - 1]] * sizeof(UINT),           \
-                   sizeof(UINT));                                                                                      \
-    }                                                                                                                  \
-    static const struct loops loops_##BITS = {keys_##BITS, fold_##BITS, unfold_##BITS, order_##BITS, restore_##BITS};
-
-DEFINE_LOOPS(8, uint8_t)
-DEFINE_LOOPS(16, uint16_t)
-DEFINE_LOOPS(32, uint32_t)
-DEFINE_LOOPS(64, uint64_t)
-
-static const struct loops *loops_of(size_t width) {
-    switch (width) {
-    case 1: return &loops_8;
-    case 2: return &loops_16;
-    case 4: return &loops_32;
-    default: return &loops_64;
     }
+
+#define LOOPS(NAME) {keys_##NAME, fold_##NAME, unfold_##NAME}
+
+DEFINE_ELEMENTS(8, uint8_t)
+DEFINE_ELEMENTS(16, uint16_t)
+DEFINE_ELEMENTS(32, uint32_t)
+DEFINE_ELEMENTS(64, uint64_t)
+
+#define ANY
+DEFINE_LOOPS(8, uint8_t, 8, ANY)
+DEFINE_LOOPS(16, uint16_t, 16, ANY)
+DEFINE_LOOPS(32, uint32_t, 32, ANY)
+DEFINE_LOOPS(64, uint64_t, 64, ANY)
+static const struct loops portable_loops[] = {LOOPS(8), LOOPS(16), LOOPS(32), LOOPS(64)};
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define AVX2 __attribute__((target("avx2")))
+DEFINE_LOOPS(8, uint8_t, avx2_8, AVX2)
+DEFINE_LOOPS(16, uint16_t, avx2_16, AVX2)
+DEFINE_LOOPS(32, uint32_t, avx2_32, AVX2)
+DEFINE_LOOPS(64, uint64_t, avx2_64, AVX2)
+static const struct loops vector_loops[] = {LOOPS(avx2_8), LOOPS(avx2_16), LOOPS(avx2_32), LOOPS(avx2_64)};
+#else
+#define vector_loops portable_loops
+#endif
+
+static const struct loops *loops_of(size_t width, int vectors) {
+    size_t index = width == 8 ? 3 : width / 2;
+    return vectors ? &vector_loops[index] : &portable_loops[index];
 }
 
 /* ---- all elements -------------------------------------------------------------------------------------------- */
@@ -128,40 +113,16 @@ static size_t element_count(const struct elements *elements) {
     return (elements->size - head_size(elements)) / elements->width;
 }
 
-/* Count the keys, and find the place of the first element with each, in either half. */
-static void find_places(const uint8_t *keys, size_t count, uint32_t counts[KEYS], places next) {
-    const size_t half = count / 2;
-    memset(next, 0, sizeof(places));
-    for (size_t i = 0; i < half; i++) {
-        next[0][keys[i]]++;
-        next[1][keys[half + i]]++;
-    }
-    if (count % 2)
-        next[1][keys[count - 1]]++;
-    uint32_t place = 0;
-    for (size_t key = 0; key < KEYS; key++) {
-        uint32_t first = next[0][key], second = next[1][key];
-        counts[key] = first + second;
-        next[0][key] = place;
-        next[1][key] = place + first;
-        place += counts[key];
-    }
-}
-
-/* Cut the ordered elements where the key changes, into at most SEGMENTS that are not too small; return how many. */
-static size_t cut_segments(const uint32_t counts[KEYS], size_t total, size_t lengths[SEGMENTS + 1]) {
-    size_t least = total / SEGMENTS < SEGMENT_LEAST ? SEGMENT_LEAST : total / SEGMENTS + 1;
-    size_t segments = 0, length = 0;
-    for (size_t key = 0; key < KEYS; key++) {
-        length += counts[key];
-        if (length >= least) {
-            lengths[segments++] = length;
-            length = 0;
-        }
-    }
-    if (length)
-        lengths[segments++] = length;
-    return segments;
+/* Tell the class of each element from its key. */
+static void classify(const uint8_t *keys, size_t count, struct classes *classes, uint8_t *class_of) {
+    uint32_t counts[4][KEYS] = {{0}};
+    for (size_t i = 0; i < count; i++)
+        counts[i % 4][keys[i]]++; /* in four tables, because equal keys would wait for each other's count */
+    for (size_t key = 0; key < KEYS; key++)
+        counts[0][key] += counts[1][key] + counts[2][key] + counts[3][key];
+    make_classes(counts[0], count, classes);
+    for (size_t i = 0; i < count; i++)
+        class_of[i] = classes->of_key[keys[i]];
 }
 
 /* What no whole element covers, at the front and at the end, differs byte by byte. */
@@ -177,55 +138,41 @@ static const uint8_t *add_bytes(const uint8_t *coded, const uint8_t *base, size_
     return coded;
 }
 
-size_t difference_scratch_size(const struct elements *elements) {
-    size_t count = element_count(elements);
-    return 2 * count * elements->width + count + runs_scratch_size(count);
-}
+size_t difference_scratch_size(size_t size) { return coder_scratch_size(size) + 3 * size; }
 
 size_t difference_room(const struct elements *elements) {
-    return elements->size + elements->width * runs_room(0, SEGMENTS + 1);
+    return elements->width * (coder_room(element_count(elements)) + 2);
 }
 
 size_t encode_difference(const struct elements *elements, const uint8_t *target, const uint8_t *base, uint8_t *out,
-                         uint8_t *scratch) {
-    const struct loops *loops = loops_of(elements->width);
+                         uint8_t *scratch, int vectors) {
+    const struct loops *loops = loops_of(elements->width, vectors);
     size_t head = head_size(elements), count = element_count(elements), whole = count * elements->width;
-    uint8_t *folded = scratch, *ordered = folded + whole, *keys = ordered + whole, *inner = keys + count;
-    uint8_t *planes = folded, *at = out;
-    uint32_t counts[KEYS];
-    places next;
-    size_t lengths[SEGMENTS + 1];
+    uint8_t *planes = scratch + coder_scratch_size(elements->size), *keys = planes + whole, *class_of = keys + count;
+    uint8_t *at = out;
+    struct classes classes;
     loops->keys(base + head, count, keys);
-    loops->fold(target + head, base + head, count, folded);
-    find_places(keys, count, counts, next);
-    loops->order(folded, keys, count, next, ordered);
-    split_elements(ordered, planes, count, elements->width);
-    size_t segments = cut_segments(counts, count, lengths);
+    loops->fold(target + head, base + head, count, planes);
+    classify(keys, count, &classes, class_of);
     for (size_t k = 0; count && k < elements->width; k++)
-        at += encode_segments(planes + k * count, count, lengths, segments, at, inner);
+        at += encode_bytes(planes + k * count, class_of, &classes, count, at, scratch, vectors);
     at = subtract_bytes(target, base, head, at);
     at = subtract_bytes(target + head + whole, base + head + whole, elements->size - head - whole, at);
     return (size_t)(at - out);
 }
 
 int decode_difference(const struct elements *elements, const uint8_t *coded, size_t size, const uint8_t *base,
-                      uint8_t *target, uint8_t *scratch) {
-    const struct loops *loops = loops_of(elements->width);
+                      uint8_t *target, uint8_t *scratch, int vectors) {
+    const struct loops *loops = loops_of(elements->width, vectors);
     size_t head = head_size(elements), count = element_count(elements), whole = count * elements->width;
-    uint8_t *planes = scratch, *ordered = planes + whole, *keys = ordered + whole, *inner = keys + count;
-    uint8_t *folded = planes;
+    uint8_t *planes = scratch + coder_scratch_size(elements->size), *keys = planes + whole;
     const uint8_t *end = coded + size;
+    loops->keys(base + head, count, keys);
     for (size_t k = 0; coded && count && k < elements->width; k++)
-        coded = decode_runs(coded, end, planes + k * count, count, inner);
+        coded = decode_bytes(coded, end, keys, planes + k * count, count, scratch, vectors);
     if (!coded || (size_t)(end - coded) != elements->size - whole)
         return 0;
-    join_elements(planes, ordered, count, elements->width);
-    uint32_t counts[KEYS];
-    places next;
-    loops->keys(base + head, count, keys);
-    find_places(keys, count, counts, next);
-    loops->restore(ordered, keys, count, next, folded);
-    loops->unfold(folded, base + head, count, target + head);
+    loops->unfold(planes, base + head, count, target + head);
     coded = add_bytes(coded, base, head, target);
     add_bytes(coded, base + head + whole, elements->size - head - whole, target + head + whole);
     return 1;

@@ -10,16 +10,17 @@ struct elements {
     size_t size, width, phase;
 };
 
-/* The scratch memory that the functions below take, and the most bytes that a coded difference has. */
-size_t difference_scratch_size(const struct elements *elements);
+/* The scratch memory, aligned to 8 bytes, that the functions below take, and the most bytes that a coded difference has.
+ * The scratch memory of a larger size of any width is enough for a smaller one. */
+size_t difference_scratch_size(size_t size);
 size_t difference_room(const struct elements *elements);
 
-/* Write to `out` what `target` differs in from `base`; return its size. */
+/* Code what `target` differs in from `base`; return the size of what was written to `out`. */
 size_t encode_difference(const struct elements *elements, const uint8_t *target, const uint8_t *base, uint8_t *out,
-                         uint8_t *scratch);
+                         uint8_t *scratch, int vectors);
 
-/* Fill `target` from `base` and a coded difference; return 0 when it is none, or not exactly `size` bytes. */
+/* Undo `encode_difference`; return 0 when `coded` is not a difference of these elements. */
 int decode_difference(const struct elements *elements, const uint8_t *coded, size_t size, const uint8_t *base,
-                      uint8_t *target, uint8_t *scratch);
+                      uint8_t *target, uint8_t *scratch, int vectors);
 
 #endif

@@ -6,27 +6,21 @@ close together, as a save leaves them, are read by one call that puts their byte
 copied again. It caches nothing beyond a call. Any thread may call.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import xxhash
 
-from ckptfs.config import KIB, MIB
+from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import codec, kernels, records
-from ckptfs.store.codec import Encoding
+from ckptfs.store.chains import ChainReader
 from ckptfs.store.delta import BASES_SIZE_MAX, DELTA_CHAIN_MAX
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import Location
 from ckptfs.store.packs import Packs
 from ckptfs.store.records import HEADER_SIZE, EncodedChunk, Record
-
-SPAN_SIZE_MAX = 4 * MIB
-"""Records that lie close together are read in one call of up to this many bytes."""
-SPAN_GAP_MAX = 64 * KIB
-"""Bytes between two records that are read and thrown away rather than making two calls."""
+from ckptfs.store.spans import Decoded, Located, spans
 
 MEMO_SIZE_MAX = 8 * MIB
 """Bases that a call keeps, because the next delta may need them as well."""
@@ -51,42 +45,6 @@ class _Memo:
             self._size -= len(self._raw.pop(next(iter(self._raw))))
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """The bytes of one chunk, `buffer[start:stop]`; of chunks that were read together often one buffer, in order."""
-
-    buffer: bytes | bytearray
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def view(self) -> memoryview:
-        """Return the bytes, uncopied."""
-        return memoryview(self.buffer)[self.start : self.stop]
-
-
-class _Located(NamedTuple):
-    """A chunk and where it was a moment ago."""
-
-    number: int
-    location: Location
-
-    @property
-    def is_raw(self) -> bool:
-        return self.location.encoding in (Encoding.RAW, Encoding.WAITING)
-
-    @property
-    def payload_offset(self) -> int:
-        """Where in the pack the payload of a record without bases begins."""
-        return self.location.offset + HEADER_SIZE
-
-    @property
-    def end(self) -> int:
-        return self.location.offset + self.location.read_size
-
-
 class Fetcher:
     """Reads the chunks of one store."""
 
@@ -96,6 +54,7 @@ class Fetcher:
         self._packs = packs
         self._seed = seed
         self._on_damaged = on_damaged
+        self._chains = ChainReader(index, packs, seed)
 
     def read(self, number: int) -> bytes:
         """Return the bytes of a chunk; DamagedError names the place when they are not what was written."""
@@ -103,39 +62,27 @@ class Fetcher:
 
     def read_many(self, numbers: Sequence[int]) -> list[Decoded]:
         """Return the bytes of several chunks, with few reads where they lie one behind the other; as `read`."""
+        located = self._locate(numbers)
         found: dict[int, Decoded] = {}
-        memo = _Memo()
-        for span in self._spans(numbers):
-            with suppress(DamagedError):  # the pack was removed: its chunks are looked for one by one
-                found |= self._read_raw(span) if span[0].is_raw else self._read_encoded(span, memo)
+        with suppress(DamagedError):  # a pack was removed: its chunks are looked for one by one
+            found |= self._chains.read([chunk for chunk in located if chunk.location.bases])
+        for span in spans(chunk for chunk in located if not chunk.location.bases):
+            with suppress(DamagedError):
+                found |= self._read_raw(span) if span[0].is_raw else self._read_encoded(span)
         return [found[number] if number in found else _whole(self.read(number)) for number in numbers]
 
     def expect(self, numbers: Sequence[int]) -> None:
         """Have the disk below begin to read chunks that will be asked for soon."""
-        for span in self._spans(numbers):
+        located = self._locate(numbers)
+        bases = self._chains.below([chunk for chunk in located if chunk.location.bases])
+        for span in spans(sorted({*bases, *located}, key=lambda chunk: chunk.location.position)):
             first = span[0].location
             self._packs.expect(first.position, span[-1].end - first.offset)
 
-    def _spans(self, numbers: Sequence[int]) -> Iterator[list[_Located]]:
-        """Yield runs of chunks whose records lie close behind one another in one pack, all of them raw or none."""
-        span: list[_Located] = []
-        for number in numbers:
-            location = self._index.locate(number)
-            if location is None:
-                continue
-            chunk = _Located(number, location)
-            if span:
-                first, last = span[0], span[-1]
-                near = 0 <= location.offset - last.end <= SPAN_GAP_MAX
-                fits = chunk.end - first.location.offset <= SPAN_SIZE_MAX
-                if not (near and fits and location.pack == first.location.pack and chunk.is_raw == first.is_raw):
-                    yield span
-                    span = []
-            span.append(chunk)
-        if span:
-            yield span
+    def _locate(self, numbers: Sequence[int]) -> list[Located]:
+        return [Located(*each) for each in self._index.locate_many(dict.fromkeys(numbers)).items()]
 
-    def _read_raw(self, span: Sequence[_Located]) -> dict[int, Decoded]:
+    def _read_raw(self, span: Sequence[Located]) -> dict[int, Decoded]:
         """Return those chunks of a span of raw ones that are what was written; payloads are read where they stay."""
         lengths = [chunk.location.stored_size for chunk in span]
         buffer = bytearray(sum(lengths))
@@ -158,8 +105,8 @@ class Fetcher:
             start += length
         return found
 
-    def _read_encoded(self, span: Sequence[_Located], memo: _Memo) -> dict[int, Decoded]:
-        """Return those chunks of a span that are what was written."""
+    def _read_encoded(self, span: Sequence[Located]) -> dict[int, Decoded]:
+        """Return those chunks of a span, none of them deltas, that are what was written."""
         origin = span[0].location.offset
         data = memoryview(bytearray(span[-1].end - origin))
         data = data[: self._packs.read_into(span[0].location.position, [data])]
@@ -173,7 +120,7 @@ class Fetcher:
                     location.stored_size,
                     len(location.bases),
                 )
-                found[number] = _whole(self._verified(number, location, record, memo, DELTA_CHAIN_MAX))
+                found[number] = _whole(self._verified(number, location, record, _Memo(), DELTA_CHAIN_MAX))
             except DamagedError:
                 continue  # reading it alone says what is wrong, unless the chunk has only moved
         return found

@@ -343,14 +343,11 @@ class ChunkIndex:
             locations = {**below.locations, **self._active.locations}
         return {Table.CHUNKS: _location_rows(locations), Table.CHUNK_IDS: _id_rows(numbers)}
 
-    def locate_range(self, start: int, stop: int) -> dict[int, Location]:
-        """Return where the chunks numbered from `start` to `stop` (not included) are stored, as many as there are."""
-        found: dict[int, Location] = {}
+    def locate_many(self, numbers: Iterable[int]) -> dict[int, Location]:
+        """Return where chunks are stored, as many of them as there are."""
         with self._lock:
-            for number in range(start, stop):
-                if (location := self._locate(NUMBER.pack(number))) is not None:
-                    found[number] = location
-        return found
+            located = ((number, self._locate(NUMBER.pack(number))) for number in numbers)
+            return {number: location for number, location in located if location is not None}
 
     # Chunks that wait for an encoding
 

@@ -7,8 +7,8 @@
  * at once.
  *
  * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is in
- * hash.h, byte planes are in planes.h, the entropy coder in runs.h, differences of floats in delta.h,
- * records in raw_records.h.
+ * hash.h, byte planes are in planes.h, the entropy coder in coder.h, differences of floats in delta.h, records in
+ * raw_records.h.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -16,11 +16,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "coder.h"
 #include "delta.h"
 #include "hash.h"
 #include "planes.h"
 #include "raw_records.h"
-#include "runs.h"
 
 #if HAVE_X86
 #include <immintrin.h>
@@ -171,14 +171,15 @@ struct kernel {
     const char *name;
     scan_function scan;
     hash_function hash;
+    int vectors; /* whether the coders may use AVX2 */
 };
 
 static const struct kernel kernels[] = {
 #if HAVE_X86
-    {"avx512", scan_avx512, hash_avx512},
-    {"avx2", scan_avx2, hash_avx2},
+    {"avx512", scan_avx512, hash_avx512, 1},
+    {"avx2", scan_avx2, hash_avx2, 1},
 #endif
-    {"portable", scan_portable, hash_portable},
+    {"portable", scan_portable, hash_portable, 0},
 };
 
 enum { KERNELS = sizeof kernels / sizeof *kernels };
@@ -194,11 +195,12 @@ static int can_run(const struct kernel *kernel) {
     return kernel->scan == scan_portable;
 }
 
-/* Return the kernel of that name, or NULL when there is none or this processor cannot run it. */
-static const struct kernel *find_kernel(const char *name) {
+/* Return the kernel of that name; an error and NULL when there is none or this processor cannot run it. */
+static const struct kernel *kernel_named(const char *name) {
     for (size_t i = 0; i < KERNELS; i++)
         if (strcmp(kernels[i].name, name) == 0 && can_run(&kernels[i]))
             return &kernels[i];
+    PyErr_Format(PyExc_ValueError, "no kernel named %s on this machine", name);
     return NULL;
 }
 
@@ -273,11 +275,9 @@ static PyObject *cut_data(PyObject *args, int hashing) {
         return NULL;
     PyObject *result = NULL;
     struct chunk *chunks = NULL;
-    const struct kernel *kernel = find_kernel(name);
-    if (!kernel) {
-        PyErr_Format(PyExc_ValueError, "no cut kernel named %s on this machine", name);
+    const struct kernel *kernel = kernel_named(name);
+    if (!kernel)
         goto done;
-    }
     if (limits.size_min < SIZE_MIN_LEAST || limits.size_max < limits.size_min || limits.mean_bits < MEAN_BITS_LEAST ||
         limits.mean_bits > MEAN_BITS_MOST) {
         PyErr_SetString(PyExc_ValueError, "need 16 <= size_min <= size_max and 8 <= mean_bits <= 40");
@@ -339,11 +339,9 @@ static PyObject *hash_chunks(PyObject *Py_UNUSED(module), PyObject *args) {
     if (!PyArg_ParseTuple(args, "sy*O!K", &name, &data, &PyList_Type, &list, &seed))
         return NULL;
     struct chunk *chunks = NULL;
-    const struct kernel *kernel = find_kernel(name);
-    if (!kernel) {
-        PyErr_Format(PyExc_ValueError, "no kernel named %s on this machine", name);
+    const struct kernel *kernel = kernel_named(name);
+    if (!kernel)
         goto done;
-    }
     Py_ssize_t count = chunks_of(list, (size_t)data.len, &chunks);
     if (count < 0)
         goto done;
@@ -363,10 +361,10 @@ done:
 
 /* ---- byte planes --------------------------------------------------------------------------------------------- */
 
-static PyObject *transpose(PyObject *args, void (*move)(const uint8_t *, uint8_t *, size_t, size_t)) {
+static PyObject *transpose(PyObject *args, void (*move)(const uint8_t *, uint8_t *, size_t, size_t, int)) {
     Py_buffer data;
-    int width;
-    if (!PyArg_ParseTuple(args, "y*i", &data, &width))
+    int width, turned;
+    if (!PyArg_ParseTuple(args, "y*ip", &data, &width, &turned))
         return NULL;
     PyObject *result = NULL;
     if (width != 2 && width != 4 && width != 8) {
@@ -381,7 +379,7 @@ static PyObject *transpose(PyObject *args, void (*move)(const uint8_t *, uint8_t
     size_t size = (size_t)data.len, tail = size % (size_t)width;
     if (size) {
         Py_BEGIN_ALLOW_THREADS
-        move(from, to, size / (size_t)width, (size_t)width);
+        move(from, to, size / (size_t)width, (size_t)width, turned);
         memcpy(to + size - tail, from + size - tail, tail);
         Py_END_ALLOW_THREADS
     }
@@ -412,8 +410,8 @@ static double entropy(const uint32_t counts[256], size_t total) {
 
 static PyObject *plane_entropies(PyObject *Py_UNUSED(module), PyObject *args) {
     Py_buffer data;
-    int width;
-    if (!PyArg_ParseTuple(args, "y*i", &data, &width))
+    int width, turned;
+    if (!PyArg_ParseTuple(args, "y*ip", &data, &width, &turned))
         return NULL;
     PyObject *list = NULL;
     if (width < 1 || width > WIDTH_MOST) {
@@ -430,9 +428,9 @@ static PyObject *plane_entropies(PyObject *Py_UNUSED(module), PyObject *args) {
     memset(counts, 0, sizeof counts);
     const uint8_t *bytes = data.buf;
     size_t count = (size_t)data.len / (size_t)width;
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++, bytes += width)
         for (int k = 0; k < width; k++)
-            counts[k][bytes[i * (size_t)width + (size_t)k]]++;
+            counts[k][turned ? (uint8_t)(bytes[k] << 1 | bytes[(k ? k : width) - 1] >> 7) : bytes[k]]++;
     for (int k = 0; k < width; k++)
         bits[k] = entropy(counts[k], count);
     Py_END_ALLOW_THREADS
@@ -449,7 +447,7 @@ done:
     return list;
 }
 
-/* ---- runs and differences ------------------------------------------------------------------------------------ */
+/* ---- coded bytes and differences ----------------------------------------------------------------------------- */
 
 static PyObject *damaged(void) {
     PyErr_SetString(PyExc_ValueError, "the bytes are not what the encoder makes");
@@ -461,46 +459,54 @@ static PyObject *too_large(void) {
     return NULL;
 }
 
-static PyObject *encode_runs(PyObject *Py_UNUSED(module), PyObject *args) {
+static PyObject *encode_bytes_of(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *name;
     Py_buffer data;
-    if (!PyArg_ParseTuple(args, "y*", &data))
+    if (!PyArg_ParseTuple(args, "sy*", &name, &data))
         return NULL;
-    if ((uint64_t)data.len > UINT32_MAX) {
+    const struct kernel *kernel = kernel_named(name);
+    if (!kernel || (uint64_t)data.len > UINT32_MAX) {
         PyBuffer_Release(&data);
-        return too_large();
+        return kernel ? too_large() : NULL;
     }
     size_t size = (size_t)data.len, coded_size = 0;
-    PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)runs_room(size, 1));
-    uint8_t *scratch = PyMem_RawMalloc(runs_scratch_size(size));
-    if (!result || !scratch) {
+    PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)coder_room(size));
+    uint8_t *scratch = PyMem_RawMalloc(coder_scratch_size(size)), *class_of = PyMem_RawCalloc(size, 1);
+    if (!result || !scratch || !class_of) {
         Py_CLEAR(result);
         PyErr_NoMemory();
     } else {
         uint8_t *out = (uint8_t *)PyBytes_AS_STRING(result);
         Py_BEGIN_ALLOW_THREADS
+        struct classes one = {{0}, 1};
         if (size)
-            coded_size = encode_segments(data.buf, size, &size, 1, out, scratch);
+            coded_size = encode_bytes(data.buf, class_of, &one, size, out, scratch, kernel->vectors);
         Py_END_ALLOW_THREADS
         _PyBytes_Resize(&result, (Py_ssize_t)coded_size);
     }
+    PyMem_RawFree(class_of);
     PyMem_RawFree(scratch);
     PyBuffer_Release(&data);
     return result;
 }
 
-static PyObject *decode_runs_of(PyObject *Py_UNUSED(module), PyObject *args) {
+static PyObject *decode_bytes_of(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *name;
     Py_buffer coded;
     Py_ssize_t size;
-    if (!PyArg_ParseTuple(args, "y*n", &coded, &size))
+    if (!PyArg_ParseTuple(args, "sy*n", &name, &coded, &size))
         return NULL;
     PyObject *result = NULL;
     uint8_t *scratch = NULL;
+    const struct kernel *kernel = kernel_named(name);
+    if (!kernel)
+        goto done;
     if (size < 0 || (uint64_t)size > UINT32_MAX) {
         damaged();
         goto done;
     }
     result = PyBytes_FromStringAndSize(NULL, size);
-    scratch = PyMem_RawMalloc(runs_scratch_size((size_t)size));
+    scratch = PyMem_RawMalloc(coder_scratch_size((size_t)size));
     if (!result || !scratch) {
         Py_CLEAR(result);
         PyErr_NoMemory();
@@ -509,7 +515,8 @@ static PyObject *decode_runs_of(PyObject *Py_UNUSED(module), PyObject *args) {
     const uint8_t *in = coded.buf, *end = in + coded.len;
     uint8_t *out = (uint8_t *)PyBytes_AS_STRING(result);
     Py_BEGIN_ALLOW_THREADS
-    in = decode_runs(in, end, out, (size_t)size, scratch);
+    if (size)
+        in = decode_bytes(in, end, NULL, out, (size_t)size, scratch, kernel->vectors);
     Py_END_ALLOW_THREADS
     if (in != end) {
         Py_CLEAR(result);
@@ -521,56 +528,133 @@ done:
     return result;
 }
 
-/* Do `encode_difference` (of target and base), or with `decoding` `decode_difference` (of what was coded and base). */
-static PyObject *difference(PyObject *args, int decoding) {
-    Py_buffer data, base;
+/* Set an error, and return 0, where elements cannot be coded. */
+static int check_elements(Py_ssize_t size, int width, int phase, int alike) {
+    if ((width != 1 && width != 2 && width != 4 && width != 8) || phase < 0 || phase >= width || !alike) {
+        PyErr_SetString(PyExc_ValueError, "need a width of 1, 2, 4 or 8, a smaller phase, and a base of equal size");
+        return 0;
+    }
+    if ((uint64_t)size > UINT32_MAX) {
+        too_large();
+        return 0;
+    }
+    return 1;
+}
+
+static PyObject *encode_difference_of(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *name;
+    Py_buffer target, base;
     int width, phase;
-    if (!PyArg_ParseTuple(args, "y*y*ii", &data, &base, &width, &phase))
+    if (!PyArg_ParseTuple(args, "sy*y*ii", &name, &target, &base, &width, &phase))
         return NULL;
     PyObject *result = NULL;
     uint8_t *scratch = NULL;
-    if ((width != 1 && width != 2 && width != 4 && width != 8) || phase < 0 || phase >= width ||
-        (!decoding && data.len != base.len)) {
-        PyErr_SetString(PyExc_ValueError, "need a width of 1, 2, 4 or 8, a smaller phase, and a base of equal size");
+    const struct kernel *kernel = kernel_named(name);
+    if (!kernel || !check_elements(base.len, width, phase, target.len == base.len))
         goto done;
-    }
-    if ((uint64_t)base.len > UINT32_MAX) {
-        too_large();
-        goto done;
-    }
     struct elements elements = {(size_t)base.len, (size_t)width, (size_t)phase};
-    result = PyBytes_FromStringAndSize(NULL, decoding ? base.len : (Py_ssize_t)difference_room(&elements));
-    scratch = PyMem_RawMalloc(difference_scratch_size(&elements));
+    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)difference_room(&elements));
+    scratch = PyMem_RawMalloc(difference_scratch_size(elements.size));
     if (!result || !scratch) {
         Py_CLEAR(result);
         PyErr_NoMemory();
         goto done;
     }
     uint8_t *out = (uint8_t *)PyBytes_AS_STRING(result);
-    size_t size = 0;
-    int intact = 1;
+    size_t size;
     Py_BEGIN_ALLOW_THREADS
-    if (decoding)
-        intact = decode_difference(&elements, data.buf, (size_t)data.len, base.buf, out, scratch);
-    else
-        size = encode_difference(&elements, data.buf, base.buf, out, scratch);
+    size = encode_difference(&elements, target.buf, base.buf, out, scratch, kernel->vectors);
     Py_END_ALLOW_THREADS
-    if (!intact) {
-        Py_CLEAR(result);
-        damaged();
-    } else if (!decoding) {
-        _PyBytes_Resize(&result, (Py_ssize_t)size);
-    }
+    _PyBytes_Resize(&result, (Py_ssize_t)size);
 done:
     PyMem_RawFree(scratch);
-    PyBuffer_Release(&data);
+    PyBuffer_Release(&target);
     PyBuffer_Release(&base);
     return result;
 }
 
-static PyObject *encode_difference_of(PyObject *Py_UNUSED(module), PyObject *args) { return difference(args, 0); }
+/* A difference to be decoded. */
+struct difference {
+    Py_buffer coded, base;
+    struct elements elements;
+};
 
-static PyObject *decode_difference_of(PyObject *Py_UNUSED(module), PyObject *args) { return difference(args, 1); }
+static void release_differences(struct difference *differences, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; differences && i < count; i++) {
+        PyBuffer_Release(&differences[i].coded);
+        PyBuffer_Release(&differences[i].base);
+    }
+    PyMem_Free(differences);
+}
+
+/* Take the differences that a list has, whose bases have `size` bytes together; return how many, or -1 with an error. */
+static Py_ssize_t differences_of(PyObject *list, Py_ssize_t size, struct difference **differences, size_t *size_most) {
+    Py_ssize_t total = PyList_GET_SIZE(list), count = 0;
+    *differences = PyMem_Calloc((size_t)total + 1, sizeof **differences);
+    if (!*differences) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    *size_most = 0;
+    while (count < total) {
+        struct difference *each = &(*differences)[count];
+        int width, phase;
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(list, count), "y*y*ii", &each->coded, &each->base, &width, &phase))
+            goto failed;
+        count++;
+        if (!check_elements(each->base.len, width, phase, 1))
+            goto failed;
+        if (each->base.len > size)
+            goto no_room;
+        size -= each->base.len;
+        each->elements = (struct elements){(size_t)each->base.len, (size_t)width, (size_t)phase};
+        *size_most = each->elements.size > *size_most ? each->elements.size : *size_most;
+    }
+    if (!size)
+        return count;
+no_room:
+    PyErr_SetString(PyExc_ValueError, "the bases do not have as many bytes as there is room for");
+failed:
+    release_differences(*differences, count);
+    *differences = NULL;
+    return -1;
+}
+
+static PyObject *decode_differences(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *name;
+    PyObject *list, *result = NULL;
+    Py_buffer out;
+    if (!PyArg_ParseTuple(args, "sO!w*", &name, &PyList_Type, &list, &out))
+        return NULL;
+    struct difference *differences = NULL;
+    uint8_t *scratch = NULL;
+    size_t size_most;
+    Py_ssize_t count = 0;
+    const struct kernel *kernel = kernel_named(name);
+    if (!kernel || (count = differences_of(list, out.len, &differences, &size_most)) < 0)
+        goto done;
+    scratch = PyMem_RawMalloc(difference_scratch_size(size_most));
+    if (!scratch) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    uint8_t *target = out.buf;
+    int intact = 1;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; intact && i < count; i++) {
+        const struct difference *each = &differences[i];
+        intact = decode_difference(&each->elements, each->coded.buf, (size_t)each->coded.len, each->base.buf, target,
+                                   scratch, kernel->vectors);
+        target += each->elements.size;
+    }
+    Py_END_ALLOW_THREADS
+    result = intact ? Py_NewRef(Py_None) : damaged();
+done:
+    PyMem_RawFree(scratch);
+    release_differences(differences, count);
+    PyBuffer_Release(&out);
+    return result;
+}
 
 /* ---- marks --------------------------------------------------------------------------------------------------- */
 
@@ -654,16 +738,17 @@ static PyMethodDef methods[] = {
      "cut_and_hash(kernel, data, size_min, mean_bits, size_max, final, seed) -> chunk lengths, chunk ids"},
     {"hash_chunks", hash_chunks, METH_VARARGS, "hash_chunks(kernel, data, lengths, seed) -> list of chunk ids"},
     {"cut_kernels", cut_kernels, METH_NOARGS, "Return the names of the kernels this machine can run, fastest first."},
-    {"split_planes", split_planes, METH_VARARGS, "split_planes(data, width) -> bytes"},
-    {"join_planes", join_planes, METH_VARARGS, "join_planes(data, width) -> bytes"},
-    {"encode_runs", encode_runs, METH_VARARGS, "encode_runs(data) -> bytes"},
-    {"decode_runs", decode_runs_of, METH_VARARGS, "decode_runs(coded, size) -> bytes"},
+    {"split_planes", split_planes, METH_VARARGS, "split_planes(data, width, turned) -> bytes"},
+    {"join_planes", join_planes, METH_VARARGS, "join_planes(data, width, turned) -> bytes"},
+    {"encode_bytes", encode_bytes_of, METH_VARARGS, "encode_bytes(kernel, data) -> bytes"},
+    {"decode_bytes", decode_bytes_of, METH_VARARGS, "decode_bytes(kernel, coded, size) -> bytes"},
     {"encode_difference", encode_difference_of, METH_VARARGS,
-     "encode_difference(target, base, width, phase) -> bytes"},
-    {"decode_difference", decode_difference_of, METH_VARARGS, "decode_difference(coded, base, width, phase) -> bytes"},
+     "encode_difference(kernel, target, base, width, phase) -> bytes"},
+    {"decode_differences", decode_differences, METH_VARARGS,
+     "decode_differences(kernel, [(coded, base, width, phase), ...], out) -> None"},
     {"mark", mark, METH_VARARGS, "mark(bits, numbers) -> None"},
     {"raw_records", raw_records, METH_VARARGS, "raw_records(out, encoding, data, spans, ids, number) -> None"},
-    {"plane_entropies", plane_entropies, METH_VARARGS, "plane_entropies(data, width) -> list of bits per byte"},
+    {"plane_entropies", plane_entropies, METH_VARARGS, "plane_entropies(data, width, turned) -> list of bits per byte"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -27,15 +27,15 @@ class Kernel:
     cut: Callable[[Buffer, int, int, int, bool], list[int]]
     cut_and_hash: Callable[[Buffer, int, int, int, bool, int], tuple[list[int], list[bytes]]]
     hash_chunks: Callable[[Buffer, list[int], int], list[bytes]]
-    split_planes: Callable[[Buffer, int], bytes]
-    join_planes: Callable[[Buffer, int], bytes]
-    plane_entropies: Callable[[Buffer, int], list[float]]
+    split_planes: Callable[[Buffer, int, bool], bytes]
+    join_planes: Callable[[Buffer, int, bool], bytes]
+    plane_entropies: Callable[[Buffer, int, bool], list[float]]
     mark: Callable[[bytearray, Buffer], None]
     raw_records: Callable[[memoryview, int, Buffer, Buffer, Buffer, int], None]
-    encode_runs: Callable[[Buffer], bytes]
-    decode_runs: Callable[[Buffer, int], bytes]
+    encode_bytes: Callable[[Buffer], bytes]
+    decode_bytes: Callable[[Buffer, int], bytes]
     encode_difference: Callable[[Buffer, Buffer, int, int], bytes]
-    decode_difference: Callable[[Buffer, Buffer, int, int], bytes]
+    decode_differences: Callable[[list[tuple[Buffer, Buffer, int, int]], bytearray | memoryview], None]
     is_slow: bool = False
 
 
@@ -59,10 +59,10 @@ def available_kernels() -> dict[str, Kernel]:
                 native.plane_entropies,
                 native.mark,
                 native.raw_records,
-                native.encode_runs,
-                native.decode_runs,
-                native.encode_difference,
-                native.decode_difference,
+                partial(native.encode_bytes, name),
+                partial(native.decode_bytes, name),
+                partial(native.encode_difference, name),
+                partial(native.decode_differences, name),
             )
     kernels["python"] = Kernel(
         f"python (slow: {why_slow})",
@@ -74,10 +74,10 @@ def available_kernels() -> dict[str, Kernel]:
         reference.plane_entropies,
         reference.mark,
         reference.raw_records,
-        reference_coders.encode_runs,
-        reference_coders.decode_runs,
+        reference_coders.encode_bytes,
+        reference_coders.decode_bytes,
         reference_coders.encode_difference,
-        reference_coders.decode_difference,
+        reference_coders.decode_differences,
         is_slow=True,
     )
     return kernels
@@ -137,51 +137,57 @@ def hash_chunks(data: Buffer, lengths: list[int], seed: int) -> list[bytes]:
     return _KERNEL.hash_chunks(data, lengths, seed)
 
 
-def split_planes(data: Buffer, width: int) -> bytes:
+def split_planes(data: Buffer, width: int, turned: bool) -> bytes:
     """Return the byte planes of `data`, taken as elements of `width` (2, 4 or 8) bytes, and then its tail.
 
     Plane k, `len(data) // width` bytes long, has byte k of every element; the tail is what does not fill an element.
+    `turned` elements are rotated left by a bit first: the sign of a float comes to lie below its mantissa, and the last
+    plane has 8 bits of its exponent.
     """
-    return _KERNEL.split_planes(data, width)
+    return _KERNEL.split_planes(data, width, turned)
 
 
-def join_planes(data: Buffer, width: int) -> bytes:
+def join_planes(data: Buffer, width: int, turned: bool) -> bytes:
     """Undo `split_planes`."""
-    return _KERNEL.join_planes(data, width)
+    return _KERNEL.join_planes(data, width, turned)
 
 
-def plane_entropies(data: Buffer, width: int) -> list[float]:
+def plane_entropies(data: Buffer, width: int, turned: bool) -> list[float]:
     """Estimate, for every plane of `data` (width 1 to 8), the order-0 entropy in bits per byte; it may exceed 8."""
-    return _KERNEL.plane_entropies(data, width)
+    return _KERNEL.plane_entropies(data, width, turned)
 
 
-def encode_runs(data: Buffer) -> bytes:
-    """Return bytes entropy-coded: never more than 8 bytes larger, 1 part in 100 smaller or more where that can be.
+def encode_bytes(data: Buffer) -> bytes:
+    """Return bytes entropy-coded, by their order-0 statistics: never more than a byte larger, mostly smaller.
 
-    Order 0, by rANS, but a byte that is rare among zeros costs about what its place tells: docs/format.md, "Runs".
+    docs/format.md, "Coded bytes".
     """
-    return _KERNEL.encode_runs(data)
+    return _KERNEL.encode_bytes(data)
 
 
-def decode_runs(coded: Buffer, size: int) -> bytes:
-    """Undo `encode_runs` for `size` bytes; ValueError when `coded` is not a coding of so many."""
-    return _KERNEL.decode_runs(coded, size)
+def decode_bytes(coded: Buffer, size: int) -> bytes:
+    """Undo `encode_bytes` for `size` bytes; ValueError when `coded` is not a coding of so many."""
+    return _KERNEL.decode_bytes(coded, size)
 
 
 def encode_difference(target: Buffer, base: Buffer, width: int, phase: int) -> bytes:
     """Return what `target` differs in from `base`, which is of the same size, entropy-coded.
 
     Both are taken as floats (or integers) of `width` bytes, 1, 2, 4 or 8, from `phase` (below `width`) on. How far a
-    float moves depends above all on its exponent, which the base tells both sides: floats of one exponent are coded
-    together, and smaller than the order-0 entropy of all steps. Where the two have nothing in common the result may
-    be larger than `target`.
+    float moves depends above all on its exponent, which the base tells both sides: floats of other exponents have
+    statistics of their own, and the result is smaller than the order-0 entropy of all steps. Where the two have nothing
+    in common it may be larger than `target`.
     """
     return _KERNEL.encode_difference(target, base, width, phase)
 
 
-def decode_difference(coded: Buffer, base: Buffer, width: int, phase: int) -> bytes:
-    """Undo `encode_difference`: return the target; ValueError when `coded` is not a difference from such a base."""
-    return _KERNEL.decode_difference(coded, base, width, phase)
+def decode_differences(differences: list[tuple[Buffer, Buffer, int, int]], out: bytearray | memoryview) -> None:
+    """Undo `encode_difference` several times: write the targets into `out`, one behind the other.
+
+    Each is (difference, base, width, phase); the bases have as many bytes as `out` together. One call without the GIL
+    for all of them. ValueError when one is not a difference from such a base; what `out` holds then means nothing.
+    """
+    _KERNEL.decode_differences(differences, out)
 
 
 def mark(bits: bytearray, numbers: Buffer) -> None:

@@ -21,6 +21,7 @@ from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import Location
 from ckptfs.store.planes import RATIO_WORTH
 from ckptfs.store.records import EncodedChunk
+from ckptfs.store.spans import Decoded
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class Reencoder:
         """Store those candidates as deltas that get smaller by it, until `stop`, asked before each one, says so."""
         with self._lock:
             done = Deltas(0, 0, 0)
+            bases: dict[int, Decoded] = {}
             for candidate in candidates:
                 if stop():
                     break
@@ -132,7 +134,12 @@ class Reencoder:
                 if location is None or not self._may_become_delta(candidate, location):
                     continue
                 try:
-                    smaller = self._encode_delta(candidate, location)
+                    # Neighbours have bases in common, so those of the last candidate are kept.
+                    missing = [number for number in candidate.bases if number not in bases]
+                    bases |= zip(missing, self._fetcher.read_many(missing), strict=True)
+                    bases = {number: bases[number] for number in candidate.bases}
+                    base = b"".join(bases[number].view() for number in candidate.bases)
+                    smaller = self._encode_delta(candidate, location, base)
                 except DamagedError as error:
                     if self._index.has_all((candidate.number, *candidate.bases)):  # else released meanwhile
                         logger.warning("a chunk cannot be stored as a delta, it stays as it is: %s", error)
@@ -208,10 +215,9 @@ class Reencoder:
         covered = candidate.alignment.skip + location.raw_size <= sum(sizes) <= BASES_SIZE_MAX
         return covered and len(sizes) == len(candidate.bases)
 
-    def _encode_delta(self, candidate: DeltaCandidate, location: Location) -> EncodedChunk | None:
+    def _encode_delta(self, candidate: DeltaCandidate, location: Location, base: bytes) -> EncodedChunk | None:
         """Return the better record of a chunk, a delta or, where it waits and is smaller so, its plain encoding."""
         raw, chunk_id = self._fetcher.read_with_id(candidate.number)
-        base = b"".join(decoded.view() for decoded in self._fetcher.read_many(candidate.bases))
         encoding, payload = codec.encode(raw) if location.encoding == Encoding.WAITING else (Encoding.RAW, raw)
         plain_size = min(len(payload), location.stored_size)
         delta = encode_delta(raw, base, candidate.alignment)

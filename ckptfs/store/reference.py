@@ -75,23 +75,40 @@ def hash_chunks(data: Buffer, lengths: list[int], seed: int) -> list[bytes]:
     return [xxhash.xxh3_128_digest(flat[end - length : end], seed) for length, end in zip(lengths, ends, strict=True)]
 
 
-def split_planes(data: Buffer, width: int) -> bytes:
+def _plane(flat: bytes, width: int, plane: int, turned: bool) -> bytes:
+    """Return byte `plane` of every element, of `turned` ones after they were rotated left by a bit."""
+    whole = len(flat) - len(flat) % width
+    straight = flat[plane:whole:width]
+    if not turned:
+        return straight
+    below = flat[(plane - 1) % width : whole : width]
+    return bytes(high << 1 & 0xFF | low >> 7 for high, low in zip(straight, below, strict=True))
+
+
+def split_planes(data: Buffer, width: int, turned: bool) -> bytes:
     """Return byte 0 of every element, then byte 1 of every element, ..., then the tail; see `kernels.split_planes`."""
     if width not in (2, 4, 8):
         raise ValueError("the width of an element has to be 2, 4 or 8")
     flat = bytes(data)
-    whole = len(flat) - len(flat) % width
-    return b"".join(flat[plane:whole:width] for plane in range(width)) + flat[whole:]
+    planes = [_plane(flat, width, plane, turned) for plane in range(width)]
+    return b"".join(planes) + flat[len(flat) - len(flat) % width :]
 
 
-def join_planes(data: Buffer, width: int) -> bytes:
+def join_planes(data: Buffer, width: int, turned: bool) -> bytes:
     """Undo `split_planes`."""
     if width not in (2, 4, 8):
         raise ValueError("the width of an element has to be 2, 4 or 8")
-    joined = bytearray(data)
+    flat, joined = bytes(data), bytearray(data)
     count = len(joined) // width
+    planes = [flat[plane * count : (plane + 1) * count] for plane in range(width)]
+    if turned:
+        above = [*planes[1:], planes[0]]
+        planes = [
+            bytes(low >> 1 | high << 7 & 0xFF for low, high in zip(*pair, strict=True))
+            for pair in zip(planes, above, strict=True)
+        ]
     for plane in range(width):
-        joined[plane : count * width : width] = bytes(data)[plane * count : (plane + 1) * count]
+        joined[plane : count * width : width] = planes[plane]
     return bytes(joined)
 
 
@@ -104,7 +121,7 @@ def mark(bits: bytearray, numbers: Buffer) -> None:
             bits[number >> 3] |= 1 << (number & 7)
 
 
-def plane_entropies(data: Buffer, width: int) -> list[float]:
+def plane_entropies(data: Buffer, width: int, turned: bool) -> list[float]:
     """Estimate the order-0 entropy of every plane in bits per byte; see `kernels.plane_entropies`.
 
     The Miller-Madow estimate: the entropy of the counted frequencies, and (distinct - 1) / 2n nats more, because n
@@ -119,7 +136,7 @@ def plane_entropies(data: Buffer, width: int) -> list[float]:
         return [0.0] * width
     entropies = []
     for plane in range(width):
-        counts = Counter(flat[plane : total * width : width]).values()
+        counts = Counter(_plane(flat, width, plane, turned)).values()
         frequencies = log2(total) - sum(count * log2(count) for count in counts) / total
         entropies.append(frequencies + (len(counts) - 1) / (2 * total * log(2)))
     return entropies

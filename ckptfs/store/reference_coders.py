@@ -1,8 +1,8 @@
-"""The definition of the coders, in plain Python: planes as runs, and differences of floats.
+"""The definition of the coders, in plain Python: bytes whose statistics differ by a key, and differences of floats.
 
-Owns what runs.c and delta.c have to return bit for bit, which tests/unit/test_coders.py holds. What the decoders take
-is format; what the encoders choose (where a run ends, how it is stored) is not. It is also what runs, slowly, where
-the C extension was not built. Pure functions without state: any thread may call them.
+Owns what coder.c and delta.c have to return bit for bit, which tests/unit/test_coders.py holds. What the decoders take
+is format; what the encoders choose (how bytes are stored, which keys have a table in common) is not. It is also what
+runs, slowly, where the C extension was not built. Pure functions without state: any thread may call them.
 
 rANS is Duda's (Asymmetric numeral systems, arXiv:1311.2540), with words of 16 bits and interleaved states as in
 Giesen's Interleaved entropy coders (arXiv:1402.3392). The decoders raise ValueError where the bytes are not what an
@@ -10,8 +10,10 @@ encoder makes, and allocate nothing on their word.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from enum import IntEnum
 from itertools import accumulate
+from typing import NamedTuple
 
 from ckptfs.store.reference import Buffer
 
@@ -19,26 +21,32 @@ SCALE_BITS = 12
 SCALE = 1 << SCALE_BITS
 STATE_LEAST = 1 << 15
 WORD_BITS = 16
-LANES = 8
-LANES_FROM = 1024
-SPARSE_FROM = 8
-CLASS_MOST = 31
-NOISE_PARTS = 100
-RUN_COST = 24 * 8
-SYMBOL_COST = 8
+LANES = (1, 8, 32)
+LANES_SOME_FROM = 1024
+LANES_MOST_FROM = 2048
+FEW_FROM = 64
+RICE_MOST = 31
+NOISE_PARTS = 50
+TABLE_COST = 8 * 8
+SYMBOL_COST = 10
 VARINT_SIZE_MOST = 5
-SEGMENTS = 16
-SEGMENT_LEAST = 512
+KEYS = 256
+CLASSES_MOST = 16
+CLASS_LEAST = 512
 DAMAGED = "the bytes are not what the encoder makes"
 
 
-class Run(IntEnum):
-    """How the bytes of one run are stored; the numbers are on the disk."""
+class Coded(IntEnum):
+    """How bytes are stored; the numbers are on the disk."""
 
     RAW = 0
     CONSTANT = 1
-    RANS = 2
-    SPARSE = 3
+    FEW = 2
+    RANS = 3
+
+
+Frequencies = list[int]
+"""Of each byte, with the sum SCALE."""
 
 
 class _Input:
@@ -96,15 +104,10 @@ def _log2_parts(number: int) -> int:
 
 
 def _estimate_cost(counts: Counter[int]) -> int:
-    """Estimate what coding bytes so counted as one run costs, in 1/256 bits."""
+    """Estimate what coding bytes so counted with one table costs, in 1/256 bits."""
     size = counts.total()
     information = size * _log2_parts(size) - sum(count * _log2_parts(count) for count in counts.values())
-    return information + (RUN_COST + SYMBOL_COST * len(counts)) * 256
-
-
-def _is_noise(counts: Counter[int]) -> bool:
-    size = counts.total()
-    return _estimate_cost(counts) >= (size - size // NOISE_PARTS) * 8 * 256
+    return information + (TABLE_COST + SYMBOL_COST * len(counts)) * 256
 
 
 def _scale_counts(counts: Counter[int]) -> list[int]:
@@ -120,195 +123,250 @@ def _scale_counts(counts: Counter[int]) -> list[int]:
     return frequencies
 
 
-# rANS
+# Tables
 
 
-def _put_table(frequencies: list[int]) -> bytes:
-    """Return the least and the greatest byte that there is, and the frequencies between them, runs of 0 as one."""
+class _Table(NamedTuple):
+    """What the bytes of some neighbouring classes of keys, up to `last_key`, have in common."""
+
+    last_key: int
+    counts: Counter[int]
+    cost: int
+
+
+def _classes(keys: bytes) -> list[int]:
+    """Return the last key of each class: runs of neighbouring keys that have enough bytes together."""
+    counts = Counter(keys)
+    least = CLASS_LEAST if len(keys) // CLASSES_MOST < CLASS_LEAST else len(keys) // CLASSES_MOST + 1
+    ends, length = [], 0
+    for key in range(KEYS):
+        length += counts[key]
+        if length >= least:
+            ends.append(key)
+            length = 0
+    if length or not ends:
+        ends.append(KEYS - 1)
+    return [*ends[:-1], KEYS - 1]
+
+
+def _tables(data: bytes, keys: bytes) -> list[_Table]:
+    """Return the tables: a class has one with the class before where that costs no more than one of its own."""
+    ends = _classes(keys)
+    class_of = [sum(end < key for end in ends) for key in range(KEYS)]
+    counted = [Counter[int]() for _ in ends]
+    for value, key in zip(data, keys, strict=True):
+        counted[class_of[key]][value] += 1
+    tables: list[_Table] = []
+    for end, counts in zip(ends, counted, strict=True):
+        table = _Table(end, counts, _estimate_cost(counts))
+        if tables:
+            together = tables[-1].counts + counts
+            cost = _estimate_cost(together)
+            if cost <= tables[-1].cost + table.cost:
+                tables[-1] = _Table(end, together, cost)
+                continue
+        tables.append(table)
+    return tables
+
+
+def _put_table(last_key: int, frequencies: Frequencies) -> bytes:
+    """Return the last key, the least and the greatest byte, and the frequencies before that, runs of 0 as one."""
     present = [value for value, frequency in enumerate(frequencies) if frequency]
-    out = bytes([present[0], present[-1]])
+    out = bytes([last_key, present[0], present[-1]])
     before = present[0] - 1
-    for value in present:
+    for value in present[:-1]:
         if value > before + 1:
             out += bytes([0, value - before - 2])
         out += _varint(frequencies[value])
         before = value
-    return out
+    return out + bytes([0, present[-1] - before - 2] if present[-1] > before + 1 else [])
 
 
-def _take_table(coded: _Input) -> list[int]:
-    value, last = coded.take(2)
-    frequencies = [0] * 256
-    while value <= last:
-        frequencies[value] = coded.varint()
-        if frequencies[value] >= SCALE:
+def _take_table(coded: _Input) -> tuple[int, Frequencies]:
+    last_key, value, last = coded.take(3)
+    frequencies, rest = [0] * 256, SCALE
+    while value < last:
+        frequency = coded.varint()
+        if frequency >= rest:
             raise ValueError(DAMAGED)
-        value += 1 if frequencies[value] else 1 + coded.number(1)
-    if sum(frequencies) != SCALE:
+        frequencies[value] = frequency
+        rest -= frequency
+        value += 1 if frequency else 1 + coded.number(1)
+    if value != last:
         raise ValueError(DAMAGED)
-    return frequencies
+    frequencies[last] = rest
+    return last_key, frequencies
 
 
-def _lane_count(size: int) -> int:
-    return 1 if size < LANES_FROM else LANES
+# rANS
 
 
-def _put_rans(data: bytes, counts: Counter[int]) -> bytes:
-    frequencies = _scale_counts(counts)
-    starts = list(accumulate(frequencies, initial=0))
-    lanes = _lane_count(len(data))
+def _starts(frequencies: Frequencies) -> list[int]:
+    return [0, *accumulate(frequencies)]
+
+
+def _put_rans(data: bytes, keys: bytes, tables: list[_Table], lanes: int) -> bytes:
+    out = bytes([lanes])
+    steps: list[tuple[Frequencies, list[int]]] = []
+    for table in tables:
+        frequencies = _scale_counts(table.counts)
+        out += _put_table(table.last_key, frequencies)
+        steps += [(frequencies, _starts(frequencies))] * (table.last_key + 1 - len(steps))
     states = [STATE_LEAST] * lanes
-    words: list[bytes] = []
-    for index in reversed(range(len(data))):  # what goes in last comes out first
-        value, state = data[index], states[index % lanes]
-        frequency = frequencies[value]
+    words: list[int] = []
+    for index in reversed(range(len(data))):
+        value, (frequencies, starts) = data[index], steps[keys[index]]
+        state, frequency = states[index % lanes], frequencies[value]
         if state >= (STATE_LEAST >> SCALE_BITS << WORD_BITS) * frequency:
-            words.append((state & 0xFFFF).to_bytes(2, "little"))
+            words.append(state & 0xFFFF)
             state >>= WORD_BITS
         states[index % lanes] = (state // frequency << SCALE_BITS) + starts[value] + state % frequency
-    return b"".join([_put_table(frequencies), *(state.to_bytes(4, "little") for state in states), *reversed(words)])
+    out += b"".join(state.to_bytes(4, "little") for state in states)
+    return out + b"".join(word.to_bytes(2, "little") for word in reversed(words))
 
 
-def _take_rans(coded: _Input, size: int) -> bytes:
-    frequencies = _take_table(coded)
-    starts = list(accumulate(frequencies, initial=0))
-    slots = [value for value, frequency in enumerate(frequencies) for _ in range(frequency)]
-    lanes = _lane_count(size)
+def _take_rans(coded: _Input, keys: bytes) -> bytes:
+    lanes = coded.number(1)
+    if lanes not in LANES:
+        raise ValueError(DAMAGED)
+    # For each key: the byte, its frequency, and the distance from its first slot, of every slot.
+    slots: list[list[tuple[int, int, int]]] = []
+    for _ in range(CLASSES_MOST):
+        last_key, frequencies = _take_table(coded)
+        if last_key < len(slots):
+            raise ValueError(DAMAGED)
+        table = [(value, each, at) for value, each in enumerate(frequencies) for at in range(each)]
+        slots += [table] * (last_key + 1 - len(slots))
+        if last_key == KEYS - 1:
+            break
+    else:
+        raise ValueError(DAMAGED)
     states = [coded.number(4) for _ in range(lanes)]
     if any(state >> 31 for state in states):
         raise ValueError(DAMAGED)
     out = bytearray()
-    for index in range(size):
+    for index, key in enumerate(keys):
         state = states[index % lanes]
-        slot = state % SCALE
-        value = slots[slot]
-        state = frequencies[value] * (state >> SCALE_BITS) + slot - starts[value]
+        value, frequency, distance = slots[key][state % SCALE]
+        state = frequency * (state >> SCALE_BITS) + distance
         if state < STATE_LEAST:
             state = state << WORD_BITS | coded.number(2)
         states[index % lanes] = state
         out.append(value)
-    if states != [STATE_LEAST] * lanes:
+    if any(state != STATE_LEAST for state in states):
         raise ValueError(DAMAGED)
     return bytes(out)
 
 
-# Runs
+# Bytes
 
 
-def _put_sparse(data: bytes) -> bytes:
-    """Return how many bytes are not 0, the class (bits of the length) of the gap before each, these bytes, and the bits
-    of the gaps' lengths below their leading ones."""
-    classes, values = bytearray(), bytearray()
-    bits = bit_count = gap = 0
-    for value in data:
-        if not value:
-            gap += 1
-            continue
-        classes.append(gap.bit_length())
-        values.append(value)
-        if gap > 1:
-            bits |= (gap - (1 << (gap.bit_length() - 1))) << bit_count
-            bit_count += gap.bit_length() - 1
-        gap = 0
-    parts = [_varint(len(values)), _put_run(bytes(classes), False), _put_run(bytes(values), False)]
-    return b"".join([*parts, bits.to_bytes((bit_count + 7) // 8, "little")])
+class _Bits:
+    """The bits of bytes that a decoder has not taken yet, the low ones of each byte first."""
 
+    def __init__(self, coded: _Input) -> None:
+        self._coded = coded
+        self._waiting: list[int] = []
 
-def _take_sparse(coded: _Input, size: int) -> bytes:
-    filled = coded.varint()
-    if not 0 < filled <= size // SPARSE_FROM:
-        raise ValueError(DAMAGED)
-    classes = _take_run(coded, filled, False)
-    values = _take_run(coded, filled, False)
-    out = bytearray(size)
-    position = waiting = waiting_bits = 0
-    for size_class, value in zip(classes, values, strict=True):
-        if size_class > CLASS_MOST:
+    def take(self, size: int) -> int:
+        """Take an unsigned integer of so many bits, the low ones first."""
+        while len(self._waiting) < size:
+            byte = self._coded.number(1)
+            self._waiting += [byte >> at & 1 for at in range(8)]
+        taken, self._waiting = self._waiting[:size], self._waiting[size:]
+        return sum(bit << at for at, bit in enumerate(taken))
+
+    def zeros(self) -> int:
+        """Take zeros and the one behind them, and return how many zeros there were."""
+        count = 0
+        while not self.take(1):
+            count += 1
+        return count
+
+    def end(self) -> None:
+        """Take what is left of the last byte."""
+        if any(self._waiting):
             raise ValueError(DAMAGED)
-        if size_class:
-            more = size_class - 1
-            while waiting_bits < more:
-                waiting |= coded.number(1) << waiting_bits
-                waiting_bits += 8
-            position += 1 << more | waiting & ((1 << more) - 1)
-            waiting >>= more
-            waiting_bits -= more
-        if position >= size:
-            raise ValueError(DAMAGED)
-        out[position] = value
-        position += 1
-    if waiting:
+
+
+def _put_few(data: bytes) -> bytes:
+    """Return how many bytes are not zero, and for each how many zeros lie before it (Rice's code), and the byte (Elias'
+    gamma code)."""
+    places = [place for place, value in enumerate(data) if value]
+    rice = (len(data) // len(places)).bit_length() - 1
+    bits: list[int] = []
+
+    def put(number: int, size: int) -> None:
+        bits.extend(number >> at & 1 for at in range(size))
+
+    for before, place in zip([-1, *places], places, strict=False):
+        gap, low = place - before - 1, data[place].bit_length() - 1
+        put(1 << (gap >> rice), (gap >> rice) + 1)
+        put(gap, rice)
+        put(1 << low, low + 1)
+        put(data[place], low)
+    packed = (sum(bit << at % 8 for at, bit in enumerate(bits[start : start + 8])) for start in range(0, len(bits), 8))
+    return _varint(len(places)) + bytes([rice, *packed])
+
+
+def _take_few(coded: _Input, size: int) -> bytes:
+    out, at = bytearray(size), 0
+    filled, rice = coded.varint(), coded.number(1)
+    if rice > RICE_MOST:
         raise ValueError(DAMAGED)
+    bits = _Bits(coded)
+    for _ in range(filled):
+        at += (bits.zeros() << rice) + bits.take(rice)
+        low = bits.zeros()
+        if low > 7 or at >= size:
+            raise ValueError(DAMAGED)
+        out[at] = 1 << low | bits.take(low)
+        at += 1
+    bits.end()
     return bytes(out)
 
 
-def _put_run(data: bytes, may_be_sparse: bool) -> bytes:
-    """Return the kind of a run and its body."""
-    counts = Counter(data)
-    if len(counts) == 1:
-        return bytes([Run.CONSTANT, data[0]])
-    kind, body = Run.RAW, data
-    if may_be_sparse and len(data) - counts[0] <= len(data) // SPARSE_FROM:
-        kind, body = Run.SPARSE, _put_sparse(data)
-    elif not _is_noise(counts):
-        kind, body = Run.RANS, _put_rans(data, counts)
-    return bytes([kind]) + body if len(body) < len(data) else bytes([Run.RAW]) + data
+def _put_bytes(data: bytes, keys: bytes) -> bytes:
+    size, filled = len(data), len(data) - data.count(0)
+    raw = bytes([Coded.RAW]) + data
+    if data.count(data[0]) == size:
+        return bytes([Coded.CONSTANT, data[0]])
+    if filled <= size // FEW_FROM:
+        return bytes([Coded.FEW]) + _put_few(data)
+    tables = _tables(data, keys)
+    estimate = sum(table.cost for table in tables) // (8 * 256)
+    lanes = LANES[0 if size < LANES_SOME_FROM else 1 + (estimate >= LANES_MOST_FROM)]
+    if estimate + 4 * lanes >= size - size // NOISE_PARTS:
+        return raw
+    coded = bytes([Coded.RANS]) + _put_rans(data, keys, tables, lanes)
+    return raw if len(coded) > size else coded
 
 
-def _take_run(coded: _Input, size: int, may_be_sparse: bool) -> bytes:
-    if coded.rest < 2:
-        raise ValueError(DAMAGED)
-    kind = coded.number(1)
-    if kind == Run.RAW:
+def _take_bytes(coded: _Input, keys: bytes) -> bytes:
+    """Take as many bytes as there are keys, and at least one."""
+    kind, size = coded.number(1), len(keys)
+    if kind == Coded.RAW:
         return coded.take(size)
-    if kind == Run.CONSTANT:
+    if kind == Coded.CONSTANT:
         return coded.take(1) * size
-    if kind == Run.RANS:
-        return _take_rans(coded, size)
-    if kind == Run.SPARSE and may_be_sparse:
-        return _take_sparse(coded, size)
+    if kind == Coded.FEW:
+        return _take_few(coded, size)
+    if kind == Coded.RANS:
+        return _take_rans(coded, keys)
     raise ValueError(DAMAGED)
 
 
-def _put_segments(data: bytes, lengths: list[int]) -> bytes:
-    """Return a plane as runs, each with its length before it: the segments, those alike joined with their neighbour."""
-    if len(lengths) == 1 or _is_noise(Counter(data)):
-        return _varint(len(data)) + _put_run(data, True)
-    ends = accumulate(lengths)
-    counts = [Counter(data[end - length : end]) for length, end in zip(lengths, ends, strict=True)]
-    runs = [counts[0]]
-    for segment in counts[1:]:
-        both = runs[-1] + segment
-        if _estimate_cost(both) > _estimate_cost(runs[-1]) + _estimate_cost(segment):
-            runs.append(segment)
-        else:
-            runs[-1] = both
-    sizes = [run.total() for run in runs]
-    parts = (data[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True))
-    return b"".join(_varint(len(part)) + _put_run(part, True) for part in parts)
+def encode_bytes(data: Buffer) -> bytes:
+    """Return bytes entropy-coded; see `kernels.encode_bytes`."""
+    return _put_bytes(bytes(data), bytes(len(data))) if len(data) else b""
 
 
-def _take_runs(coded: _Input, size: int) -> bytes:
-    out = b""
-    while len(out) < size:
-        length = coded.varint()
-        if not 0 < length <= size - len(out):
-            raise ValueError(DAMAGED)
-        out += _take_run(coded, length, True)
-    return out
-
-
-def encode_runs(data: Buffer) -> bytes:
-    """Return bytes as one run; see `kernels.encode_runs`."""
-    return _put_segments(bytes(data), [len(data)]) if len(data) else b""
-
-
-def decode_runs(coded: Buffer, size: int) -> bytes:
-    """Undo `encode_runs`."""
+def decode_bytes(coded: Buffer, size: int) -> bytes:
+    """Undo `encode_bytes`."""
     if size < 0:
         raise ValueError(DAMAGED)
     rest = _Input(coded)
-    data = _take_runs(rest, size)
+    data = _take_bytes(rest, bytes(size)) if size else b""
     if rest.rest:
         raise ValueError(DAMAGED)
     return data
@@ -334,23 +392,10 @@ class _Elements:
         starts = range(self.begin, self.end, self.width)
         return [int.from_bytes(data[start : start + self.width], "little") for start in starts]
 
-    def order(self, base: list[int]) -> list[int]:
-        """Return the elements' indices in the order of their keys: the 8 bits of the base below its sign."""
+    def keys(self, base: list[int]) -> bytes:
+        """Return the 8 bits below the sign of each element of the base, for a width of 1 all of it."""
         shift = 0 if self.width == 1 else 8 * self.width - 9
-        return sorted(range(self.count), key=lambda index: base[index] >> shift & 0xFF)
-
-    def segments(self, base: list[int]) -> list[int]:
-        """Cut the ordered elements where the key changes, into some pieces that are not too small."""
-        shift = 0 if self.width == 1 else 8 * self.width - 9
-        counts = Counter(element >> shift & 0xFF for element in base)
-        least = SEGMENT_LEAST if self.count // SEGMENTS < SEGMENT_LEAST else self.count // SEGMENTS + 1
-        lengths, length = [], 0
-        for key in range(256):
-            length += counts[key]
-            if length >= least:
-                lengths.append(length)
-                length = 0
-        return [*lengths, length] if length else lengths
+        return bytes(element >> shift & 0xFF for element in base)
 
 
 def _sortable(bits: int, width: int) -> int:
@@ -381,29 +426,37 @@ def encode_difference(target: Buffer, base: Buffer, width: int, phase: int) -> b
     if len(after) != len(before):
         raise ValueError("need a width of 1, 2, 4 or 8, a smaller phase, and a base of equal size")
     olds, news = elements.numbers(before), elements.numbers(after)
-    folded = [_fold(news[index], olds[index], width) for index in elements.order(olds)]
+    folded = [_fold(new, old, width) for new, old in zip(news, olds, strict=True)]
     coded = b""
     for plane in range(width if elements.count else 0):
-        data = bytes(each >> 8 * plane & 0xFF for each in folded)
-        coded += _put_segments(data, elements.segments(olds))
+        coded += _put_bytes(bytes(each >> 8 * plane & 0xFF for each in folded), elements.keys(olds))
     return coded + bytes((after[at] - before[at]) % 256 for at in elements.outside)
 
 
-def decode_difference(coded: Buffer, base: Buffer, width: int, phase: int) -> bytes:
-    """Undo `encode_difference`."""
-    before = bytes(base)
+def _decode_difference(coded: Buffer, before: bytes, width: int, phase: int) -> bytes:
     elements = _Elements(len(before), width, phase)
     rest = _Input(coded)
-    planes = [_take_runs(rest, elements.count) for _ in range(width if elements.count else 0)]
+    olds = elements.numbers(before)
+    keys = elements.keys(olds)
+    planes = [_take_bytes(rest, keys) for _ in range(width if elements.count else 0)]
     outside = rest.take(len(elements.outside))
     if rest.rest:
         raise ValueError(DAMAGED)
-    olds = elements.numbers(before)
     out = bytearray(before)
-    for place, index in enumerate(elements.order(olds)):
-        folded = sum(plane[place] << 8 * k for k, plane in enumerate(planes))
+    for index, old in enumerate(olds):
+        folded = sum(plane[index] << 8 * k for k, plane in enumerate(planes))
         start = elements.begin + index * width
-        out[start : start + width] = _unfold(folded, olds[index], width).to_bytes(width, "little")
+        out[start : start + width] = _unfold(folded, old, width).to_bytes(width, "little")
     for at, step in zip(elements.outside, outside, strict=True):
         out[at] = (before[at] + step) % 256
     return bytes(out)
+
+
+def decode_differences(differences: Sequence[tuple[Buffer, Buffer, int, int]], out: bytearray | memoryview) -> None:
+    """Undo `encode_difference` for several targets; see `kernels.decode_differences`."""
+    if sum(len(base) for _, base, _, _ in differences) != len(out):
+        raise ValueError("the bases do not have as many bytes as there is room for")
+    start = 0
+    for coded, base, width, phase in differences:
+        out[start : start + len(base)] = _decode_difference(coded, bytes(base), width, phase)
+        start += len(base)

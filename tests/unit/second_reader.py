@@ -38,7 +38,7 @@ class SecondReader:
     def __init__(self, path: Path) -> None:
         description = json.loads((path / "store.json").read_text())
         assert description["kind"] == "ckptfs store"
-        assert description["version"] in (1, 2, 3, 4)
+        assert description["version"] in (1, 2, 4)
         self.seed = int(description["seed"], 16)
         self.tables: dict[int, dict[bytes, bytes]] = {table: {} for table in (*range(1, 9), FREED)}
         self.chunks: dict[int, bytes] = {}
@@ -240,7 +240,7 @@ def decode(encoding: int, payload: bytes, raw_size: int, base: bytes) -> bytes:
     if encoding == 3:
         return apply_delta(payload, raw_size, base)
     assert encoding == 2
-    width = payload[0]
+    width, phase, turned = payload[0] & 15, payload[0] >> 4 & 7, payload[0] >> 7
     table = [struct.unpack_from("<BI", payload, 1 + 5 * plane) for plane in range(width)]
     at = 1 + 5 * width
     planes = []
@@ -248,11 +248,16 @@ def decode(encoding: int, payload: bytes, raw_size: int, base: bytes) -> bytes:
         body = payload[at : at + size]
         at += size
         if kind == 2:
-            body, rest = take_runs(body, raw_size // width)
+            body, rest = take_coded(body, bytes((raw_size - phase) // width))
             assert not rest
         planes.append(zstandard.decompress(body) if kind == 1 else body)
-    assert {len(plane) for plane in planes} == {raw_size // width}
-    return bytes(byte for element in zip(*planes, strict=True) for byte in element) + payload[at:]
+    assert {len(plane) for plane in planes} == {(raw_size - phase) // width}
+    elements = [int.from_bytes(bytes(element), "little") for element in zip(*planes, strict=True)]
+    if turned:
+        elements = [element >> 1 | (element & 1) << 8 * width - 1 for element in elements]
+    around = payload[at:]
+    tail, front = around[: len(around) - phase], around[len(around) - phase :]
+    return front + b"".join(element.to_bytes(width, "little") for element in elements) + tail
 
 
 def varint(coded: bytes) -> tuple[int, bytes]:
@@ -261,45 +266,47 @@ def varint(coded: bytes) -> tuple[int, bytes]:
     return sum((byte & 127) << 7 * at for at, byte in enumerate(coded[:size])), coded[size:]
 
 
-def take_runs(coded: bytes, size: int) -> tuple[bytes, bytes]:
-    """Return `size` bytes from their runs, and what follows these."""
-    out = b""
-    while len(out) < size:
-        length, coded = varint(coded)
-        run, coded = take_run(coded, length)
-        assert len(run) == length > 0
-        out += run
-    assert len(out) == size
-    return out, coded
-
-
-def take_run(coded: bytes, length: int) -> tuple[bytes, bytes]:
-    """Return the bytes of one run, from its kind on, and what follows it."""
+def take_coded(coded: bytes, keys: bytes) -> tuple[bytes, bytes]:
+    """Return coded bytes, as many as there are keys, and what follows them."""
     kind, coded = coded[0], coded[1:]
     if kind == 0:
-        return coded[:length], coded[length:]
+        return coded[: len(keys)], coded[len(keys) :]
     if kind == 1:
-        return coded[:1] * length, coded[1:]
-    return take_rans(coded, length) if kind == 2 else take_sparse(coded, length)
+        return coded[:1] * len(keys), coded[1:]
+    return take_few(coded, len(keys)) if kind == 2 else take_rans(coded, keys)
 
 
-def take_rans(coded: bytes, length: int) -> tuple[bytes, bytes]:
+def take_table(coded: bytes) -> tuple[list[tuple[int, int, int]], bytes]:
+    """Return value, frequency and distance from the first slot, for each slot of a table; and what follows it."""
     value, last, coded = coded[0], coded[1], coded[2:]
     slots: list[tuple[int, int, int]] = []
-    while value <= last:
+    while value < last:
         frequency, coded = varint(coded)
         slots += [(value, frequency, at) for at in range(frequency)]
         if frequency == 0:
             value, coded = value + coded[0], coded[1:]
         value += 1
-    assert len(slots) == 4096
-    lanes = 8 if length >= 1024 else 1
+    assert value == last
+    left = 4096 - len(slots)
+    assert left > 0
+    return slots + [(last, left, at) for at in range(left)], coded
+
+
+def take_rans(coded: bytes, keys: bytes) -> tuple[bytes, bytes]:
+    lanes, coded = coded[0], coded[1:]
+    assert lanes in (1, 8, 32)
+    tables: list[tuple[int, list[tuple[int, int, int]]]] = []
+    while not tables or tables[-1][0] < 255:
+        last_key = coded[0]
+        slots, coded = take_table(coded[1:])
+        tables.append((last_key, slots))
+    slots_of = [next(slots for last_key, slots in tables if key <= last_key) for key in range(256)]
     states = list(struct.unpack_from(f"<{lanes}I", coded))
     at = 4 * lanes
     out = bytearray()
-    for index in range(length):
+    for index, key in enumerate(keys):
         state = states[index % lanes]
-        value, frequency, offset = slots[state % 4096]
+        value, frequency, offset = slots_of[key][state % 4096]
         state = frequency * (state // 4096) + offset
         if state < 1 << 15:
             state = state << 16 | int.from_bytes(coded[at : at + 2], "little")
@@ -310,23 +317,30 @@ def take_rans(coded: bytes, length: int) -> tuple[bytes, bytes]:
     return bytes(out), coded[at:]
 
 
-def take_sparse(coded: bytes, length: int) -> tuple[bytes, bytes]:
+def take_few(coded: bytes, size: int) -> tuple[bytes, bytes]:
     count, coded = varint(coded)
-    assert coded[0] < 3
-    classes, coded = take_run(coded, count)
-    assert coded[0] < 3
-    values, coded = take_run(coded, count)
-    bit_count = sum(max(size - 1, 0) for size in classes)
-    bits_size = (bit_count + 7) // 8
-    bits = int.from_bytes(coded[:bits_size], "little")
+    rice, coded = coded[0], coded[1:]
+    bits = "".join(f"{byte:08b}"[::-1] for byte in coded)
+    at = 0
+
+    def number(low_bits: int) -> int:
+        nonlocal at
+        at += low_bits
+        return int(bits[at - low_bits : at][::-1] or "0", 2)
+
+    def zeros() -> int:
+        nonlocal at
+        start, at = at, bits.index("1", at) + 1
+        return at - 1 - start
+
     out = b""
-    for size, value in zip(classes, values, strict=True):
-        if size:
-            out += bytes((1 << size - 1) + bits % (1 << size - 1))
-            bits >>= size - 1
-        out += bytes([value])
-    assert bits == 0
-    return out.ljust(length, b"\0"), coded[bits_size:]
+    for _ in range(count):
+        out += bytes((zeros() << rice) + number(rice))
+        length = zeros()
+        out += bytes([1 << length | number(length)])
+    used = (at + 7) // 8
+    assert "1" not in bits[at : 8 * used]
+    return out.ljust(size, b"\0"), coded[used:]
 
 
 def apply_delta(payload: bytes, raw_size: int, base: bytes) -> bytes:
@@ -339,18 +353,17 @@ def apply_delta(payload: bytes, raw_size: int, base: bytes) -> bytes:
     begin = min(phase, raw_size)
     end = begin + count * width
     top = 1 << 8 * width - 1
+    elements = [int.from_bytes(base[at : at + width], "little") for at in range(begin, end, width)]
+    keys = bytes(element if width == 1 else element % top >> 8 * width - 9 for element in elements)
     planes = []
     for _ in range(width if count else 0):
-        plane, coded = take_runs(coded, count)
+        plane, coded = take_coded(coded, keys)
         planes.append(plane)
-    elements = [int.from_bytes(base[at : at + width], "little") for at in range(begin, end, width)]
-    keys = [element if width == 1 else element % top >> 8 * width - 9 for element in elements]
-    middle = [b""] * count
-    for place, index in enumerate(sorted(range(count), key=keys.__getitem__)):
-        folded = int.from_bytes(bytes(plane[place] for plane in planes), "little")
+    middle = b""
+    for index, element in enumerate(elements):
+        folded = int.from_bytes(bytes(plane[index] for plane in planes), "little")
         step = -(folded + 1) // 2 if folded % 2 else folded // 2
-        element = elements[index]
         moved = ((2 * top - 1 - element if element >= top else element + top) + step) % (2 * top)
-        middle[index] = (moved - top if moved >= top else 2 * top - 1 - moved).to_bytes(width, "little")
+        middle += (moved - top if moved >= top else 2 * top - 1 - moved).to_bytes(width, "little")
     around = bytes((byte + step) % 256 for byte, step in zip(base[:begin] + base[end:], coded, strict=True))
-    return around[:begin] + b"".join(middle) + around[begin:]
+    return around[:begin] + middle + around[begin:]

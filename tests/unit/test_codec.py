@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ckptfs.config import KIB
 from ckptfs.errors import DamagedError
-from ckptfs.store import reference_coders
+from ckptfs.store import kernels
 from ckptfs.store.codec import Encoding, decode, encode
 from ckptfs.store.delta import Alignment, encode_delta
 
@@ -112,19 +112,35 @@ def test_golden_planes_payload() -> None:
     assert decode(2, GOLDEN_PLANES, len(GOLDEN_RAW)) == GOLDEN_RAW
 
 
-def test_the_encoder_writes_the_layout_of_the_golden_payload() -> None:
-    """Its zstd frames may change with the library; where everything lies, and the raw planes, may not."""
-    data = FP32 + b"xyz"
+# 1.0 and -1.0 of 2 bytes, turned: mantissa and sign raw, the exponents constant; a byte of tail.
+GOLDEN_TURNED = bytes([2 | 1 << 7]) + bytes.fromhex("00 02000000  02 02000000") + b"\x00\x01" + b"\x01\x7f" + b"!"
+
+
+def test_golden_turned_planes_payload() -> None:
+    assert decode(2, GOLDEN_TURNED, 5) == struct.pack("<HH", 0x3F80, 0xBF80) + b"!"
+    in_phase_1 = bytes([GOLDEN_TURNED[0] | 1 << 4]) + GOLDEN_TURNED[1:] + b"?"
+    assert decode(2, in_phase_1, 6) == b"?" + struct.pack("<HH", 0x3F80, 0xBF80) + b"!"
+
+
+@pytest.mark.parametrize("phase", [0, 1, 3])
+def test_the_encoder_brings_exponents_into_one_plane(phase: int) -> None:
+    """What it makes of the exponents may change; where everything lies, and the raw planes, may not."""
+    data = FP32[4 - phase :] if phase else FP32 + b"xyz"
     encoding, payload = encode(data)
     payload = bytes(payload)
-    assert (encoding, payload[0]) == (Encoding.PLANES, 4)
+    assert (encoding, payload[0]) == (Encoding.PLANES, 4 | phase << 4 | 1 << 7)
     entries = list(struct.iter_unpack("<BI", payload[1:21]))
-    assert [kind for kind, _ in entries] == [0, 0, 0, 1]
-    assert payload[21 : 21 + 3 * 16 * KIB] == b"".join(FP32[plane::4] for plane in range(3))
-    frame = payload[21 + 3 * 16 * KIB : -3]
-    assert len(frame) == entries[3][1]
-    assert zstandard.decompress(frame) == FP32[3::4]
-    assert payload[-3:] == b"xyz"
+    assert [kind for kind, _ in entries] == [0, 0, 0, 2]
+    turned = np.frombuffer(data, np.uint32, (len(data) - phase) // 4, phase)
+    turned = turned << 1 | turned >> 31
+    planes = turned.view(np.uint8).reshape(-1, 4).T
+    count = len(turned)
+    assert payload[21 : 21 + 3 * count] == planes[:3].tobytes()
+    exponents = payload[21 + 3 * count :][: entries[3][1]]
+    assert kernels.decode_bytes(exponents, count) == planes[3].tobytes()
+    tail = data[phase + 4 * count :]
+    assert payload[21 + 3 * count + entries[3][1] :] == tail + data[:phase]
+    assert len(payload) < 0.835 * len(data)
 
 
 @settings(deadline=None)
@@ -146,7 +162,7 @@ def test_a_delta_is_decoded_with_its_bases(target: bytes, before: bytes, behind:
 # The first element moves from 1.0 by one step, the second stays; the byte behind them goes from 5 to 4. The first 2
 # bytes of the bases are skipped.
 GOLDEN_BASES = b"--" + struct.pack("<2f", 1.0, 1.0) + b"\x05"
-GOLDEN_DELTA = bytes.fromhex("04 00 02000000  02 00 0200  02 01 00  02 01 00  02 01 00  ff")
+GOLDEN_DELTA = bytes.fromhex("04 00 02000000  00 0200  01 00  01 00  01 00  ff")
 
 
 def test_golden_delta_payload() -> None:
@@ -182,6 +198,8 @@ UNSIZED = zstandard.ZstdCompressor(write_content_size=False).compress(b"x" * 100
         ("zstd, skippable frame", 1, struct.pack("<II", 0x184D2A50, 4) + b"abcd", 0),
         ("planes, empty", 2, b"", 0),
         ("planes, width 0", 2, b"\x00", 0),
+        ("planes, phase 2 of 2", 2, bytes([2 | 2 << 4]) + bytes(10), 0),
+        ("planes, phase behind the chunk", 2, bytes([2 | 1 << 4]) + bytes(10), 0),
         ("planes, width 3", 2, b"\x03" + b"\x00\x04\x00\x00\x00" * 3 + bytes(12), 12),
         ("planes, table cut off", 2, GOLDEN_PLANES[:20], 17),
         ("planes, cut off", 2, GOLDEN_PLANES[:-1], 17),
@@ -197,14 +215,14 @@ def test_malformed_payloads_are_damage(why: str, encoding: int, payload: bytes, 
         decode(encoding, payload, raw_size)
 
 
-def test_a_plane_that_is_nearly_constant_is_stored_as_runs() -> None:
+def test_a_plane_that_is_nearly_constant_is_coded_to_little() -> None:
     """Huffman codes take a bit for every byte at least, and zstd finds no matches in them."""
     generator = np.random.default_rng(SEED)
     plane = (generator.random(16 * KIB) < 0.03).astype(np.uint8)
     data = np.stack([generator.integers(0, 256, 16 * KIB, np.uint8), plane], axis=1).tobytes()
     encoding, payload = encode(data)
     assert (encoding, list(struct.unpack("<BIBI", payload[1:11]))[::2]) == (Encoding.PLANES, [0, 2])
-    assert reference_coders.decode_runs(payload[11 + 16 * KIB :], 16 * KIB) == plane.tobytes()
+    assert decode(encoding, payload, len(data)) == data
     assert len(payload) < 16 * KIB * 1.03
 
 

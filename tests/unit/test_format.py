@@ -104,9 +104,9 @@ def test_the_documented_record_types_and_encodings_are_those_of_the_code() -> No
     ]
 
 
-def test_the_documented_runs_and_planes_are_those_of_the_code() -> None:
-    assert [(name.lower(), int(number)) for name, number, _ in rows("Runs")] == [
-        (run.name.lower(), run.value) for run in reference_coders.Run
+def test_the_documented_kinds_of_coded_bytes_and_planes_are_those_of_the_code() -> None:
+    assert [(name.lower(), int(number)) for name, number, _ in rows("Coded bytes")] == [
+        (kind.name.lower(), kind.value) for kind in reference_coders.Coded
     ]
     kind = next(meaning for *_, name, meaning in rows("Planes") if name == "kind")
     assert re.findall(r"(\d+) (\w+)", kind.split(":")[1]) == [

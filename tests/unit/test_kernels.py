@@ -208,39 +208,42 @@ def test_sizes_that_make_no_sense_are_refused(name: str, limits: tuple[int, int,
 
 @pytest.mark.parametrize("name", KERNELS)
 @settings(deadline=None)
-@given(data=contents, width=st.sampled_from([2, 4, 8]))
-def test_planes_are_those_of_the_reference_and_join_again(name: str, data: bytes, width: int) -> None:
-    planes = KERNELS[name].split_planes(data, width)
-    assert planes == reference.split_planes(data, width)
-    assert KERNELS[name].join_planes(planes, width) == data
-    assert reference.join_planes(planes, width) == data
+@given(data=contents, width=st.sampled_from([2, 4, 8]), turned=st.booleans())
+def test_planes_are_those_of_the_reference_and_join_again(name: str, data: bytes, width: int, turned: bool) -> None:
+    planes = KERNELS[name].split_planes(data, width, turned)
+    assert planes == reference.split_planes(data, width, turned)
+    assert KERNELS[name].join_planes(planes, width, turned) == data
+    assert reference.join_planes(planes, width, turned) == data
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_golden_planes(name: str) -> None:
-    assert KERNELS[name].split_planes(b"abcdABCD1234xyz", 4) == b"aA1bB2cC3dD4xyz"
-    assert KERNELS[name].join_planes(b"aA1bB2cC3dD4xyz", 4) == b"abcdABCD1234xyz"
+    assert KERNELS[name].split_planes(b"abcdABCD1234xyz", 4, False) == b"aA1bB2cC3dD4xyz"
+    assert KERNELS[name].join_planes(b"aA1bB2cC3dD4xyz", 4, False) == b"abcdABCD1234xyz"
+    assert KERNELS[name].split_planes(b"\x01\x82\x83\x04x", 2, True) == b"\x03\x06\x04\x09x"
+    assert KERNELS[name].join_planes(b"\x03\x06\x04\x09x", 2, True) == b"\x01\x82\x83\x04x"
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_width_that_is_none_is_refused(name: str) -> None:
     for call in (KERNELS[name].split_planes, KERNELS[name].join_planes):
         with pytest.raises(ValueError, match="width"):
-            call(b"12345678", 3)
+            call(b"12345678", 3, False)
     with pytest.raises(ValueError, match="width"):
-        KERNELS[name].plane_entropies(b"12345678", 9)
+        KERNELS[name].plane_entropies(b"12345678", 9, False)
 
 
 @pytest.mark.parametrize("name", NATIVE)
 @settings(deadline=None)
-@given(data=contents, width=st.integers(1, 8))
-def test_entropies_are_those_of_the_reference(name: str, data: bytes, width: int) -> None:
-    assert KERNELS[name].plane_entropies(data, width) == pytest.approx(reference.plane_entropies(data, width), abs=1e-9)
+@given(data=contents, width=st.integers(1, 8), turned=st.booleans())
+def test_entropies_are_those_of_the_reference(name: str, data: bytes, width: int, turned: bool) -> None:
+    expected = reference.plane_entropies(data, width, turned)
+    assert KERNELS[name].plane_entropies(data, width, turned) == pytest.approx(expected, abs=1e-9)
 
 
 def test_entropies_of_known_planes() -> None:
-    assert reference.plane_entropies(bytes([7, 0, 7, 1] * 1000), 2) == pytest.approx([0.0, 1.0], abs=1e-3)
-    assert reference.plane_entropies(random_bytes(5, 64 * KIB), 1) == pytest.approx([8.0], abs=0.01)
+    assert reference.plane_entropies(bytes([7, 0, 7, 1] * 1000), 2, False) == pytest.approx([0.0, 1.0], abs=1e-3)
+    assert reference.plane_entropies(random_bytes(5, 64 * KIB), 1, False) == pytest.approx([8.0], abs=0.01)
 
 
 def test_a_kernel_that_is_not_there_is_refused_by_name() -> None:

@@ -14,7 +14,7 @@ SEED = 20240607
 
 # Buffers of exactly the size of their data, on the heap, so that one byte too far is seen.
 COMPARISON = """
-import ctypes, random, struct, sys
+import ctypes, functools, itertools, random, struct, sys
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
 from ckptfs.store import reference, reference_coders
@@ -51,18 +51,19 @@ for size in [*range(140), *(generator.randrange(140, 5000) for _ in range(60))]:
             whole = kernels.cut_and_hash(name, exact, 6000, 16, 6000, True, seed)
             assert whole == reference.cut_and_hash(data, 6000, 16, 6000, True, seed), (name, size, seed)
             compared += 1
-        for width in (2, 4, 8):
-            planes = kernels.split_planes(exact, width)
-            assert planes == reference.split_planes(data, width)
-            assert kernels.join_planes((ctypes.c_ubyte * size).from_buffer_copy(planes), width) == data
+        for width, turned in itertools.product((2, 4, 8), (False, True)):
+            planes = kernels.split_planes(exact, width, turned)
+            assert planes == reference.split_planes(data, width, turned)
+            assert kernels.join_planes((ctypes.c_ubyte * size).from_buffer_copy(planes), width, turned) == data
         bits, expected = (ctypes.c_ubyte * (size // 2 + 1))(), bytearray(size // 2 + 1)
         numbers = [generator.randrange(5 * size + 9) for _ in range(size // 8)]
         packed = b"".join(number.to_bytes(8, "little") for number in numbers)
         kernels.mark(bits, (ctypes.c_ubyte * len(packed)).from_buffer_copy(packed))
         reference.mark(expected, packed)
         assert bytes(bits) == expected
-        for width in range(1, 9):
-            entropies = zip(kernels.plane_entropies(exact, width), reference.plane_entropies(data, width))
+        for width, turned in itertools.product(range(1, 9), (False, True)):
+            shape = width, turned
+            entropies = zip(kernels.plane_entropies(exact, *shape), reference.plane_entropies(data, *shape))
             assert all(abs(mine - theirs) < 1e-9 for mine, theirs in entropies)
 def exactly(data):
     return (ctypes.c_ubyte * len(data)).from_buffer_copy(data)
@@ -73,29 +74,39 @@ def outcome(decode, *arguments):
     except ValueError:
         return None
 
-for size in [*range(24), *(generator.randrange(24, 2000) for _ in range(30))]:
-    zeros = generator.choice((0.0, 0.5, 0.9, 0.99))
+def decode_differences(decode, coded, base, width, phase):
+    out = bytearray(len(base))
+    decode([(coded, base, width, phase)], out)
+    return bytes(out)
+
+for size in [*range(24), *(generator.randrange(24, 12000) for _ in range(40))]:
+    zeros = generator.choice((0.0, 0.5, 0.9, 0.99, 0.999))
     data = bytes(0 if generator.random() < zeros else generator.choice(b"abcdefgz") for _ in range(size))
     base = generator.randbytes(size)
     width = generator.choice((1, 2, 4, 8))
     phase = generator.randrange(width)
-    codings = (
-        (kernels.encode_runs(exactly(data)), "decode_runs", (size,)),
-        (kernels.encode_difference(exactly(data), exactly(base), width, phase), "decode_difference",
-         (exactly(base), width, phase)),
-    )
-    assert codings[0][0] == reference_coders.encode_runs(data)
-    assert codings[1][0] == reference_coders.encode_difference(data, base, width, phase)
-    for coded, decoder, rest in codings:
-        assert getattr(kernels, decoder)(exactly(coded), *rest) == data
-        for _ in range(8):
-            hostile = bytearray(coded)
-            for _ in range(generator.randrange(3)):
-                if hostile:
-                    hostile[generator.randrange(len(hostile))] = generator.randrange(256)
-            del hostile[len(hostile) - generator.randrange(3) :]
-            mine = outcome(getattr(kernels, decoder), exactly(hostile), *rest)
-            assert mine == outcome(getattr(reference_coders, decoder), hostile, *rest), (decoder, hostile, rest)
+    shape = width, phase
+    coded = kernels.encode_bytes("portable", exactly(data))
+    assert coded == reference_coders.encode_bytes(data)
+    for name in kernels.cut_kernels():
+        assert kernels.encode_bytes(name, exactly(data)) == coded
+        difference = kernels.encode_difference(name, exactly(data), exactly(base), *shape)
+        assert difference == reference_coders.encode_difference(data, base, *shape)
+        assert kernels.decode_bytes(name, exactly(coded), size) == data
+        decode = functools.partial(kernels.decode_differences, name)
+        assert decode_differences(decode, exactly(difference), exactly(base), *shape) == data
+        for _ in range(4):
+            hostile = [bytearray(coded), bytearray(difference)]
+            for each in hostile:
+                for _ in range(generator.randrange(3)):
+                    if each:
+                        each[generator.randrange(min(len(each), 60))] = generator.randrange(256)
+                del each[len(each) - generator.randrange(3) :]
+            mine = outcome(kernels.decode_bytes, name, exactly(hostile[0]), size)
+            assert mine == outcome(reference_coders.decode_bytes, hostile[0], size), (name, hostile[0], size)
+            mine = outcome(decode_differences, decode, exactly(hostile[1]), exactly(base), *shape)
+            theirs = outcome(decode_differences, reference_coders.decode_differences, hostile[1], base, *shape)
+            assert mine == theirs, (name, hostile[1], base, shape)
             compared += 1
 for bad in (("neon", b"", 16, 8, 16, True), ("portable", b"", 15, 8, 16, True), ("portable", b"", 16, 7, 16, True)):
     try:
