@@ -21,7 +21,7 @@ from ckptfs.tree.inode import ROOT_INO
 from ckptfs.tree.namespace import Owner
 
 GOLDEN = Path(__file__).parent / "golden" / "store.txt"
-OLD_GOLDEN = tuple(GOLDEN.with_name(f"store-{version}.txt") for version in (1, 2, 3))
+OLD_GOLDEN = tuple(GOLDEN.with_name(f"store-{version}.txt") for version in (1, 2))
 """The same store as the versions 1 to 3 of the format had it."""
 
 CONFIG = StoreConfig(FORMAT_VERSION, 0x0123456789ABCDEF, 1_700_000_000_000_000_000, ChunkSizes(64, 8, 256))
