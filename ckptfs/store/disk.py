@@ -25,6 +25,8 @@ DISK_SECTOR = 512
 
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
+_BEHIND_ALL = 1 << 40
+CANNOT_PUNCH = (errno.EOPNOTSUPP, errno.ENOSYS)
 _PUNCH_MODE = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -187,6 +189,10 @@ class Disk:
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code), str(path))
         return len(pages)
+
+    def can_punch(self, fd: int) -> bool:
+        """Tell whether the disk can free a part of a file, by freeing nothing, far behind the end of this one."""
+        return _fallocate(fd, _PUNCH_MODE, _BEHIND_ALL, mmap.PAGESIZE) == 0 or ctypes.get_errno() not in CANNOT_PUNCH
 
     def make_directory(self, path: Path) -> None:
         """Make a directory, 0700 whatever the umask; one that exists already is left as it is."""

@@ -61,7 +61,12 @@ def parse_location(packed: bytes) -> Location:
     """Undo `build_location`; DamagedError when it is no such row."""
     try:
         pack, offset, stored_size, raw_size, base_count, encoding, height = LOCATION.unpack_from(packed)
-        bases = struct.unpack(f"<{base_count}Q", packed[LOCATION.size :])
+        # Most have none, and a million of them are read at a time.
+        bases = (
+            struct.unpack(f"<{base_count}Q", packed[LOCATION.size :])
+            if base_count or len(packed) > LOCATION.size
+            else ()
+        )
     except struct.error as error:
         raise DamagedError("the location of a chunk has another size than it must have; rebuild the index") from error
     return Location(pack, offset, stored_size, raw_size, encoding, bases, height)

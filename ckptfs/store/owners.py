@@ -10,6 +10,7 @@ from typing import Final
 
 from ckptfs.store.environment import Table, View
 from ckptfs.store.location import NUMBER, parse_location
+from ckptfs.store.records import record_size
 
 _PACKED = struct.Struct("<Q")
 _NOBODY: Final = -1
@@ -56,7 +57,7 @@ class Owners:
             (number,) = NUMBER.unpack(key)
             if number < limit:
                 location = parse_location(value)
-                sizes[number] = location.place(number).size
+                sizes[number] = record_size(location.stored_size, len(location.bases))
                 if location.bases and owners[number] != _NOBODY:
                     deltas.append((location.height, number, location.bases))
         for _, number, bases in sorted(deltas):  # a base is higher than the deltas that rest on it

@@ -9,9 +9,7 @@ the next append. After a failed sync every later one fails too, until the store 
 have dropped the pages it could not write.
 """
 
-import errno
 import logging
-import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +22,7 @@ from ckptfs.config import FORMAT_VERSION, MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.appender import Appender, AppendFile
-from ckptfs.store.disk import Disk
+from ckptfs.store.disk import CANNOT_PUNCH, Disk
 from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, Skipped, pack_name, pack_numbers
 from ckptfs.store.records import HEADER_SIZE, Appendable, Header, Place, Position, Record, RecordBytes
 
@@ -35,7 +33,6 @@ PACK_SIZE_MAX = 512 * MIB
 
 FIRST_PACK = 1
 _OPEN_PACKS_MAX = 64
-_BEHIND_ALL = 1 << 40
 
 
 class PackIdentity(NamedTuple):
@@ -231,11 +228,14 @@ class Packs:
 
     @property
     def can_punch(self) -> bool:
-        """Whether the disk below can free a part of a file; it is asked by freeing nothing, far behind a pack's end."""
+        """Whether the disk below can free a part of a file, as far as that is known."""
         if self._can_punch is None and (packs := self.numbers()):
-            self._can_punch = True
-            self._punch(Place(packs[-1], _BEHIND_ALL, mmap.PAGESIZE, 0))
+            self._can_punch = self._disk.can_punch(self._open_to_write(packs[-1]).fd)
         return self._can_punch is not False
+
+    def _open_to_write(self, pack: int) -> PackFile:
+        path = self.path(pack)
+        return PackFile(self._disk, path, self._disk.open_write(path))
 
     def punch(self, place: Place) -> int:
         """Free the whole pages of a place for good, and return their bytes; 0 where the disk below cannot.
@@ -245,21 +245,17 @@ class Packs:
         """
         if not self.can_punch:
             return 0
-        self.punch_count += 1  # before, so that whoever sees no change has read no hole
-        return self._punch(place)
-
-    def _punch(self, place: Place) -> int:
-        path = self.path(place.pack)
         try:
-            file = PackFile(self._disk, path, self._disk.open_write(path))
+            file = self._open_to_write(place.pack)
         except FileNotFoundError:
             return 0
+        self.punch_count += 1  # before, so that whoever sees no change has read no hole
         try:
-            return self._disk.punch(file.fd, place.offset, place.size, path)
+            return self._disk.punch(file.fd, place.offset, place.size, file.path)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            if error.errno not in CANNOT_PUNCH:
                 raise
-            logger.info("%s: the disk below cannot free a part of a file", path)
+            logger.info("%s: the disk below cannot free a part of a file", file.path)
             self._can_punch = False
             return 0
 

@@ -105,7 +105,8 @@ class Reclaimer:
                 if stop():
                     return size
                 size += self._packs.punch(piece)
-            self._freed.punched(places)
+            if self._packs.can_punch:  # else it was found out just now
+                self._freed.punched(places)
         return size
 
     # Planning

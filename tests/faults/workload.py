@@ -16,6 +16,7 @@ from ckptfs.config import KIB
 from ckptfs.store import ChunkStore, Disk, Frozen
 from ckptfs.tree import Tree
 from ckptfs.tree.files import OpenFile
+from ckptfs.tree.gc import collect
 from ckptfs.tree.snapshots import Snapshot
 from tests.unit import tree_support as support
 from tests.unit.tree_model import ModelTree, Node
@@ -46,6 +47,10 @@ def state_of(tree: Tree) -> State:
 
 class ZeroingDisk(Disk):
     """A disk for a filesystem without holes: what is punched becomes zeros, which is all that a reader sees of one."""
+
+    def can_punch(self, fd: int) -> bool:
+        """Say that it can."""
+        return True
 
     def punch(self, fd: int, offset: int, size: int, path: Path) -> int:
         """Write zeros over the whole pages of a range."""
@@ -179,6 +184,7 @@ class Workload:
             (2, self.begin_checkpoint),
             (2, self.end_checkpoint),
             (3, self.encode),
+            (2, self.collect),
             (2, self.kill),
             (1, self.rebuild),
         )
@@ -333,6 +339,11 @@ class Workload:
         if self._source.random() < 0.7:
             self.checkpoint()
             self.tree.store.reclaimer.punch()
+
+    def collect(self) -> None:
+        """Free what nothing needs: condense the journal, rewrite packs and remove them."""
+        self.checkpoint()
+        collect(self.tree)
 
     def rebuild(self) -> None:
         """Be killed, and make the index anew from the packs."""

@@ -133,6 +133,9 @@ def test_the_journal_of_very_many_saves_is_bounded(tree: Tree) -> None:
 
 
 class _Crashes(support.Crashes):
+    def can_punch(self, fd: int) -> bool:
+        return False
+
     def punch(self, fd: int, offset: int, size: int, path: Path) -> int:
         return support.NoPunchDisk().punch(fd, offset, size, path)
 

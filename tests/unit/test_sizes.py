@@ -94,9 +94,9 @@ def test_the_sizes_of_ten_thousand_versions_of_a_million_chunks_take_seconds(tmp
     tree.store._environment.write(
         [(Table.SNAPSHOTS, [(number.to_bytes(4, "big"), b"{}") for number in range(1, SNAPSHOTS_MANY + 1)])]
     )
-    began = time.perf_counter()
+    began = time.process_time()
     found = sizes(tree)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     assert len(found) == SNAPSHOTS_MANY
     assert 0 < sum(found.values()) < CHUNKS_MANY * 70_000
     tracemalloc.start()
@@ -104,6 +104,6 @@ def test_the_sizes_of_ten_thousand_versions_of_a_million_chunks_take_seconds(tmp
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     print(f"{seconds:.2f} s, {peak / MIB:.1f} MiB")
-    assert seconds < 10
+    assert seconds < 5
     assert peak < 100 * MIB
     support.crash(tree)

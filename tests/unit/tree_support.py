@@ -44,6 +44,10 @@ class NoSyncDisk(Disk):
 class NoPunchDisk(NoSyncDisk):
     """A disk that cannot free a part of a file."""
 
+    def can_punch(self, fd: int) -> bool:
+        """Say so."""
+        return False
+
     def punch(self, fd: int, offset: int, size: int, path: Path) -> int:
         """Refuse as such a filesystem does."""
         raise OSError(errno.EOPNOTSUPP, "Operation not supported", str(path))
