@@ -149,7 +149,7 @@ def judge_mended(workload: Workload, promises: Promises, *, goes_on: bool) -> No
         support.save(workload.tree, "when there was room again", b"saved" * 500)
         workload.tree.commit()
     if workload.is_open:
-        support.crash(workload.tree)
+        workload.crash()
     try:
         tree = support.open_tree(workload.path)
     except NotAStoreError:
