@@ -53,8 +53,8 @@ class Soak:
 
     def failing_operations(self, seed: int) -> None:
         """Fail every operation of a workload in every way."""
-        count = count_operations(seed)
         for fault in Fault:
+            count = count_operations(seed, fault)
             losses = self._pool.map(partial(judge_fault, seed, fault), range(count), chunksize=8)
             self._note("failing operations", count, filter(None, losses))
 

@@ -41,10 +41,11 @@ class State(NamedTuple):
 
 def state_of(tree: Tree) -> State:
     """Read everything that a tree shows."""
+    known: dict[int, bytes] = {}
     return State(
-        support.dump(tree),
-        support.dump(tree, tree.rows.open_epoch),
-        {snapshot.name: support.dump(tree, snapshot.id) for snapshot in tree.snapshots.all()},
+        support.dump(tree, known=known),
+        support.dump(tree, tree.rows.open_epoch, known),
+        {snapshot.name: support.dump(tree, snapshot.id, known) for snapshot in tree.snapshots.all()},
     )
 
 

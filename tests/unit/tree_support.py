@@ -211,14 +211,25 @@ class Seen(NamedTuple):
     same_as: str
 
 
-def dump(tree: Tree, epoch: int = LIVE) -> dict[str, Seen]:
-    """Return everything that an epoch shows, by path; directories end in a slash."""
+def dump(tree: Tree, epoch: int = LIVE, known: dict[int, bytes] | None = None) -> dict[str, Seen]:
+    """Return everything that an epoch shows, by path; directories end in a slash.
+
+    `known` has the bytes of manifests that were read before, and gets those of others.
+    """
+    known = {} if known is None else known
     found: dict[str, Seen] = {}
     first: dict[int, str] = {}
 
+    def content(ino: int, manifest: int) -> bytes:
+        if epoch == LIVE and tree.files.get(ino) is not None:
+            return read_ino(tree, ino)
+        if manifest not in known:
+            known[manifest] = read_ino(tree, ino, epoch)
+        return known[manifest]
+
     def visit(ino: int, path: str) -> None:
         inode = tree.attributes(ino, epoch)
-        data = read_ino(tree, ino, epoch) if inode.is_file else inode.target
+        data = content(ino, inode.manifest) if inode.is_file else inode.target
         assert inode.is_dir or len(data) == inode.size
         names = tree.names.list_xattrs(ino, epoch)
         xattrs = tuple((name, tree.names.get_xattr(ino, name, epoch)) for name in names)
