@@ -95,6 +95,7 @@ class ChunkStore:
         packs: Packs,
         environment: Environment,
         seal: Seal,
+        lock: StoreLock,
         *,
         disk: Disk,
         read_only: bool,
@@ -116,6 +117,7 @@ class ChunkStore:
         self._again_bytes = 0
         self._resources = ExitStack()
         self._seal = seal
+        self._lock = lock
         self._journal_lock = threading.Lock()
         self._append_lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
@@ -162,7 +164,7 @@ class ChunkStore:
         disk = disk or Disk()
         config = description.read(path, disk)
         with ExitStack() as resources:
-            resources.enter_context(StoreLock(path, disk, shared=read_only))
+            lock = resources.enter_context(StoreLock(path, disk, shared=read_only))
             if not read_only:
                 config = description.raise_version(path, config, disk)
             packs = Packs(
@@ -180,13 +182,13 @@ class ChunkStore:
                 disk.rename(aside, index_path)
             rebuild = rebuild and index_path.exists()
             seal = Seal(index_path, disk)
-            is_sound = seal.holds()
-            if not (is_sound or rebuild):
+            damage = seal.damage()
+            if damage is not None and not rebuild:
                 raise DamagedError(
-                    f"the index {index_path} is not what was written; "
+                    f"the index {index_path} is not what was written ({damage}); "
                     "`ckptfs repair --rebuild-index` makes it anew from the packs"
                 )
-            if is_sound and not read_only:
+            if damage is None and not read_only:
                 seal.remove()
             resources.callback(seal.close)
             if rebuild:
@@ -194,10 +196,10 @@ class ChunkStore:
                 undo.callback(disk.rename, aside, index_path)
             environment = Environment(index_path, disk, read_only=read_only)
             resources.callback(environment.close)
-            store = cls(path, config, packs, environment, seal, disk=disk, read_only=read_only)
+            store = cls(path, config, packs, environment, seal, lock, disk=disk, read_only=read_only)
             store._replay(salvage=salvage)
             if rebuild:
-                if is_sound:  # LMDB is not to be trusted with another one
+                if damage is None:  # LMDB is not to be trusted with another one
                     store._compare_index(aside)
                 undo.pop_all()
                 disk.unlink(aside)
@@ -208,12 +210,15 @@ class ChunkStore:
     def _compare_index(self, before: Path) -> None:
         """Note how the index that was rebuilt differs from the one before; DamagedError when that has more."""
         try:
-            environment = Environment(before, self._disk, read_only=True)
+            with (
+                closing(Environment(before, self._disk, read_only=True)) as environment,
+                environment.view({table: {} for table in COMPARED}) as old,
+                self.view() as new,
+            ):
+                self.opening = self.opening._replace(differences=differences(old, new))
         except DamagedError as error:
             logger.info("there is nothing to compare the index with: %s", error)
             return
-        with closing(environment), environment.view({table: {} for table in COMPARED}) as old, self.view() as new:
-            self.opening = self.opening._replace(differences=differences(old, new))
         if self.opening.losses and self.opening.differences:
             lost = "; ".join(self.opening.losses)
             raise DamagedError(f"the packs do not have all that the index has, which stays as it is: {lost}")
@@ -609,6 +614,7 @@ class ChunkStore:
             if commit and not self.read_only:
                 self.commit(checkpoint=True)
                 self._seal.set_on_close()
+                self._lock.note_end()
 
     def __enter__(self) -> Self:
         return self

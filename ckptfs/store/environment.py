@@ -2,14 +2,15 @@
 
 Environment owns the file, and no other module imports lmdb. It does not know what a row means, but that those of
 CHUNK_IDS are packed. LMDB syncs at every commit, so what `write` wrote is durable or, after a crash in the middle, not
-there at all. Any thread may write; a Reader or a View is used by one thread at a time.
+there at all. Any thread may write; a Reader or a View is used by one thread at a time. What LMDB finds wrong with its
+pages is a DamagedError here.
 """
 
 from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
@@ -61,6 +62,69 @@ Memtable = dict[bytes, bytes | None]
 """Rows in memory, above those of LMDB; None marks a deletion, which hides the row below."""
 
 
+class Cursor:
+    """A cursor over the rows of one table, ascending; DamagedError where LMDB finds its pages damaged."""
+
+    __slots__ = ("_cursor", "_path", "key", "value")
+
+    def __init__(self, cursor: lmdb.Cursor[bytes], path: Path) -> None:
+        self._cursor = cursor
+        self._path = path
+        self.key: Callable[[], bytes] = cursor.key
+        """Return the key of the row that the cursor is at."""
+        self.value: Callable[[], bytes] = cursor.value
+        """Return the value of the row that the cursor is at."""
+
+    def _move(self, move: Callable[..., bool], *target: bytes) -> bool:
+        try:
+            return move(*target)
+        except lmdb.Error as error:
+            raise _damaged(self._path, error) from error
+
+    def first(self) -> bool:
+        """Move to the first row; this and all other moves tell whether there is one."""
+        return self._move(self._cursor.first)
+
+    def last(self) -> bool:
+        """Move to the last row."""
+        return self._move(self._cursor.last)
+
+    def next(self) -> bool:
+        """Move to the next row; from nowhere, to the first."""
+        return self._move(self._cursor.next)
+
+    def prev(self) -> bool:
+        """Move to the row before; from nowhere, to the last."""
+        return self._move(self._cursor.prev)
+
+    def set_key(self, key: bytes) -> bool:
+        """Move to the row of a key."""
+        return self._move(self._cursor.set_key, key)
+
+    def set_range(self, key: bytes) -> bool:
+        """Move to the first row from a key on."""
+        return self._move(self._cursor.set_range, key)
+
+    def seek_packed(self, key: bytes) -> bool:
+        """Move to the packed row of a key."""
+        return self.set_packed_range(key) and self.value().startswith(key)
+
+    def set_packed_range(self, key: bytes) -> bool:
+        """Move to the first packed row from a key on."""
+        return self._move(self._cursor.set_range_dup, _PACKED, key)
+
+    def next_packed(self) -> bool:
+        """Move to the next packed row."""
+        return self._move(self._cursor.next_dup)
+
+    def rows(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all rows from the one that the cursor is at, from nowhere from the first."""
+        try:
+            yield from self._cursor
+        except lmdb.Error as error:
+            raise _damaged(self._path, error) from error
+
+
 class Reader:
     """A read transaction with a cursor for each table, begun at first use. `lock` guards it; its user holds it."""
 
@@ -69,19 +133,20 @@ class Reader:
         self._env = env
         self._databases = databases
         self._transaction: lmdb.Transaction[bytes] | None = None
-        self._cursors: dict[Table, lmdb.Cursor[bytes]] = {}
+        self._cursors: dict[Table, Cursor] = {}
 
     def has(self, table: Table) -> bool:
         """Tell whether there is such a table: not in a store of an older version that is open for reading only."""
         return table in self._databases
 
-    def cursor(self, table: Table) -> lmdb.Cursor[bytes]:
+    def cursor(self, table: Table) -> Cursor:
         """Return the cursor of a table; it is good until the next `renew`."""
         cursor = self._cursors.get(table)
         if cursor is None:
             if self._transaction is None:
                 self._transaction = self._env.begin()
-            cursor = self._cursors[table] = self._transaction.cursor(self._databases[table])
+            cursor = Cursor(self._transaction.cursor(self._databases[table]), Path(self._env.path()))
+            self._cursors[table] = cursor
         return cursor
 
     def get(self, table: Table, key: bytes) -> bytes | None:
@@ -92,7 +157,7 @@ class Reader:
     def find_packed(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the packed rows of those keys that there are; sorted keys walk the tree once, from left to right."""
         cursor = self.cursor(Table.CHUNK_IDS)
-        return {key: cursor.value()[PACKED_KEY_SIZE:] for key in keys if _seek_packed(cursor, key)}
+        return {key: cursor.value()[PACKED_KEY_SIZE:] for key in keys if cursor.seek_packed(key)}
 
     def packed_from(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the packed rows from the key `start` on, ascending; good until the lock is let go."""
@@ -100,12 +165,12 @@ class Reader:
         if not self._databases[Table.CHUNK_IDS].flags()["dupfixed"]:
             # In an index of an older version that is open for reading only they are rows like others.
             if cursor.set_range(start):
-                yield from cursor
+                yield from cursor.rows()
             return
-        more = cursor.set_range_dup(_PACKED, start)
+        more = cursor.set_packed_range(start)
         while more:
             yield _split(cursor.value())
-            more = cursor.next_dup()
+            more = cursor.next_packed()
 
     def renew(self) -> None:
         """Let go of the transaction: the next use sees what is committed by then."""
@@ -140,6 +205,7 @@ class Environment:
                 max_dbs=_DATABASES_MAX,
                 meminit=False,
             )
+            self._check_names()
             self._databases: dict[Table, lmdb._Database] = {}
             for table in Table:
                 # Tables that a store open for reading only does not have yet are empty.
@@ -150,9 +216,14 @@ class Environment:
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {path}") from error
         except lmdb.Error as error:
-            raise DamagedError(
-                f"the index {path} cannot be read ({error}); it is rebuilt from the packs when it is moved away"
-            ) from error
+            raise _damaged(path, error) from error
+
+    def _check_names(self) -> None:
+        """Refuse a table of an unknown name: it is one of the others, and that would be made anew, empty."""
+        with self._env.begin() as transaction:
+            names = {name for name, _ in Cursor(transaction.cursor(), self.path).rows()}
+        if unknown := names.difference(table.name.lower().encode() for table in Table):
+            raise _damaged(self.path, f"unknown table {unknown.pop()!r}")
 
     def _open_table(self, table: Table, *, create: bool = True) -> lmdb._Database:
         packed = table == Table.CHUNK_IDS
@@ -208,7 +279,7 @@ class Environment:
         self._views += 1
         try:
             with self._env.begin() as transaction:
-                yield View(transaction, self._databases, overlays)
+                yield View(transaction, self._databases, overlays, self.path)
         finally:
             self._views -= 1
 
@@ -252,7 +323,8 @@ class Environment:
     def read_one(self, table: Table, key: bytes) -> bytes | None:
         """Return the committed value of a key, or None."""
         with self._env.begin() as transaction:
-            return transaction.get(key, db=self._databases[table])
+            cursor = Cursor(transaction.cursor(self._databases[table]), self.path)
+            return cursor.value() if cursor.set_key(key) else None
 
     def count(self, table: Table) -> int:
         """Return how many rows a table has."""
@@ -278,7 +350,9 @@ class View:
         transaction: lmdb.Transaction[bytes],
         databases: Mapping[Table, lmdb._Database],
         overlays: Mapping[Table, Memtable],
+        path: Path,
     ) -> None:
+        self._path = path
         self._transaction = transaction
         self._databases = databases
         self._overlays = overlays
@@ -291,7 +365,7 @@ class View:
         database = self._databases.get(table)
         if database is None:
             return iter(())
-        stored = iter(self._transaction.cursor(database))
+        stored = Cursor(self._transaction.cursor(database), self._path).rows()
         return (_split(row) for _, row in stored) if database.flags()["dupfixed"] else stored
 
 
@@ -308,7 +382,7 @@ def _write_rows(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | 
 def _write_packed(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
     puts: list[tuple[bytes, bytes]] = []
     for key, value in rows:
-        if _seek_packed(cursor, key):
+        if cursor.set_range_dup(_PACKED, key) and cursor.value().startswith(key):
             cursor.delete()
         if value is not None:
             puts.append((_PACKED, key + value))
@@ -320,9 +394,10 @@ def _split(packed: bytes) -> tuple[bytes, bytes]:
     return packed[:PACKED_KEY_SIZE], packed[PACKED_KEY_SIZE:]
 
 
-def _seek_packed(cursor: lmdb.Cursor[bytes], key: bytes) -> bool:
-    """Move to the packed row of a key, and tell whether there is one."""
-    return bool(cursor.set_range_dup(_PACKED, key)) and cursor.value().startswith(key)
+def _damaged(path: Path, reason: lmdb.Error | str) -> DamagedError:
+    return DamagedError(
+        f"the index {path} cannot be read ({reason}); `ckptfs repair --rebuild-index` makes it anew from the packs"
+    )
 
 
 def merged(stored: Iterator[tuple[bytes, bytes]], overlay: Memtable) -> Iterator[tuple[bytes, bytes]]:

@@ -152,7 +152,7 @@ class FreedPlaces:
             if self._reader.has(Table.FREED):
                 cursor = self._reader.cursor(Table.FREED)
                 cursor.first()
-                rows.update(iter(cursor))
+                rows.update(cursor.rows())
             rows.update(self._frozen)
             rows.update(self._active)
             freed = [parse_row(key, value) for key, value in rows.items() if value is not None]

@@ -198,7 +198,7 @@ class _Recorder(pyfuse3.Operations):
     async def statfs(self, ctx):
         status = pyfuse3.StatvfsData()
         status.f_bsize = status.f_frsize = BLOCK_SIZE
-        status.f_blocks = self._room // BLOCK_SIZE
+        status.f_blocks = max(self._room, 0) // BLOCK_SIZE
         status.f_bfree = status.f_bavail = max(self._free(), 0) // BLOCK_SIZE
         return status
 

@@ -4,6 +4,7 @@
     script/soak --seed 12 --cut 310.4          one power cut again; the directory is left in ./crash
     script/soak --seed 5 --fault FULL --at 17  one failing operation again
     script/soak --seed 7 --room 40960          one full disk again
+    script/soak --tampering 7                  one tampered store again
     script/soak --seed 20 --kills 100          kills of daemons and writers again (their moments are not the same)
 
 It ends with exit code 1 when anything was lost. What it prints for a loss is what shows it again.
@@ -24,11 +25,13 @@ from tests.faults.crashes import Cut, judge_seed, replay
 from tests.faults.daemons import KilledSaves
 from tests.faults.fault_disk import Fault, count_operations, judge_fault
 from tests.faults.full import growth, judge_full
+from tests.faults.hostile import judge_hostile
 from tests.mount.running import RunningMount
 
 PROCESSES = 2
 KILLS_PER_SEED = 50
 FULL_PER_SEED = 60
+TAMPERED_PER_SEED = 50
 CRASH_DIRECTORY = Path("crash")
 
 
@@ -65,6 +68,12 @@ class Soak:
             self._note("full disks", 0, losses)
         self.tried["full disks"] += len(rooms)
 
+    def tampering(self, seeds: range) -> None:
+        """Tamper with a store in ways drawn from these seeds."""
+        for losses in self._pool.map(judge_hostile, (seeds[0::2], seeds[1::2])):
+            self._note("tampered stores", 0, losses)
+        self.tried["tampered stores"] += len(seeds)
+
     def kills(self, seed: int, count: int) -> None:
         """Kill daemons and writers of real saves."""
         with tempfile.TemporaryDirectory(prefix="ckptfs-soak-") as name:
@@ -94,6 +103,7 @@ class Soak:
             self.power_cuts(range(seed, seed + PROCESSES))
             self.failing_operations(seed)
             self.full_disks(seed)
+            self.tampering(range(seed * TAMPERED_PER_SEED, (seed + PROCESSES) * TAMPERED_PER_SEED))
             self.kills(seed, KILLS_PER_SEED)
             seed += PROCESSES
             tried = ", ".join(f"{count} {kind}" for kind, count in self.tried.items())
@@ -118,6 +128,7 @@ def main() -> int:
     parser.add_argument("--fault", type=Fault.__getitem__, help="ERROR, FULL, SHORT or DEAD")
     parser.add_argument("--at", type=int, default=0, help="the operation that fails")
     parser.add_argument("--room", type=int, help="the size of a disk that fills up")
+    parser.add_argument("--tampering", type=int, help="the way to tamper with a store")
     parser.add_argument("--kills", type=int, help="so many kills")
     args = parser.parse_args()
     seed = int(time.time()) if args.seed is None else args.seed
@@ -131,6 +142,8 @@ def main() -> int:
             losses = [judge_fault(seed, args.fault, args.at)]
         elif args.room is not None:
             losses = judge_full(seed, [args.room])
+        elif args.tampering is not None:
+            losses = judge_hostile([args.tampering])
         elif args.kills:
             soak.kills(seed, args.kills)
         else:

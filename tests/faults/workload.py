@@ -1,7 +1,7 @@
-"""What a mount does to a store, drawn from a seed: saves, renames, snapshots, rollbacks, kills, and the work of idle time.
+"""What a mount does to a store, drawn from a seed: saves, renames, snapshots, rollbacks, kills, and what is
+done when it is idle: encoding, differences between versions, collections with saves and kills among their steps.
 
-That is encoding, differences between versions, pruning, collections with saves and kills among their steps, and the
-places that come back. Beside the tree a model of it goes on (`tests/unit/tree_model`). After every step that was journalled, what the model
+Beside the tree a model of it goes on (`tests/unit/tree_model`). After every step that was journalled, what the model
 shows then is one *state*. `mark` is told which states have begun to be possible and which are promised to be kept.
 """
 
