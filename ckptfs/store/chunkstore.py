@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from types import TracebackType
@@ -228,11 +228,13 @@ class ChunkStore:
         packed = self._environment.read_one(Table.STORE, STATE_KEY)
         state = self._state if packed is None else unpack_state(packed)
         replay = Replay(self._packs, self.tables, self._index, self._freed, self.config.seed)
+        endangered: list[int] = []
         if salvage:
             salvaged = replay.salvage(state, self._damaged)
             self._mark = salvaged.mark
             self._packs.make_missing(self._mark.position.pack)
             self.opening = Opening(salvaged.losses)
+            endangered = salvaged.endangered
         else:
             self._mark = replay.run(state, index_lost=packed is None)
         self._damaged.heal()
@@ -241,11 +243,20 @@ class ChunkStore:
             return
         self._packs.truncate(self._mark.position)
         self._packs.resume(min(state.kept_until, self._mark.position), self._mark.position)
+        for number in endangered:
+            self._store_again(number)
         if packed is None:
             # An index without a state, be it new, lost or half rebuilt, forbids cutting off even a harmless torn
             # tail; so it gets one now, and a name that a power cut does not take.
             self._finish_checkpoint(self.tables.freeze())
             self._disk.sync_directory(self.path)
+
+    def _store_again(self, number: int) -> None:
+        """Store a chunk anew as it is, out of a place that is called free; one that cannot be read stays damaged."""
+        with suppress(DamagedError):
+            raw, chunk_id = self._fetcher.read_with_id(number)
+            check = records.payload_check(raw)
+            self._append_again([EncodedChunk(chunk_id, len(raw), codec.Encoding.WAITING, raw, check)], [number])
 
     # Chunks
 

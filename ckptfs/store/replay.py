@@ -22,8 +22,18 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.environment import TREE_TABLES, Table
-from ckptfs.store.freed import FreedPlaces, journal_places
-from ckptfs.store.index import FIRST_NUMBER, NO_CHUNK, Chunk, ChunkIndex, Location, Summary, Totals
+from ckptfs.store.freed import FreedPlaces, journal_places, merge, parse_row
+from ckptfs.store.index import (
+    FIRST_NUMBER,
+    NO_CHUNK,
+    Chunk,
+    ChunkIndex,
+    Location,
+    Summary,
+    Totals,
+    parse_location,
+    parse_number,
+)
 from ckptfs.store.packs import FIRST_PACK, Found, Gap, Packs, Skipped
 from ckptfs.store.records import Header, Journal, Place, Position, Record, RecordType, Row
 from ckptfs.store.tables import Tables
@@ -90,10 +100,15 @@ def _is_known(row: Row) -> bool:
 
 
 class Salvaged(NamedTuple):
-    """The mark behind all that counts, and a sentence for each thing that is lost before it."""
+    """The mark behind all that counts, and a sentence for each thing that is lost before it.
+
+    `endangered` are chunks whose later record is lost, and whose place is called free: they have to be stored anew
+    before anything is punched.
+    """
 
     mark: Mark
     losses: list[str]
+    endangered: list[int]
 
 
 class _Freed(NamedTuple):
@@ -171,10 +186,10 @@ class Replay:
             found = item if isinstance(item, Found) else _left_of(item)
             if isinstance(item, Gap):
                 losses.append(item)
-                if found is not None:
-                    headers.append(_chunk(found))
-            if found is None:
-                continue
+                if found is None or self._has_earlier(found):
+                    continue
+                headers.append(_chunk(found))
+            assert found is not None
             header = found.record.header
             before = self._reached
             step = self._step(found, self._jumped(header))
@@ -196,7 +211,28 @@ class Replay:
         for chunk in headers:
             if chunk.location.position < good.position:
                 damaged.note(chunk.number, chunk.location)
-        return Salvaged(good, [f"{self._packs.place(loss.position)}: {loss.reason}" for loss in losses])
+        said = [f"{self._packs.place(loss.position)}: {loss.reason}" for loss in losses]
+        return Salvaged(good, said, self._in_freed_places())
+
+    def _has_earlier(self, found: Found) -> bool:
+        """Tell whether there is an earlier record of a chunk."""
+        number = found.record.header.number
+        known = self._index.locate(number)
+        waiting = any(chunk.number == number for chunk in self._waiting)
+        return waiting or (known is not None and known.position < found.position)
+
+    def _in_freed_places(self) -> list[int]:
+        """Return the chunks whose records lie in freed places, of those that were replayed."""
+        rows = self._freed.rows_in_memory()[Table.FREED].items()
+        places = merge(parse_row(key, value) for key, value in rows if value is not None)
+        found = []
+        for key, packed in self._index.rows_in_memory()[Table.CHUNKS].items():
+            if packed is not None:
+                position = parse_location(packed).position
+                index = bisect_right(places, position, key=lambda place: place.position)
+                if index and position < places[index - 1].end:
+                    found.append(parse_number(key))
+        return found
 
     def _jumped(self, header: Header) -> Mark:
         """Return the mark reached, moved on to the number that a record has when those before it are lost."""
