@@ -142,7 +142,7 @@ def test_the_record_before_is_taken_where_a_later_one_of_a_chunk_is_damaged(
     path = tmp_path / "store"
     ChunkStore.create(path, disk=NoSyncDisk(), config=CONFIG).close()
     tree = open_tree(path)
-    text = b"it becomes smaller. " * 400
+    text = bytes(random.Random(1).choices(b"ab", k=20_000))
     save(tree, "text", text)
     tree.store.commit(checkpoint=True)
     assert tree.store.reencode(1 << 20).saved_bytes
@@ -150,7 +150,7 @@ def test_the_record_before_is_taken_where_a_later_one_of_a_chunk_is_damaged(
         tree.store.commit(checkpoint=True)
     save(tree, "later", b"later")
     tree.store.commit()
-    flip(tree, 1, at=at)
+    flip(tree, tree.store.next_number // 2, at=at)
     tree.store.close(commit=False)
     if lost_index:
         (path / "index.lmdb").unlink()
@@ -158,7 +158,7 @@ def test_the_record_before_is_taken_where_a_later_one_of_a_chunk_is_damaged(
     assert tree.store.opening.losses
     assert read(tree, "text") == text
     tree.store.commit(checkpoint=True)
-    tree.store.punch()
+    assert not lost_index or tree.store.punch()
     tree.store.close()
     tree = open_tree(path)
     assert damaged(tree) == problems(tree) == []
