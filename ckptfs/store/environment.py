@@ -79,7 +79,7 @@ class Cursor:
         try:
             return move(*target)
         except lmdb.Error as error:
-            raise _damaged(self._path, error) from error
+            raise _failure(self._path, error) from error
 
     def first(self) -> bool:
         """Move to the first row; this and all other moves tell whether there is one."""
@@ -122,15 +122,18 @@ class Cursor:
         try:
             yield from self._cursor
         except lmdb.Error as error:
-            raise _damaged(self._path, error) from error
+            raise _failure(self._path, error) from error
 
 
 class Reader:
     """A read transaction with a cursor for each table, begun at first use. `lock` guards it; its user holds it."""
 
-    def __init__(self, env: lmdb.Environment, databases: Mapping[Table, lmdb._Database], lock: threading.Lock) -> None:
+    def __init__(
+        self, env: lmdb.Environment, path: Path, databases: Mapping[Table, lmdb._Database], lock: threading.Lock
+    ) -> None:
         self.lock = lock
         self._env = env
+        self._path = path
         self._databases = databases
         self._transaction: lmdb.Transaction[bytes] | None = None
         self._cursors: dict[Table, Cursor] = {}
@@ -144,8 +147,8 @@ class Reader:
         cursor = self._cursors.get(table)
         if cursor is None:
             if self._transaction is None:
-                self._transaction = self._env.begin()
-            cursor = Cursor(self._transaction.cursor(self._databases[table]), Path(self._env.path()))
+                self._transaction = _begin(self._env, self._path)
+            cursor = Cursor(self._transaction.cursor(self._databases[table]), self._path)
             self._cursors[table] = cursor
         return cursor
 
@@ -216,11 +219,11 @@ class Environment:
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {path}") from error
         except lmdb.Error as error:
-            raise _damaged(path, error) from error
+            raise _failure(path, error) from error
 
     def _check_names(self) -> None:
         """Refuse a table of an unknown name: it is one of the others, and that would be made anew, empty."""
-        with self._env.begin() as transaction:
+        with _begin(self._env, self.path) as transaction:
             names = {name for name, _ in Cursor(transaction.cursor(), self.path).rows()}
         if unknown := names.difference(table.name.lower().encode() for table in Table):
             raise _damaged(self.path, f"unknown table {unknown.pop()!r}")
@@ -266,7 +269,7 @@ class Environment:
 
     def reader(self, lock: threading.Lock) -> Reader:
         """Make a reader that is used under `lock`."""
-        reader = Reader(self._env, self._databases, lock)
+        reader = Reader(self._env, self.path, self._databases, lock)
         self._readers.append(reader)
         return reader
 
@@ -278,7 +281,7 @@ class Environment:
         """
         self._views += 1
         try:
-            with self._env.begin() as transaction:
+            with _begin(self._env, self.path) as transaction:
                 yield View(transaction, self._databases, overlays, self.path)
         finally:
             self._views -= 1
@@ -315,20 +318,22 @@ class Environment:
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {self.path}") from error
         except lmdb.Error as error:
-            raise OSError(errno.EIO, f"the index cannot be written ({error})", str(self.path)) from error
+            raise OSError(
+                errno.EIO, f"the index cannot be written ({error}), open the store again", str(self.path)
+            ) from error
         for reader in self._readers:
             with reader.lock:
                 reader.renew()
 
     def read_one(self, table: Table, key: bytes) -> bytes | None:
         """Return the committed value of a key, or None."""
-        with self._env.begin() as transaction:
+        with _begin(self._env, self.path) as transaction:
             cursor = Cursor(transaction.cursor(self._databases[table]), self.path)
             return cursor.value() if cursor.set_key(key) else None
 
     def count(self, table: Table) -> int:
         """Return how many rows a table has."""
-        with self._env.begin() as transaction:
+        with _begin(self._env, self.path) as transaction:
             return int(transaction.stat(self._databases[table])["entries"])
 
     def stored_size(self) -> int:
@@ -394,7 +399,22 @@ def _split(packed: bytes) -> tuple[bytes, bytes]:
     return packed[:PACKED_KEY_SIZE], packed[PACKED_KEY_SIZE:]
 
 
-def _damaged(path: Path, reason: lmdb.Error | str) -> DamagedError:
+def _begin(env: lmdb.Environment, path: Path) -> lmdb.Transaction[bytes]:
+    """Begin to read."""
+    try:
+        return env.begin()
+    except lmdb.Error as error:
+        raise _failure(path, error) from error
+
+
+def _failure(path: Path, error: lmdb.Error) -> Exception:
+    """Return what a person is told of an error of LMDB, which refuses everything when a commit has failed half-way."""
+    if isinstance(error, lmdb.PanicError):
+        return OSError(errno.EIO, "an earlier write of the index failed, open the store again", str(path))
+    return _damaged(path, str(error))
+
+
+def _damaged(path: Path, reason: str) -> DamagedError:
     return DamagedError(
         f"the index {path} cannot be read ({reason}); `ckptfs repair --rebuild-index` makes it anew from the packs"
     )
