@@ -31,7 +31,7 @@ from tests.faults.hostile import judge_hostile
 from tests.mount.running import RunningMount
 
 PROCESSES = 2
-KILLS_PER_SEED = 50
+KILLS_PER_SEED = 300
 FULL_PER_SEED = 60
 TAMPERED_PER_SEED = 50
 CRASH_DIRECTORY = Path("crash")
