@@ -179,6 +179,7 @@ class Replay:
         good = self._reached = state.replay_from
         losses: list[Gap] = []
         headers: list[Chunk] = []
+        useless: list[Chunk] = []
         for item in self._packs.scan(good.position, self._freed_at):
             if isinstance(item, Skipped):
                 self._skip(item.place)
@@ -186,7 +187,10 @@ class Replay:
             found = item if isinstance(item, Found) else _left_of(item)
             if isinstance(item, Gap):
                 losses.append(item)
-                if found is None or self._has_earlier(found):
+                if found is None:
+                    continue
+                if self._has_earlier(found):
+                    useless.append(_chunk(found))
                     continue
                 headers.append(_chunk(found))
             assert found is not None
@@ -211,6 +215,10 @@ class Replay:
         for chunk in headers:
             if chunk.location.position < good.position:
                 damaged.note(chunk.number, chunk.location)
+        # What is left of them is called free, or the next replay would meet damage there.
+        self._freed.supersede(
+            chunk.location.place(chunk.number) for chunk in useless if chunk.location.position < good.position
+        )
         said = [f"{self._packs.place(loss.position)}: {loss.reason}" for loss in losses]
         return Salvaged(good, said, self._in_freed_places())
 

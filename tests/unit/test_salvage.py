@@ -160,7 +160,8 @@ def test_the_record_before_is_taken_where_a_later_one_of_a_chunk_is_damaged(
     tree.store.commit(checkpoint=True)
     assert not lost_index or tree.store.punch()
     tree.store.close()
-    tree = open_tree(path)
-    assert damaged(tree) == problems(tree) == []
-    assert read(tree, "text") == text
-    tree.store.close()
+    for rebuild in (False, True):
+        tree = Tree(ChunkStore.open(path, disk=NoSyncDisk(), rebuild=rebuild, salvage=rebuild and at == 10))
+        assert damaged(tree) == problems(tree) == []
+        assert read(tree, "text") == text
+        tree.store.close()
