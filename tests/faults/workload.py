@@ -41,7 +41,7 @@ class State(NamedTuple):
 
 def state_of(tree: Tree) -> State:
     """Read everything that a tree shows."""
-    known: dict[int, bytes] = {}
+    known: dict[tuple[int, int], bytes] = {}
     return State(
         support.dump(tree, known=known),
         support.dump(tree, tree.rows.open_epoch, known),
