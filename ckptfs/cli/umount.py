@@ -6,9 +6,10 @@ import sys
 
 from ckptfs.cli.parser import Subparsers, add_command
 from ckptfs.cli.target import find_mountpoint
-from ckptfs.errors import BusyError, FuseError, NoMountError
+from ckptfs.errors import BusyError, DaemonError, FuseError, NoMountError
 from ckptfs.mount import mountinfo
-from ckptfs.mount.unmount import is_dead, unmount, wait_for_release
+from ckptfs.mount.protocol import LOG_NAME
+from ckptfs.mount.unmount import has_finished, has_writer, is_dead, unmount, wait_for_release
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -21,7 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Take a mount down and return when everything written to it is safe in its store. "
         "A mount whose process was killed is cleared.",
         examples=("ckptfs umount /ckpt", "ckptfs umount         # the only ckptfs mount"),
-        errors=(NoMountError, FuseError, BusyError),
+        errors=(NoMountError, FuseError, DaemonError, BusyError),
     )
     parser.add_argument(
         "mountpoint",
@@ -42,9 +43,15 @@ def run(args: argparse.Namespace) -> None:
         unmount(mountpoint, lazy=True)
         print(f"cleared the dead mount on {mountpoint}; what was committed is in {mount.source}")
         return
+    is_writing = has_writer(mount.source)
     unmount(mountpoint)
 
     def tell() -> None:
         print(f"ckptfs: waiting until everything is in {mount.source}", file=sys.stderr, flush=True)
 
     wait_for_release(mount.source, tell)
+    if is_writing and not has_finished(mount.source):
+        raise DaemonError(
+            f"{mountpoint} is unmounted, but its process could not finish, see {os.path.join(mount.source, LOG_NAME)}; "
+            "what was closed or synced is in the store, and the next mount takes it up"
+        )

@@ -192,7 +192,7 @@ class Handles:
             return
         await self._jobs.drain(file)
         file.raise_error()
-        if handle.writing and not file.interrupted:
+        if file.dirty:  # whoever wrote it: a close by others may have returned, and its release be under way
             self._files.commit(file)
             self._touched()
         await self._committer.commit(durable=True)

@@ -70,14 +70,26 @@ def wait_for_release(store: str, on_slow: Callable[[], None]) -> None:
     Until then a mount process that lost its mount is still writing. `on_slow` is called once, after SLOW_SECONDS.
     """
     slow_at = time.monotonic() + SLOW_SECONDS
-    while _is_open(store) and not mountinfo.mounts_of_store(store):
+    while has_writer(store) and not mountinfo.mounts_of_store(store):
         if time.monotonic() >= slow_at:
             on_slow()
             slow_at = float("inf")
         time.sleep(POLL_SECONDS)
 
 
-def _is_open(store: str) -> bool:
+def has_finished(store: str) -> bool:
+    """Tell whether the last writer of a store has brought everything into the index; true when another one is at it."""
+    from ckptfs.store.disk import Disk
+    from ckptfs.store.lock import StoreLock
+
+    try:
+        with StoreLock(Path(store), Disk(), shared=True) as lock:
+            return lock.is_finished
+    except (StoreInUseError, OSError):
+        return True
+
+
+def has_writer(store: str) -> bool:
     """Tell whether a writer has the store open; a store that is gone, or not ours to read, counts as closed."""
     # Only now, because it brings in the whole store layer, which the checks before a mount do not need.
     from ckptfs.store.disk import Disk

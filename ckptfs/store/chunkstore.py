@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import accumulate, count, pairwise
 from pathlib import Path
 from types import TracebackType
@@ -104,6 +104,7 @@ class ChunkStore:
         packs: Packs,
         environment: Environment,
         seal: Seal,
+        lock: StoreLock,
         *,
         disk: Disk,
         read_only: bool,
@@ -136,6 +137,7 @@ class ChunkStore:
         self._again_bytes = 0
         self._resources = ExitStack()
         self._seal = seal
+        self._lock = lock
         self._journal_lock = threading.Lock()
         self._append_lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
@@ -182,7 +184,7 @@ class ChunkStore:
         disk = disk or Disk()
         config = description.read(path, disk)
         with ExitStack() as resources:
-            resources.enter_context(StoreLock(path, disk, shared=read_only))
+            lock = resources.enter_context(StoreLock(path, disk, shared=read_only))
             if not read_only:
                 config = description.raise_version(path, config, disk)
             packs = Packs(
@@ -200,13 +202,13 @@ class ChunkStore:
                 disk.rename(aside, index_path)
             rebuild = rebuild and index_path.exists()
             seal = Seal(index_path, disk)
-            is_sound = seal.holds()
-            if not (is_sound or rebuild):
+            damage = seal.damage()
+            if damage is not None and not rebuild:
                 raise DamagedError(
-                    f"the index {index_path} is not what was written; "
+                    f"the index {index_path} is not what was written ({damage}); "
                     "`ckptfs repair --rebuild-index` makes it anew from the packs"
                 )
-            if is_sound and not read_only:
+            if damage is None and not read_only:
                 seal.remove()
             resources.callback(seal.close)
             if rebuild:
@@ -214,10 +216,10 @@ class ChunkStore:
                 undo.callback(disk.rename, aside, index_path)
             environment = Environment(index_path, disk, read_only=read_only)
             resources.callback(environment.close)
-            store = cls(path, config, packs, environment, seal, disk=disk, read_only=read_only)
+            store = cls(path, config, packs, environment, seal, lock, disk=disk, read_only=read_only)
             store._replay(salvage=salvage)
             if rebuild:
-                if is_sound:  # LMDB is not to be trusted with another one
+                if damage is None:  # LMDB is not to be trusted with another one
                     store._compare_index(aside)
                 undo.pop_all()
                 disk.unlink(aside)
@@ -228,12 +230,15 @@ class ChunkStore:
     def _compare_index(self, before: Path) -> None:
         """Note how the index that was rebuilt differs from the one before; DamagedError when that has more."""
         try:
-            environment = Environment(before, self._disk, read_only=True)
+            with (
+                closing(Environment(before, self._disk, read_only=True)) as environment,
+                environment.view({table: {} for table in COMPARED}) as old,
+                self.view() as new,
+            ):
+                self.opening = self.opening._replace(differences=differences(old, new))
         except DamagedError as error:
             logger.info("there is nothing to compare the index with: %s", error)
             return
-        with closing(environment), environment.view({table: {} for table in COMPARED}) as old, self.view() as new:
-            self.opening = self.opening._replace(differences=differences(old, new))
         if self.opening.losses and self.opening.differences:
             lost = "; ".join(self.opening.losses)
             raise DamagedError(f"the packs do not have all that the index has, which stays as it is: {lost}")
@@ -249,11 +254,13 @@ class ChunkStore:
                 "`ckptfs repair --rebuild-index` makes it anew from the packs"
             )
         replay = Replay(self._packs, self._condensed, self.tables, self._index, self._freed, self.config.seed)
+        endangered: list[int] = []
         if salvage:
             salvaged = replay.salvage(state, self._damaged, index_lost=packed is None)
             self._mark = salvaged.mark
             self._packs.make_missing(self._condensed.first_pack, self._mark.position.pack)
             self.opening = Opening(salvaged.losses)
+            endangered = salvaged.endangered
         else:
             self._mark = replay.run(state, index_lost=packed is None)
         self._damaged.heal()
@@ -262,11 +269,20 @@ class ChunkStore:
             return
         self._packs.truncate(self._mark.position)
         self._packs.resume(min(state.kept_until, self._mark.position), self._mark.position)
+        for number in endangered:
+            self._store_again(number)
         if packed is None:
             # An index without a state, be it new, lost or half rebuilt, forbids cutting off even a harmless torn
             # tail; so it gets one now, and a name that a power cut does not take.
             self._finish_checkpoint(self.tables.freeze())
             self._disk.sync_directory(self.path)
+
+    def _store_again(self, number: int) -> None:
+        """Store a chunk anew as it is, out of a place that is called free; one that cannot be read stays damaged."""
+        with suppress(DamagedError):
+            raw, chunk_id = self._fetcher.read_with_id(number)
+            check = records.payload_check(raw)
+            self._append_again([EncodedChunk(chunk_id, len(raw), codec.Encoding.WAITING, raw, check)], [number])
 
     # Chunks
 
@@ -628,6 +644,7 @@ class ChunkStore:
             if commit and not self.read_only:
                 self.commit(checkpoint=True)
                 self._seal.set_on_close()
+                self._lock.note_end()
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ from itertools import islice
 from ckptfs.store.delta import DELTA_CHAIN_MAX
 from ckptfs.store.environment import Environment, Table
 from ckptfs.store.index import ChunkIndex
-from ckptfs.store.location import NO_CHUNK, NUMBER, Location, build_location, parse_location
+from ckptfs.store.location import NO_CHUNK, NUMBER, Location, build_location, parse_location, parse_number
 
 
 class DamagedChunks:
@@ -28,7 +28,7 @@ class DamagedChunks:
         self._frozen: dict[bytes, bytes | None] = {}
         with environment.view({Table.DAMAGED: {}}) as view:
             rows = view.scan(Table.DAMAGED)
-            self._places = {NUMBER.unpack(key)[0]: parse_location(value) for key, value in rows}
+            self._places = {parse_number(key): parse_location(value) for key, value in rows}
 
     def __bool__(self) -> bool:
         return bool(self._places)

@@ -24,6 +24,7 @@ from ckptfs.store.location import (
     Location,
     build_location,
     parse_location,
+    parse_number,
 )
 from ckptfs.store.records import Place, Position, Row, record_size
 
@@ -107,7 +108,7 @@ class ChunkIndex:
         """How many chunks there are."""
         with self._lock:
             cursor = self._reader.cursor(Table.CHUNKS)
-            self._next_number = NUMBER.unpack(cursor.key())[0] + 1 if cursor.last() else FIRST_NUMBER
+            self._next_number = parse_number(cursor.key()) + 1 if cursor.last() else FIRST_NUMBER
 
     def resume(self, summary: Summary) -> None:
         """Go on from what was true of the rows in LMDB."""
@@ -129,7 +130,7 @@ class ChunkIndex:
             if NO_CHUNK in numbers:
                 wanted = sorted({chunk_id for chunk_id, number in zip(ids, numbers, strict=True) if not number})
                 rows = self._reader.find_packed(wanted)
-                known = {chunk_id: NUMBER.unpack(packed)[0] for chunk_id, packed in rows.items()}.get
+                known = {chunk_id: parse_number(packed) for chunk_id, packed in rows.items()}.get
                 numbers = [number or known(chunk_id, NO_CHUNK) for chunk_id, number in zip(ids, numbers, strict=True)]
             if _RELEASED in numbers:
                 numbers = [NO_CHUNK if number == _RELEASED else number for number in numbers]
@@ -278,7 +279,7 @@ class ChunkIndex:
                 rows = [*self._active.numbers.items(), *(self._frozen.numbers.items() if self._frozen else ())]
                 return [Known(*row) for row in rows if row[1] != _RELEASED and wanted(row[1])], b"\0"
             stored = self._reader.packed_from(start)
-            rows = [(chunk_id, NUMBER.unpack(packed)[0]) for chunk_id, packed in islice(stored, _WALK_ROWS)]
+            rows = [(chunk_id, parse_number(packed)) for chunk_id, packed in islice(stored, _WALK_ROWS)]
             following = next(stored, None)
         return [Known(*row) for row in rows if wanted(row[1])], None if following is None else following[0]
 
@@ -298,7 +299,7 @@ class ChunkIndex:
             for _ in range(_WALK_ROWS):
                 if not more:
                     return found, None
-                (start,) = NUMBER.unpack(cursor.key())
+                start = parse_number(cursor.key())
                 if cursor.value()[_BASE_COUNT] != _NO_BASES:
                     found.append(start)
                 more = cursor.next()
@@ -377,7 +378,7 @@ class ChunkIndex:
                     return found, None
                 if len(found) == count_max:
                     break
-                (start,) = NUMBER.unpack(cursor.key())
+                start = parse_number(cursor.key())
                 if parse_location(cursor.value()).encoding == Encoding.WAITING:
                     found.append(start)
                 more = cursor.next()

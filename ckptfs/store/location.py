@@ -72,6 +72,13 @@ def parse_location(packed: bytes) -> Location:
     return Location(pack, offset, stored_size, raw_size, encoding, bases, height)
 
 
+def parse_number(packed: bytes) -> int:
+    """Return the chunk number of a row; DamagedError when it is none."""
+    if len(packed) != NUMBER.size:
+        raise DamagedError("the number of a chunk has another size than it must have; rebuild the index")
+    return int.from_bytes(packed, "big")
+
+
 class Chunk(NamedTuple):
     """A stored chunk as the index takes it."""
 

@@ -1,7 +1,8 @@
 """The lock that keeps a store to one writer.
 
 StoreLock owns the file `lock`: flock'ed exclusively by a writer, shared by readers, with the holder's pid as text
-for the message. The kernel drops the lock with the process, so a crash leaves nothing to clean up.
+for the message. The kernel drops the lock with the process, so a crash leaves nothing to clean up. A pid that nobody
+holds the lock for is that of a writer that did not come to its end.
 It must be taken by the process that uses the store: after a fork, not before it.
 """
 
@@ -23,7 +24,7 @@ class StoreLock:
 
     def __init__(self, directory: Path, disk: Disk, *, shared: bool) -> None:
         """Take the lock or raise StoreInUseError, which names the process that has it."""
-        path = directory / LOCK_NAME
+        self._path = path = directory / LOCK_NAME
         self._disk = disk
         self._fd = disk.open_read(path) if shared else disk.open_write(path, create=True)
         try:
@@ -39,6 +40,15 @@ class StoreLock:
         except BaseException:
             disk.close(self._fd)
             raise
+
+    def note_end(self) -> None:
+        """Note that the writer has finished: everything is in the index."""
+        self._disk.truncate(self._fd, 0, self._path)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last writer had finished when it let go of the store."""
+        return self._disk.size(self._fd) == 0
 
     def close(self) -> None:
         """Give the lock back."""

@@ -66,7 +66,7 @@ class Packs:
         self._torn = False
         self._dirty: dict[int, PackFile | AppendFile] = {}
         self._directory_dirty = False
-        self._sync_error: Exception | None = None
+        self._sync_error: str | None = None
         self._readers: OrderedDict[int, PackFile] = OrderedDict()
         self._readers_lock = threading.Lock()
         self._can_punch: bool | None = None
@@ -184,7 +184,7 @@ class Packs:
                 if directory_dirty:
                     self._disk.sync_directory(self._directory)
             except Exception as error:
-                self._sync_error = error
+                self._sync_error = str(error)  # without its traceback, which would keep the files open
                 raise
             self.synced = position
             return position

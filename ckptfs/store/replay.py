@@ -22,9 +22,9 @@ from ckptfs.store import records
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.environment import TREE_TABLES, Table
-from ckptfs.store.freed import FreedPlaces, journal_places
+from ckptfs.store.freed import FreedPlaces, journal_places, merge, parse_row
 from ckptfs.store.index import ChunkIndex
-from ckptfs.store.location import FIRST_NUMBER, NO_CHUNK, NUMBER, Chunk, Location, parse_location
+from ckptfs.store.location import FIRST_NUMBER, NO_CHUNK, NUMBER, Chunk, Location, parse_location, parse_number
 from ckptfs.store.packfile import Found, Gap, Skipped
 from ckptfs.store.packs import FIRST_PACK, Packs
 from ckptfs.store.records import Header, Journal, Place, Position, Record, RecordType, Row
@@ -47,10 +47,15 @@ def _is_known(row: Row) -> bool:
 
 
 class Salvaged(NamedTuple):
-    """The mark behind all that counts, and a sentence for each thing that is lost before it."""
+    """The mark behind all that counts, and a sentence for each thing that is lost before it.
+
+    `endangered` are chunks whose later record is lost, and whose place is called free: they have to be stored anew
+    before anything is punched.
+    """
 
     mark: Mark
     losses: list[str]
+    endangered: list[int]
 
 
 class _Freed(NamedTuple):
@@ -141,6 +146,7 @@ class Replay:
         good = self._reached = state.replay_from
         losses: list[Gap] = []
         headers: list[Chunk] = []
+        useless: list[Chunk] = []
         for item in self._packs.scan(good.position, self._freed_at):
             if isinstance(item, Skipped):
                 self._skip(item.place)
@@ -148,10 +154,13 @@ class Replay:
             found = item if isinstance(item, Found) else _left_of(item)
             if isinstance(item, Gap):
                 losses.append(item)
-                if found is not None:
-                    headers.append(_chunk(found))
-            if found is None:
-                continue
+                if found is None:
+                    continue
+                if self._has_earlier(found):
+                    useless.append(_chunk(found))
+                    continue
+                headers.append(_chunk(found))
+            assert found is not None
             header = found.record.header
             before = self._reached
             step = self._step(found, self._jumped(header))
@@ -173,8 +182,12 @@ class Replay:
         for chunk in headers:
             if chunk.location.position < good.position:
                 damaged.note(chunk.number, chunk.location)
-        sentences = condensed_losses + [f"{self._packs.place(loss.position)}: {loss.reason}" for loss in losses]
-        return Salvaged(good, sentences + ([self._lost_text()] if self._is_lost() else []))
+        # What is left of them is called free, or the next replay would meet damage there.
+        self._freed.supersede(
+            chunk.location.place(chunk.number) for chunk in useless if chunk.location.position < good.position
+        )
+        said = condensed_losses + [f"{self._packs.place(loss.position)}: {loss.reason}" for loss in losses]
+        return Salvaged(good, said + ([self._lost_text()] if self._is_lost() else []), self._in_freed_places())
 
     def _restore(self, losses: list[str] | None = None) -> State | None:
         """Take over the condensed journal, and return from where the packs go on; None where there is none.
@@ -212,6 +225,26 @@ class Replay:
         number, location = next(iter(self._unfound.items()))
         others = f", and so are {len(self._unfound) - 1} others" if len(self._unfound) > 1 else ""
         return f"{self._packs.place(location.position)}: chunk {number} is lost{others}"
+
+    def _has_earlier(self, found: Found) -> bool:
+        """Tell whether there is an earlier record of a chunk."""
+        number = found.record.header.number
+        known = self._index.locate(number)
+        waiting = any(chunk.number == number for chunk in self._waiting)
+        return waiting or (known is not None and known.position < found.position)
+
+    def _in_freed_places(self) -> list[int]:
+        """Return the chunks whose records lie in freed places, of those that were replayed."""
+        rows = self._freed.rows_in_memory()[Table.FREED].items()
+        places = merge(parse_row(key, value) for key, value in rows if value is not None)
+        found = []
+        for key, packed in self._index.rows_in_memory()[Table.CHUNKS].items():
+            if packed is not None:
+                position = parse_location(packed).position
+                index = bisect_right(places, position, key=lambda place: place.position)
+                if index and position < places[index - 1].end:
+                    found.append(parse_number(key))
+        return found
 
     def _jumped(self, header: Header) -> Mark:
         """Return the mark reached, moved on to the number that a record has when those before it are lost."""

@@ -2,7 +2,8 @@
 
 LMDB has no checksums: a flipped bit may show an old row, another chunk, or end the process. The packs vouch for chunks;
 the seal vouches for the rows that say which chunks a file has. Whoever finds it broken makes the index anew from the
-packs. After a kill there is no seal, and LMDB is taken at its word.
+packs. After a kill there is no seal: then only what LMDB would stumble over is looked for, and rows are taken at their
+word.
 """
 
 import logging
@@ -13,6 +14,7 @@ import xxhash
 from ckptfs.config import MIB
 from ckptfs.errors import NoSpaceError
 from ckptfs.store.disk import Disk
+from ckptfs.store.lmdb_pages import damage_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +32,18 @@ class Seal:
         self._disk = disk
         self._set_on_close = False
 
-    def holds(self) -> bool:
-        """Tell whether the index is what was sealed; true where there is no seal, or no index."""
-        if not self._path.exists() or not self._index_path.exists():
-            return True
+    def damage(self) -> str | None:
+        """Return what is wrong with the index, None when it may be opened: it is what was sealed, or is not there."""
+        if not self._index_path.exists():
+            return None
+        if not self._path.exists():
+            return damage_of(self._index_path, self._disk)
         fd = self._disk.open_read(self._path)
         try:
-            return bytes(self._disk.pread(fd, _SIZE_MAX, 0)) == self._content()
+            holds = bytes(self._disk.pread(fd, _SIZE_MAX, 0)) == self._content()
         finally:
             self._disk.close(fd)
+        return None if holds else "its seal does not hold"
 
     def remove(self) -> None:
         """Take the seal off, durably, before the index is changed."""

@@ -18,6 +18,9 @@ TIME_MIN_NS, TIME_MAX_NS = -(1 << 63), (1 << 63) - 1
 
 INODE_STRUCT = struct.Struct("<IIIIIIQQQqqqQQ")
 _MANIFEST = struct.Struct("<72xQ")
+_FILE_TYPES = frozenset(
+    (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
+)
 
 
 def manifest_of(value: bytes) -> int:
@@ -91,6 +94,8 @@ class Inode:
         mode, uid, gid, nlink, flags, layout, rdev, size, allocated, atime, mtime, ctime, manifest, predecessor = (
             INODE_STRUCT.unpack_from(value)
         )
+        if stat.S_IFMT(mode) not in _FILE_TYPES:
+            raise DamagedError(f"the row of inode {ino} has the mode {mode:o}, which is of no type of file")
         return cls(
             ino,
             mode,

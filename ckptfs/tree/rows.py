@@ -25,6 +25,7 @@ _PRESENT = b"\x01"
 
 _META_EPOCH = b"open_epoch"
 _META_ID = b"next_id"
+_ID_END = 1 << 63
 
 
 class Row(NamedTuple):
@@ -78,18 +79,21 @@ class Rows:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
-        self.open_epoch = self._meta(_META_EPOCH, 1)
-        self._next_id = self._meta(_META_ID, 2)
+        self.open_epoch = self._meta(_META_EPOCH, 1, LIVE)
+        self._next_id = self._meta(_META_ID, 2, _ID_END)
         self.has_garbage = True
         """Whether content may have lost its last row since a collection last looked, in an earlier process even."""
 
-    def _meta(self, key: bytes, default: int) -> int:
+    def _meta(self, key: bytes, default: int, end: int) -> int:
         value = self.tables.get(Table.META, key)
         if value is None:
             return default
         if len(value) != _U64.size:
             raise DamagedError(f"the row {os.fsdecode(key)} has {len(value)} bytes, it must have {_U64.size}")
-        return int(_U64.unpack(value)[0])
+        number = int(_U64.unpack(value)[0])
+        if not default <= number < end:
+            raise DamagedError(f"the row {os.fsdecode(key)} says {number}, which cannot be")
+        return number
 
     @property
     def next_id(self) -> int:

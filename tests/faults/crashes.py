@@ -3,9 +3,10 @@
 A crash state is named by the seed of its workload and a *cut*, the number of the operation before it and of the try;
 a second cut is one during the recovery from the first. It is whole when the store opens without an error, shows
 exactly one of the states that it may show (not older than what was promised, not younger than what had begun), its
-rows agree with each other at every epoch, and it takes a new save.
+rows agree with each other at every epoch, and it takes a new save, a collection and what else idle time brings.
 """
 
+import mmap
 import os
 import random
 import shutil
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptfs.errors import NotAStoreError
+from ckptfs.store import never
 from ckptfs.tree import Tree
+from ckptfs.tree.gc import collect
+from ckptfs.tree.optimize import Optimizer, optimize_part
 from tests.faults import powercut, recorder
 from tests.faults.powercut import KEPT, LOST, TORN, CutDisk, Image
 from tests.faults.workload import State, Workload, ZeroingDisk, state_of
@@ -24,13 +28,14 @@ from tests.unit import tree_support as support
 
 STORE = "store"
 STEPS = 60
+HOLE_UNITS = (1, 512, mmap.PAGESIZE)
 TORN_TRIES = 10
 RECOVERY_EVERY = 600
 """One of so many crash states is also cut off again while it is opened."""
 ROWS_EVERY = 4
 """Of one of so many crash states the rows are also compared with each other, at every epoch."""
 AFTERWARDS_EVERY = 16
-"""One of so many crash states is also written to, closed, and opened once more."""
+"""One of so many crash states is also gone on with, closed, and opened once more."""
 _MEMORY_DIRECTORY = Path("/dev/shm")
 _VOLATILE = ("lock", "index.lmdb-lock")
 
@@ -94,7 +99,7 @@ def record(seed: int, directory: Path, steps: int = STEPS) -> Recording:
         def mark(kind: str, state: int) -> None:
             marks.write(f"{kind} {state}".encode())
 
-        workload = Workload(path / STORE, seed, mark, ZeroingDisk())
+        workload = Workload(path / STORE, seed, mark, ZeroingDisk(HOLE_UNITS[seed % len(HOLE_UNITS)]))
         workload.run(steps)
         recording.states = workload.states
     return recording
@@ -178,11 +183,15 @@ def _judge(recording: Recording, crash: Crash, path: Path) -> None:
 
 
 def go_on(tree: Tree, path: Path) -> Tree:
-    """Save something new, end cleanly, and open the store once more."""
+    """Save something new, do all the work of idle time, end cleanly, and open the store once more."""
     support.save(tree, "afterwards", b"saved" * 500)
+    expected = state_of(tree)
+    collect(tree)
+    optimize_part(Optimizer(tree), tree.store, never)
     tree.close()
     tree = support.open_tree(path)
-    assert support.read(tree, "afterwards") == b"saved" * 500
+    assert state_of(tree) == expected
+    support.check_tree(tree)
     return tree
 
 

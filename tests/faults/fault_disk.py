@@ -5,6 +5,7 @@ The process goes on: what it said is kept must be readable at once, and be there
 
 import errno
 import os
+import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -29,9 +30,12 @@ class Fault(Enum):
 
 
 class FaultDisk(Disk):
-    """Counts operations and fails at the one numbered `at`, from 0, until `mend`."""
+    """Counts operations and fails at the one numbered `at`, from 0, until `mend`.
 
-    def __init__(self, fault: Fault | None = None, at: int = 0) -> None:
+    Those that need no room do not count where it is a full disk that they would meet.
+    """
+
+    def __init__(self, fault: Fault | None, at: int) -> None:
         self.count = 0
         self._fault = fault
         self._at = at
@@ -47,6 +51,8 @@ class FaultDisk(Disk):
 
     def _happens(self, path: Path | None, *, needs_room: bool = False, size: int = 0) -> int:
         """Count an operation and fail if it is its turn; return how many bytes of it get through."""
+        if self._fault in (Fault.FULL, Fault.SHORT) and not needs_room:
+            return size
         number, self.count = self.count, self.count + 1
         if self._fault is None or number < self._at:
             return size
@@ -54,7 +60,7 @@ class FaultDisk(Disk):
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         if self._fault is Fault.SHORT and number == self._at and size:
             return size // 2
-        if self._fault in (Fault.FULL, Fault.SHORT) and needs_room:
+        if self._fault in (Fault.FULL, Fault.SHORT):
             raise NoSpaceError(f"the disk below the store is full: {path}")
         return size
 
@@ -66,9 +72,9 @@ class FaultDisk(Disk):
         self._happens(path, needs_room=create and not path.exists())
         return super().open_write(path, create=create, empty=empty)
 
-    def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+    def pread_into(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
         self._happens(None)
-        return super().pread_into(fd, buffer, offset)
+        return super().pread_into(fd, buffers, offset)
 
     def pwrite(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int, path: Path) -> None:
         data = b"".join(buffers)
@@ -76,6 +82,13 @@ class FaultDisk(Disk):
         super().pwrite(fd, [data[:done]], offset, path)
         if done < len(data):
             raise NoSpaceError(f"the disk below the store is full: {path}")
+
+    def copy_range(self, source: int, target: int, offset: int, size: int, path: Path) -> int:
+        done = self._happens(path, needs_room=True, size=size)
+        copied = super().copy_range(source, target, offset, done, path)
+        if done < size:
+            raise NoSpaceError(f"the disk below the store is full: {path}")
+        return copied
 
     def fdatasync(self, fd: int, path: Path) -> None:
         self._happens(path)
@@ -108,9 +121,9 @@ class FaultDisk(Disk):
         super().unlink(path)
 
 
-def count_operations(seed: int, steps: int = STEPS) -> int:
-    """Return how many operations the workload of a seed takes when none fails."""
-    disk = FaultDisk()
+def count_operations(seed: int, fault: Fault, steps: int = STEPS) -> int:
+    """Return how many operations of the workload of a seed can fail in a way."""
+    disk = FaultDisk(fault, sys.maxsize)
     with scratch() as name:
         Workload(Path(name) / "store", seed, Promises().mark, disk).run(steps)
     return disk.count
@@ -149,7 +162,7 @@ def judge_mended(workload: Workload, promises: Promises, *, goes_on: bool) -> No
         support.save(workload.tree, "when there was room again", b"saved" * 500)
         workload.tree.commit()
     if workload.is_open:
-        support.crash(workload.tree)
+        workload.crash()
     try:
         tree = support.open_tree(workload.path)
     except NotAStoreError:

@@ -1,9 +1,13 @@
-"""A disk that fills up at a chosen byte, LMDB's files included: the store lies on the recording filesystem."""
+"""A disk that fills up at a chosen byte or fails at a chosen write or sync: LMDB's too.
+
+The store lies on the recording filesystem.
+"""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from ckptfs.errors import NoSpaceError
+from ckptfs.errors import CkptfsError, NoSpaceError
 from ckptfs.store import Disk
 from tests.faults import recorder
 from tests.faults.crashes import scratch
@@ -26,6 +30,14 @@ def growth(seed: int, steps: int = STEPS) -> int:
         return sum(each.stat().st_size for each in (path / "store").rglob("*"))
 
 
+def count_writes(seed: int, steps: int = STEPS) -> int:
+    """Return how many writes and syncs the workload of a seed makes, LMDB's included."""
+    trace: list[recorder.Operation] = []
+    with scratch() as name, recorder.recording(Path(name), trace) as path:
+        Workload(path / "store", seed, Promises().mark, Disk()).run(steps)
+    return sum(isinstance(operation, recorder.Write | recorder.Sync) for operation in trace)
+
+
 def judge_full(seed: int, rooms: Iterable[int], steps: int = STEPS) -> list[str]:
     """Run a workload on disks of these sizes; return what is wrong when each is full, and when it has room again."""
     return list(filter(None, _judge_each(seed, rooms, steps)))
@@ -38,6 +50,30 @@ def _judge_each(seed: int, rooms: Iterable[int], steps: int) -> Iterator[str]:
                 _judge(path, seed, room, steps)
             except Exception as error:  # whatever it is, it is what a person would meet on a full disk
                 yield f"--seed {seed} --room {room}: {type(error).__name__}: {error}"
+
+
+def judge_failing(seed: int, ats: Iterable[int], steps: int = STEPS) -> list[str]:
+    """Run a workload on a disk of which one of these writes and syncs fails; return what is wrong afterwards."""
+    return list(filter(None, _judge_each_failing(seed, ats, steps)))
+
+
+def _judge_each_failing(seed: int, ats: Iterable[int], steps: int) -> Iterator[str]:
+    with scratch() as name, recorder.recording(Path(name), []) as path:
+        for at in ats:
+            try:
+                _judge_failing(path, seed, at, steps)
+            except Exception as error:  # whatever it is, it is what a person would meet after the fault
+                yield f"--seed {seed} --failing {at}: {type(error).__name__}: {error}"
+
+
+def _judge_failing(mountpoint: Path, seed: int, at: int, steps: int) -> None:
+    promises = Promises()
+    workload = Workload(mountpoint / str(at), seed, promises.mark, Disk())
+    (mountpoint / recorder.FAILING).write_bytes(b"%d" % at)
+    with suppress(CkptfsError, OSError):
+        workload.run(steps)
+    (mountpoint / recorder.FAILING).write_bytes(b"%d" % PLENTY)
+    judge_mended(workload, promises, goes_on=False)
 
 
 def _judge(mountpoint: Path, seed: int, room: int, steps: int) -> None:

@@ -1,6 +1,6 @@
 """Stores that somebody has tampered with: bytes changed anywhere, and rows that are well sealed and make no sense.
 
-Whatever is in a store, opening it and reading all of it ends, in bounded time and memory, with what is there or with
+Whatever is in a store, opening it, reading all of it and saving end, in bounded time and memory, as they should or with
 an error of `ckptfs.errors` or an OSError, which the mount turns into an errno. A process of its own does it: a crash
 of the interpreter, or one that goes on for ever, is seen as well.
 """
@@ -27,7 +27,7 @@ from tests.unit import tree_support as support
 
 STEPS = 25
 STORE_SEED = 3
-WAYS = ("packs", "packs without an index", "rows", "rows", "description")
+WAYS = ("packs", "packs without an index", "rows", "rows", "description", "index", "index", "index")
 SECONDS_MAX = 20
 MEMORY_MAX = 1 * GIB
 _WHOLE, _ERROR, _BUG = 0, 1, 2
@@ -99,18 +99,23 @@ def judge_hostile(seeds: Iterable[int]) -> list[str]:
                 change_rows(path, source)
             elif way == "description":
                 change_bytes(path, source, ("store.json",))
+            elif way == "index":
+                change_bytes(path, source, ("index.lmdb",))
             else:
                 change_bytes(path, source, packs)
                 if way == "packs without an index":
                     (path / "index.lmdb").unlink()
             if said := outcome(path):
-                losses.append(f"seed {seed}, {way}: {said}")
+                losses.append(f"--tampering {seed}: {way}: {said}")
             shutil.rmtree(path)
     return losses
 
 
-def outcome(path: Path) -> str:
-    """Open a store and read all of it in a child; return what of it is not as it should be, "" for nothing."""
+def outcome(path: Path, *, read_only: bool = False) -> str:
+    """Open a store, read all of it and save, in a child; return what is not as it should be, "" for nothing.
+
+    Nothing is saved when it is opened `read_only`.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -119,8 +124,11 @@ def outcome(path: Path) -> str:
         signal.alarm(SECONDS_MAX)
         code = _BUG
         try:
-            tree = support.open_tree(path)
+            tree = support.open_tree(path, read_only=read_only)
             state_of(tree)
+            if not read_only:
+                support.save(tree, "afterwards", b"saved" * 500)
+                tree.store.commit(checkpoint=True)
             code = _WHOLE
         except (CkptfsError, OSError):
             code = _ERROR

@@ -4,7 +4,8 @@ It keeps files in memory and passes every write, truncation, sync and rename thr
 which no fake of `Disk` sees. From that list `powercut` makes the directory that a power cut at any moment may leave.
 `recording` runs it in a process of its own, which pickles the list when it is unmounted. What is written to the file
 `marks` in its root is no data: it tells, between the operations, what the workload had been promised by then. What is
-written to `room` there is the number of bytes by which all files together may still grow.
+written to `room` there is the number of bytes by which all files together may still grow; to `failing`, the number of
+writes and syncs after which one fails with EIO.
 """
 
 import errno
@@ -24,6 +25,7 @@ import trio
 
 MARKS = "marks"
 ROOM = "room"
+FAILING = "failing"
 BLOCK_SIZE = 4096
 _ROOT = Path(__file__).parents[2]
 _PATIENCE_SECONDS = 20.0
@@ -81,6 +83,7 @@ class _Recorder(pyfuse3.Operations):
         self._modes: dict[int, int] = {pyfuse3.ROOT_INODE: stat.S_IFDIR | 0o700}
         self._special: dict[int, str] = {}
         self._room = 1 << 40
+        self._fails_after: int | None = None
         self._next = pyfuse3.ROOT_INODE + 1
 
     def _attributes(self, ino):
@@ -106,7 +109,7 @@ class _Recorder(pyfuse3.Operations):
             self._names[ino] = {}
         else:
             self._files[ino] = bytearray()
-        if parent == pyfuse3.ROOT_INODE and os.fsdecode(name) in (MARKS, ROOM):
+        if parent == pyfuse3.ROOT_INODE and os.fsdecode(name) in (MARKS, ROOM, FAILING):
             self._special[ino] = os.fsdecode(name)
         else:
             self.trace.append(Names(parent, ((os.fsdecode(name), ino),), stat.S_ISDIR(mode)))
@@ -151,9 +154,12 @@ class _Recorder(pyfuse3.Operations):
         if fh in self._special:
             if self._special[fh] == MARKS:
                 self.trace.append(Mark(buffer))
-            else:
+            elif self._special[fh] == ROOM:
                 self._room = self._used() + int(buffer)
+            else:
+                self._fails_after = int(buffer)
             return len(buffer)
+        self._may_fail()
         data = self._files[fh]
         growth = max(offset + len(buffer) - len(data), 0)
         if growth > max(self._free(), 0):
@@ -169,7 +175,15 @@ class _Recorder(pyfuse3.Operations):
     def _free(self):
         return self._room - self._used()
 
+    def _may_fail(self):
+        if self._fails_after is not None:
+            self._fails_after -= 1
+            if self._fails_after < 0:
+                self._fails_after = None
+                raise pyfuse3.FUSEError(errno.EIO)
+
     async def fsync(self, fh, datasync):
+        self._may_fail()
         self.trace.append(Sync(fh))
 
     async def fsyncdir(self, fh, datasync):
@@ -198,7 +212,7 @@ class _Recorder(pyfuse3.Operations):
     async def statfs(self, ctx):
         status = pyfuse3.StatvfsData()
         status.f_bsize = status.f_frsize = BLOCK_SIZE
-        status.f_blocks = self._room // BLOCK_SIZE
+        status.f_blocks = max(self._room, 0) // BLOCK_SIZE
         status.f_bfree = status.f_bavail = max(self._free(), 0) // BLOCK_SIZE
         return status
 

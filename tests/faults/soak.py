@@ -3,13 +3,16 @@
     script/soak --hours 8                      new seeds for eight hours
     script/soak --seed 12 --cut 310.4          one power cut again; the directory is left in ./crash
     script/soak --seed 5 --fault FULL --at 17  one failing operation again
+    script/soak --seed 5 --failing 17          one failing write or sync again, those of LMDB among them
     script/soak --seed 7 --room 40960          one full disk again
+    script/soak --tampering 7                  one tampered store again
     script/soak --seed 20 --kills 100          kills of daemons and writers again (their moments are not the same)
 
 It ends with exit code 1 when anything was lost. What it prints for a loss is what shows it again.
 """
 
 import argparse
+import logging
 import multiprocessing
 import sys
 import tempfile
@@ -23,12 +26,14 @@ from pathlib import Path
 from tests.faults.crashes import Cut, judge_seed, replay
 from tests.faults.daemons import KilledSaves
 from tests.faults.fault_disk import Fault, count_operations, judge_fault
-from tests.faults.full import growth, judge_full
+from tests.faults.full import count_writes, growth, judge_failing, judge_full
+from tests.faults.hostile import judge_hostile
 from tests.mount.running import RunningMount
 
 PROCESSES = 2
-KILLS_PER_SEED = 50
+KILLS_PER_SEED = 300
 FULL_PER_SEED = 60
+TAMPERED_PER_SEED = 50
 CRASH_DIRECTORY = Path("crash")
 
 
@@ -53,10 +58,14 @@ class Soak:
 
     def failing_operations(self, seed: int) -> None:
         """Fail every operation of a workload in every way."""
-        count = count_operations(seed)
         for fault in Fault:
+            count = count_operations(seed, fault)
             losses = self._pool.map(partial(judge_fault, seed, fault), range(count), chunksize=8)
             self._note("failing operations", count, filter(None, losses))
+        count = count_writes(seed)
+        for found in self._pool.map(partial(judge_failing, seed), (range(0, count, 2), range(1, count, 2))):
+            self._note("failing operations", 0, found)
+        self.tried["failing operations"] += count
 
     def full_disks(self, seed: int) -> None:
         """Fill the disk up at places all over a workload."""
@@ -64,6 +73,12 @@ class Soak:
         for losses in self._pool.map(partial(judge_full, seed), (rooms[0::2], rooms[1::2])):
             self._note("full disks", 0, losses)
         self.tried["full disks"] += len(rooms)
+
+    def tampering(self, seeds: range) -> None:
+        """Tamper with a store in ways drawn from these seeds."""
+        for losses in self._pool.map(judge_hostile, (seeds[0::2], seeds[1::2])):
+            self._note("tampered stores", 0, losses)
+        self.tried["tampered stores"] += len(seeds)
 
     def kills(self, seed: int, count: int) -> None:
         """Kill daemons and writers of real saves."""
@@ -94,6 +109,7 @@ class Soak:
             self.power_cuts(range(seed, seed + PROCESSES))
             self.failing_operations(seed)
             self.full_disks(seed)
+            self.tampering(range(seed * TAMPERED_PER_SEED, (seed + PROCESSES) * TAMPERED_PER_SEED))
             self.kills(seed, KILLS_PER_SEED)
             seed += PROCESSES
             tried = ", ".join(f"{count} {kind}" for kind, count in self.tried.items())
@@ -117,20 +133,28 @@ def main() -> int:
     )
     parser.add_argument("--fault", type=Fault.__getitem__, help="ERROR, FULL, SHORT or DEAD")
     parser.add_argument("--at", type=int, default=0, help="the operation that fails")
+    parser.add_argument("--failing", type=int, help="the write or sync that fails")
     parser.add_argument("--room", type=int, help="the size of a disk that fills up")
+    parser.add_argument("--tampering", type=int, help="the way to tamper with a store")
     parser.add_argument("--kills", type=int, help="so many kills")
     args = parser.parse_args()
     seed = int(time.time()) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
     losses: list[str] = []
-    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+    # What stores under faults log is expected.
+    logging.disable()
+    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), initializer=logging.disable) as pool:
         soak = Soak(pool)
         if args.cut:
             losses = [replay(seed, args.cut, CRASH_DIRECTORY)]
         elif args.fault:
             losses = [judge_fault(seed, args.fault, args.at)]
+        elif args.failing is not None:
+            losses = judge_failing(seed, [args.failing])
         elif args.room is not None:
             losses = judge_full(seed, [args.room])
+        elif args.tampering is not None:
+            losses = judge_hostile([args.tampering])
         elif args.kills:
             soak.kills(seed, args.kills)
         else:

@@ -6,13 +6,26 @@ from functools import partial
 import pytest
 
 from tests.faults.fault_disk import Fault, count_operations, judge_fault
+from tests.faults.full import count_writes, judge_failing
 
-SEED = 5
+SEEDS = (4, 28)
+"""In the one, a collection releases chunks; in the other, versions become differences."""
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("fault", Fault)
-def test_a_failure_of_any_operation_loses_nothing(fault: Fault, pool: ProcessPoolExecutor) -> None:
-    count = count_operations(SEED)
-    print(f"seed {SEED}, {count} operations")
-    losses = list(filter(None, pool.map(partial(judge_fault, SEED, fault), range(count), chunksize=8)))
+def test_a_failure_of_any_operation_loses_nothing(fault: Fault, seed: int, pool: ProcessPoolExecutor) -> None:
+    count = count_operations(seed, fault)
+    print(f"seed {seed}, {count} operations")
+    losses = list(filter(None, pool.map(partial(judge_fault, seed, fault), range(count), chunksize=8)))
+    assert not losses, "\n".join(losses[:10])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_failure_of_any_write_or_sync_loses_nothing(seed: int, fuse: None, pool: ProcessPoolExecutor) -> None:
+    """Those of LMDB are among them, which the disk of the other test does not see."""
+    count = count_writes(seed)
+    print(f"seed {seed}, {count} writes and syncs")
+    halves = pool.map(partial(judge_failing, seed), (range(0, count, 4), range(2, count, 4)))
+    losses = [loss for half in halves for loss in half]
     assert not losses, "\n".join(losses[:10])

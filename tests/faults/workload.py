@@ -1,11 +1,11 @@
-"""What a mount does to a store, drawn from a seed: saves, renames, snapshots, rollbacks, encoding, kills.
+"""What a mount does to a store, drawn from a seed: saves, renames, snapshots, rollbacks, kills, and what is
+done when it is idle: encoding, differences between versions, collections with saves and kills among their steps.
 
 Beside the tree a model of it goes on (`tests/unit/tree_model`). After every step that was journalled, what the model
 shows then is one *state*. `mark` is told which states have begun to be possible and which are promised to be kept.
 """
 
 import copy
-import mmap
 import random
 import stat
 from collections.abc import Callable, Sequence
@@ -15,8 +15,10 @@ from typing import NamedTuple
 from ckptfs.config import KIB
 from ckptfs.store import ChunkStore, Disk, Frozen
 from ckptfs.tree import Tree
+from ckptfs.tree.commands import Commands
 from ckptfs.tree.files import OpenFile
-from ckptfs.tree.gc import collect
+from ckptfs.tree.gc import ROWS_PER_STEP, Collection, collect
+from ckptfs.tree.optimize import Optimizer
 from ckptfs.tree.snapshots import Snapshot
 from tests.unit import tree_support as support
 from tests.unit.tree_model import ModelTree, Node
@@ -24,6 +26,7 @@ from tests.unit.tree_support import Clock, Seen
 
 PACK_SIZE_MAX = 24 * KIB
 SAVE_SIZE_MAX = 9 * KIB
+ELEMENT_SIZE = 4
 SNAPSHOTS_MAX = 3
 FILES = ("last.pt", "best.pt", "run/a", "run/b", "run/c")
 
@@ -38,24 +41,31 @@ class State(NamedTuple):
 
 def state_of(tree: Tree) -> State:
     """Read everything that a tree shows."""
+    known: dict[tuple[int, int], bytes] = {}
     return State(
-        support.dump(tree),
-        support.dump(tree, tree.rows.open_epoch),
-        {snapshot.name: support.dump(tree, snapshot.id) for snapshot in tree.snapshots.all()},
+        support.dump(tree, known=known),
+        support.dump(tree, tree.rows.open_epoch, known),
+        {snapshot.name: support.dump(tree, snapshot.id, known) for snapshot in tree.snapshots.all()},
     )
 
 
 class ZeroingDisk(Disk):
-    """A disk for a filesystem without holes: what is punched becomes zeros, which is all that a reader sees of one."""
+    """A disk for a filesystem without holes: what is punched becomes zeros, which is all that a reader sees of one.
+
+    Holes are of whole units of `unit` bytes; where that is a byte, all of what is called free is gone.
+    """
+
+    def __init__(self, unit: int) -> None:
+        self._unit = unit
 
     def can_punch(self, fd: int) -> bool:
         """Say that it can."""
         return True
 
     def punch(self, fd: int, offset: int, size: int, path: Path) -> int:
-        """Write zeros over the whole pages of a range."""
-        start, end = offset + -offset % mmap.PAGESIZE, offset + size
-        end -= end % mmap.PAGESIZE
+        """Write zeros over the whole units of a range."""
+        start, end = offset + -offset % self._unit, offset + size
+        end -= end % self._unit
         if start >= end:
             return 0
         self.pwrite(fd, [bytes(end - start)], start, path)
@@ -103,6 +113,7 @@ class Workload:
         self._journalled = copy.deepcopy((self._model, self._taken))
         self._open: dict[str, _Open] = {}
         self._frozen: Frozen | None = None
+        self._collection: Collection | None = None
 
     @property
     def is_open(self) -> bool:
@@ -115,9 +126,12 @@ class Workload:
         assert self._tree is not None
         return self._tree
 
-    def _close_tree(self) -> None:
-        """End as a kill does."""
+    def crash(self) -> None:
+        """End as a kill does: only what was journalled stays."""
         tree, self._tree = self.tree, None
+        if self._collection is not None:
+            with self._collection:
+                self._collection = None
         tree.store.close(commit=False)
 
     def run(self, steps: int) -> None:
@@ -125,7 +139,7 @@ class Workload:
         self.begin()
         for _ in range(steps):
             self.step()
-        self._close_tree()
+        self.crash()
 
     def begin(self) -> None:
         """Make the store and its directory `run`."""
@@ -142,6 +156,7 @@ class Workload:
         if self._reserve:
             store.hold_reserve()
         self._tree = Tree(store, wall_ns=self._clock.wall_ns, monotonic=self._clock.monotonic)
+        self._optimizer = Optimizer(self._tree)
 
     # Promises
 
@@ -169,7 +184,8 @@ class Workload:
         """Take one step, and journal what came of it, or leave that to the next one."""
         source = self._source
         actions: Sequence[tuple[int, Callable[[], None]]] = (
-            (14, self.save),
+            (12, self.save),
+            (8, self.train),
             (3, self.save_killed),
             (4, self.open),
             (6, self.write),
@@ -179,12 +195,16 @@ class Workload:
             (3, self.unlink),
             (5, self.take_snapshot),
             (2, self.delete_snapshot),
+            (1, self.prune),
             (2, self.roll_back),
             (3, self.checkpoint),
             (2, self.begin_checkpoint),
             (2, self.end_checkpoint),
             (3, self.encode),
             (2, self.collect),
+            (4, self.optimize),
+            (2, self.begin_collection),
+            (3, self.end_collection),
             (2, self.kill),
             (1, self.rebuild),
         )
@@ -193,12 +213,22 @@ class Workload:
         if source.random() < 0.7:
             self.journal(durable=source.random() < 0.15)
 
+    def _stops(self) -> bool:
+        """Tell whether a save interrupts the work of idle time."""
+        return self._source.random() < 0.05
+
     def _data(self) -> bytes:
         """Return bytes for a save: half of them such that encoding makes them smaller."""
         size = self._source.randint(0, SAVE_SIZE_MAX)
         if self._source.random() < 0.5:
             return self._source.randbytes(size)
         return bytes(self._source.choices(b"ab\0\xff", k=size))
+
+    def _trained(self, data: bytes) -> bytes:
+        """Return the bytes that a step of training makes of those before: of each float only the last bits change."""
+        changed = int.from_bytes(self._source.randbytes(len(data)), "little")
+        last_bits = int.from_bytes(b"\3".ljust(ELEMENT_SIZE, b"\0") * len(data), "little")
+        return (int.from_bytes(data, "little") ^ changed & last_bits).to_bytes(len(data), "little")
 
     def _closed_path(self, *, existing: bool) -> str | None:
         """Return the path of a file that nobody has open."""
@@ -212,12 +242,20 @@ class Workload:
         except OSError:
             return self._model.create(path, Node(stat.S_IFREG | 0o644, b"", None))
 
+    def _save(self, path: str, data: bytes) -> None:
+        support.save(self.tree, path, data)
+        self._model.commit(self._node(path), data)
+
     def save(self) -> None:
         """Write a whole file and close it."""
         if path := self._closed_path(existing=False):
-            data = self._data()
-            support.save(self.tree, path, data)
-            self._model.commit(self._node(path), data)
+            self._save(path, self._data())
+
+    def train(self) -> None:
+        """Save what training makes of a checkpoint, of which there is a version already."""
+        if path := self._closed_path(existing=True):
+            self.take_snapshot()
+            self._save(path, self._trained(self._model.nodes[self._node(path)].data))
 
     def save_killed(self) -> None:
         """Write a file whose writer is killed."""
@@ -293,6 +331,12 @@ class Workload:
             self.tree.snapshots.delete(snapshot)
             self.journal(durable=True)
 
+    def prune(self) -> None:
+        """Delete the snapshots that a policy does not keep, as the command does."""
+        for pruned in Commands(self.tree).prune(f"last={self._source.randint(1, 2)},named=no", dry_run=False):
+            del self._taken[pruned["name"]]
+        self.journal(durable=True)
+
     def roll_back(self) -> None:
         """Roll everything, or one directory, back."""
         while self._open:
@@ -332,10 +376,44 @@ class Workload:
         self._keep(state)
 
     def encode(self) -> None:
-        """Do what a mount does when it is idle: encode, and free the places of what became smaller."""
+        """Do what a mount does first when it is idle: encode what went out as it was."""
         self.checkpoint()
-        self.tree.store.reencode(1 << 20)
-        self.tree.store.reclaimer.punch()  # nothing that this call has encoded may go before the next checkpoint
+        self.tree.store.reencode(1 << 20, self._stops)
+        self._free()
+
+    def optimize(self) -> None:
+        """Store earlier versions as differences, or some of them."""
+        if self._collection is None:  # collections take turns with it
+            for _ in range(self._source.randint(1, 6)):
+                if (work := self._optimizer.take()) is None:
+                    break
+                try:
+                    work(self._stops)
+                finally:
+                    self._optimizer.finish()
+            self._free()
+
+    def begin_collection(self) -> None:
+        """Look which chunks nothing needs; they go later, with other steps in between."""
+        if self._collection is None:
+            self._collection = Collection(self.tree)
+            self._collection.look()
+            self._collection.mark()
+
+    def end_collection(self) -> None:
+        """Release what a collection has found, or some of it."""
+        if self._collection is not None:
+            with self._collection as collection:
+                self._collection = None
+                while collection.delete_rows(ROWS_PER_STEP):
+                    pass
+                self.journal(durable=False)
+                collection.sweep(self._stops)
+            self._free()
+
+    def _free(self) -> None:
+        """Free the places of records that have successors, or were released."""
+        self.tree.store.reclaimer.punch()  # nothing that has just lost its use may go before the next checkpoint
         if self._source.random() < 0.7:
             self.checkpoint()
             self.tree.store.reclaimer.punch()
@@ -351,7 +429,7 @@ class Workload:
 
     def kill(self, *, rebuild: bool = False) -> None:
         """End without a word and open the store again: only what was journalled is there."""
-        self._close_tree()
+        self.crash()
         self._open.clear()
         self._frozen = None
         self._open_tree(rebuild=rebuild)

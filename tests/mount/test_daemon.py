@@ -178,6 +178,26 @@ def test_a_killed_daemon_loses_nothing_that_fsync_confirmed(mount: RunningMount)
     assert (mount.path / "file").read_bytes() == noise(1_000_000)
 
 
+def test_fsync_confirms_what_others_have_written(mount: RunningMount) -> None:
+    """Whoever wrote it, and whether the kernel has told of the last close already or not."""
+    path = mount.path / "file"
+    for index in range(10):
+        writer = os.open(path, os.O_WRONLY | os.O_CREAT)
+        inherited = os.dup(writer)
+        os.write(writer, noise(1_000_000, index))
+        if index % 2:
+            os.close(writer)
+            os.close(inherited)
+        reader = os.open(path, os.O_RDONLY)
+        os.fsync(reader)
+        mount.kill()
+        for fd in {reader} if index % 2 else {reader, writer, inherited}:
+            with suppress(OSError):  # the connection is gone
+                os.close(fd)
+        mount.mount()
+        assert path.read_bytes() == noise(1_000_000, index)
+
+
 def test_a_daemon_killed_many_times_stays_whole(mount: RunningMount) -> None:
     for index in range(4):
         (mount.path / f"file-{index}").write_bytes(noise(400_000, index))

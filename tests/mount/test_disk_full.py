@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptfs.errors import DaemonError
 from tests.faults import recorder
 from tests.faults.full import PLENTY, give_room
 from tests.mount.running import RunningMount
@@ -89,3 +90,16 @@ def test_saving_goes_on_without_a_remount_when_there_is_room(small: RunningMount
     small.mount()
     assert small.at("again", "filling").read_bytes() == data
     assert (small.path / "filling").read_bytes() == data
+
+
+def test_umount_says_when_the_last_of_it_could_not_be_written(small: RunningMount, tmp_path: Path) -> None:
+    data = os.urandom(4 * MIB)
+    (small.path / "model.pt").write_bytes(data)
+    give_room(tmp_path / "recorded", -PLENTY)
+    done = small.ckptfs("umount", small.path, check=False)
+    assert done.returncode == DaemonError.exit_code
+    assert "its process could not finish" in done.stderr
+    assert not small.is_mounted()
+    give_room(tmp_path / "recorded", PLENTY)
+    small.mount()
+    assert (small.path / "model.pt").read_bytes() == data

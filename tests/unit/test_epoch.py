@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from ckptfs.store import ChunkStore
+from ckptfs.errors import DamagedError
+from ckptfs.store import ChunkStore, Table
+from ckptfs.tree import Tree
 from ckptfs.tree.epoch import HOLD_SECONDS, HOLD_SECONDS_MAX, OpenEpoch
+from ckptfs.tree.rows import LIVE
 from tests.unit import tree_support as support
 from tests.unit.tree_support import Clock
 
@@ -121,3 +124,10 @@ def test_the_counters_outlive_the_process(tmp_path: Path, clock: Clock) -> None:
         again = OpenEpoch(store, clock.monotonic)
         assert (again.written_bytes, again.stored_bytes, again.pending) == (100, stored, True)
         assert again.due_in(SETTLE, None) == SETTLE
+
+
+@pytest.mark.parametrize("number", [0, LIVE, 1 << 40])
+def test_an_open_epoch_that_cannot_be_is_damage(store: ChunkStore, number: int) -> None:
+    store.tables.put(Table.META, b"open_epoch", number.to_bytes(8, "big"))
+    with pytest.raises(DamagedError, match=f"says {number}, which cannot be"):
+        Tree(store)

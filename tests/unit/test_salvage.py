@@ -132,3 +132,36 @@ def test_a_pack_that_is_lost_or_cut_short(path: Path, lost_index: bool, pack: in
     tree = open_tree(path)
     assert all(read(tree, f"again-{name[-1]}") == data for name, data in DATA.items())
     tree.store.close()
+
+
+@pytest.mark.parametrize("at", [10, 50], ids=["header", "payload"])
+@pytest.mark.parametrize("lost_index", [False, True])
+def test_the_record_before_is_taken_where_a_later_one_of_a_chunk_is_damaged(
+    tmp_path: Path, lost_index: bool, at: int
+) -> None:
+    path = tmp_path / "store"
+    ChunkStore.create(path, disk=NoSyncDisk(), config=CONFIG).close()
+    tree = open_tree(path)
+    text = bytes(random.Random(1).choices(b"ab", k=20_000))
+    save(tree, "text", text)
+    tree.store.commit(checkpoint=True)
+    assert tree.store.reencode(1 << 20).saved_bytes
+    if lost_index:  # the earlier places are called free then, and they are not punched yet
+        tree.store.commit(checkpoint=True)
+    save(tree, "later", b"later")
+    tree.store.commit()
+    flip(tree, tree.store.next_number // 2, at=at)
+    tree.store.close(commit=False)
+    if lost_index:
+        (path / "index.lmdb").unlink()
+    tree = salvaged(path)
+    assert tree.store.opening.losses
+    assert read(tree, "text") == text
+    tree.store.commit(checkpoint=True)
+    assert not lost_index or tree.store.reclaimer.punch()
+    tree.store.close()
+    for rebuild in (False, True):
+        tree = Tree(ChunkStore.open(path, disk=NoSyncDisk(), rebuild=rebuild, salvage=rebuild and at == 10))
+        assert damaged(tree) == problems(tree) == []
+        assert read(tree, "text") == text
+        tree.store.close()

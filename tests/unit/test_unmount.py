@@ -137,12 +137,12 @@ def test_umount_8_is_taken_where_there_is_no_fusermount3(tmp_path, monkeypatch):
 def test_waiting_for_a_release_ends_when_the_store_is_closed_or_mounted_again(monkeypatch, mounts):
     states = [True, True, False]
     told = []
-    monkeypatch.setattr(unmount, "_is_open", lambda store: states.pop(0))
+    monkeypatch.setattr(unmount, "has_writer", lambda store: states.pop(0))
     monkeypatch.setattr(unmount, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(unmount, "SLOW_SECONDS", 0.0)
     unmount.wait_for_release("/s", lambda: told.append(1))
     assert (states, told) == ([], [1])
     mounts("/ckpt", "/s")
-    monkeypatch.setattr(unmount, "_is_open", lambda store: True)
+    monkeypatch.setattr(unmount, "has_writer", lambda store: True)
     unmount.wait_for_release("/s", lambda: told.append(2))
     assert told == [1]

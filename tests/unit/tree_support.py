@@ -285,15 +285,27 @@ class Seen(NamedTuple):
     same_as: str
 
 
-def dump(tree: Tree, epoch: int = LIVE) -> dict[str, Seen]:
-    """Return everything that an epoch shows, by path; directories end in a slash."""
+def dump(tree: Tree, epoch: int = LIVE, known: dict[tuple[int, int], bytes] | None = None) -> dict[str, Seen]:
+    """Return everything that an epoch shows, by path; directories end in a slash.
+
+    `known` has the bytes of contents that were read before, by manifest and size, and gets those of others.
+    """
+    known = {} if known is None else known
     found: dict[str, Seen] = {}
     first: dict[int, str] = {}
 
+    def content(inode: Inode) -> bytes:
+        if epoch == LIVE and tree.files.get(inode.ino) is not None:
+            return read_ino(tree, inode.ino)
+        key = (inode.manifest, inode.size)
+        if key not in known:
+            known[key] = read_ino(tree, inode.ino, epoch)
+        return known[key]
+
     def visit(ino: int, path: str) -> None:
         inode = tree.attributes(ino, epoch)
-        data = read_ino(tree, ino, epoch) if inode.is_file else inode.target
-        assert inode.is_dir or len(data) == inode.size
+        data = content(inode) if inode.is_file else inode.target
+        assert inode.is_dir or len(data) == inode.size, (inode, len(data))
         names = tree.xattrs.names(ino, epoch)
         xattrs = tuple((name, tree.xattrs.get(ino, name, epoch)) for name in names)
         found[path] = Seen(inode.mode, inode.nlink, data, xattrs, first.setdefault(ino, path))
