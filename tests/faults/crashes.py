@@ -34,7 +34,7 @@ RECOVERY_EVERY = 600
 """One of so many crash states is also cut off again while it is opened."""
 ROWS_EVERY = 4
 """Of one of so many crash states the rows are also compared with each other, at every epoch."""
-AFTERWARDS_EVERY = 16
+AFTERWARDS_EVERY = 32
 """One of so many crash states is also gone on with, closed, and opened once more."""
 _MEMORY_DIRECTORY = Path("/dev/shm")
 _VOLATILE = ("lock", "index.lmdb-lock")

@@ -20,7 +20,7 @@ from tests.unit import tree_support as support
 from tests.unit.test_check import damaged, flip, problems
 
 SEED = 9
-STEPS = 20
+STEPS = 14
 
 
 class Maintenance(Protocol):

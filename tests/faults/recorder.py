@@ -249,6 +249,8 @@ def recording(directory: Path, operations: list[Operation]) -> Iterator[Path]:
     finally:
         process.kill()
         process.wait()
+        # Nothing is mounted any more, unless something of a failed test still uses it.
+        subprocess.run(["fusermount3", "-uz", str(mountpoint)], capture_output=True, check=False)
         mountpoint.rmdir()
 
 

@@ -26,6 +26,6 @@ def test_a_failure_of_any_write_or_sync_loses_nothing(seed: int, fuse: None, poo
     """Those of LMDB are among them, which the disk of the other test does not see."""
     count = count_writes(seed)
     print(f"seed {seed}, {count} writes and syncs")
-    halves = pool.map(partial(judge_failing, seed), (range(0, count, 4), range(2, count, 4)))
+    halves = pool.map(partial(judge_failing, seed), (range(0, count, 6), range(3, count, 6)))
     losses = [loss for half in halves for loss in half]
     assert not losses, "\n".join(losses[:10])
