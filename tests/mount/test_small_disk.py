@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptfs.errors import DaemonError
 from ckptfs.mount.client import Client
 from tests.mount.running import RunningMount
 
@@ -33,7 +34,8 @@ def small(fuse: None, tmp_path: Path) -> Iterator[RunningMount]:
     mount.expected_in_log.append(FULL)
     try:
         yield mount
-        mount.umount()
+        # Where the disk is still full the last checkpoint has no room, and the exit code says so; nothing is lost.
+        assert mount.ckptfs("umount", mount.path, check=False).returncode in (0, DaemonError.exit_code)
         assert not mount.unexpected_in_log()
         mount.ckptfs("check", mount.store, "--read-data")
     finally:
