@@ -50,6 +50,8 @@ class Snapshot:
     @classmethod
     def decode(cls, epoch: int, value: bytes) -> "Snapshot":
         """Return the snapshot of a row's value; DamagedError when it is none."""
+        if not 0 < epoch < LIVE:
+            raise DamagedError(f"the row of snapshot {epoch} has a number that no snapshot can have")
         try:
             fields = json.loads(value)
             fields["paths"] = tuple(fields["paths"])
