@@ -6,7 +6,6 @@ file's error sticky.
 """
 
 import logging
-from functools import partial
 
 import trio
 
@@ -57,9 +56,9 @@ class Jobs:
         try:
             if job.size <= SMALL_SIZE:
                 await self._offload.run_small(job.run)
+            elif isinstance(job, StreamJob):
+                await self._offload.run(job.run, lambda: self._token.run_sync_soon(self._hand_on, file, job, final))
             else:
-                if isinstance(job, StreamJob):
-                    job.on_cut = partial(self._token.run_sync_soon, self._hand_on, file, job, final)
                 await self._offload.run(job.run)
             while job in jobs and job is not jobs[0]:
                 await self._step.wait()

@@ -46,8 +46,7 @@ class Job(Protocol):
 class StreamJob:
     """Cut a piece of the stream and store its chunks; `joined` is a last extent whose bytes come before it.
 
-    `offset` is where in the file the bytes to cut begin, `joined` included. `on_cut` is called by the thread that runs
-    the job as soon as `chunks` and `rest` (the bytes behind the last complete chunk) are known.
+    `offset` is where in the file the bytes to cut begin, `joined` included.
     """
 
     store: ChunkStore
@@ -57,7 +56,6 @@ class StreamJob:
     joined: Extent | None
     piece: Piece
     final: bool
-    on_cut: Callable[[], None] = _nothing
     is_handed_on: bool = False
     chunks: Chunked | None = None
     numbers: list[int] = field(default_factory=list)
@@ -74,8 +72,8 @@ class StreamJob:
         assert self.chunks is not None
         return self.offset + sum(self.chunks.lengths)
 
-    def run(self) -> None:
-        """Cut the piece, call `on_cut`, and store the chunks; fills `chunks`, `rest` and `numbers`."""
+    def run(self, on_cut: Callable[[], None] = _nothing) -> None:
+        """Fill `chunks` and `rest` (the bytes behind the last complete chunk), call `on_cut`, and fill `numbers`."""
         view = self.piece.view()
         if self.joined:
             view = memoryview(b"".join((self.reader.read(self.joined.number)[: self.joined.length], view)))
@@ -83,7 +81,7 @@ class StreamJob:
         cuts = [cut - self.offset for cut in self.tensor_cuts.between(self.offset, self.offset + len(view))]
         self.chunks = self.store.cut(view, self.final, cuts)
         self.rest = bytes(view[self.end - self.offset :])
-        self.on_cut()
+        on_cut()
         self.numbers = self.store.store(view, self.chunks, encode=False)
 
 
@@ -133,7 +131,8 @@ class FileContent:
     def buffered(self) -> int:
         """Bytes held in memory that are in no chunk yet."""
         recut_size = self._recut.ranges.size if self._recut else 0
-        return len(self._stream) + self._overlay.size + recut_size
+        stored_size = sum(len(job.piece) for job in self._jobs if isinstance(job, StreamJob) and job.numbers)
+        return len(self._stream) - stored_size + self._overlay.size + recut_size
 
     @property
     def jobs(self) -> Sequence[Job]:
