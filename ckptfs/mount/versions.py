@@ -160,6 +160,8 @@ class MountedVersions:
             await self._commit_logs()
         if request.command == "backup_cut":
             await self._committer.commit(durable=True)
+            # What is superseded is named in the journal then, and the index of the backup has all of it.
+            await self._committer.checkpoint()
         result: Any
         try:
             if request.command in CHECKING:

@@ -83,7 +83,7 @@ def back_up(
             before = after
         backup.publish()
     # Opening it reads what was copied, so that it is known to be good, and makes its index.
-    with ChunkStore.open(destination, disk=disk, salvage=True) as store:
+    with ChunkStore.open(destination, disk=disk, salvage=True, follow=True) as store:
         position, losses = store.position, store.opening.losses
     with StoreLock(destination, disk, shared=False):
         backup.repeat_holes(holes)

@@ -142,6 +142,7 @@ class ChunkStore:
         self._append_lock = threading.Lock()
         self._checkpoint_lock = threading.Lock()
         self._closed = False
+        self._checkpoint_on_close = True
         self._mark = Mark(packs.position)
         self._state = State(self._mark, self._mark.position)
         self._index_cut = self._mark
@@ -172,12 +173,14 @@ class ChunkStore:
         disk: Disk | None = None,
         rebuild: bool = False,
         salvage: bool = False,
+        follow: bool = False,
         pack_size_max: int = PACK_SIZE_MAX,
     ) -> Self:
         """Open a store and replay what its index does not have yet; `rebuild` makes the whole index anew.
 
         A `salvage` takes what is there where records are lost, and names it in `opening`. It leaves the index as it is
-        when that has more than a rebuild finds.
+        when that has more than a rebuild finds. With `follow` nothing is appended, since another store's records come
+        next: an index that would need it stays as it is, and the next opening replays more.
         Raises NotAStoreError, StoreVersionError, StoreInUseError, StoreReadOnlyError, and DamagedError when durable
         records are not what was written.
         """
@@ -217,7 +220,7 @@ class ChunkStore:
             environment = Environment(index_path, disk, read_only=read_only)
             resources.callback(environment.close)
             store = cls(path, config, packs, environment, seal, lock, disk=disk, read_only=read_only)
-            store._replay(salvage=salvage)
+            store._replay(salvage=salvage, follow=follow)
             if rebuild:
                 if damage is None:  # LMDB is not to be trusted with another one
                     store._compare_index(aside)
@@ -243,7 +246,7 @@ class ChunkStore:
             lost = "; ".join(self.opening.losses)
             raise DamagedError(f"the packs do not have all that the index has, which stays as it is: {lost}")
 
-    def _replay(self, *, salvage: bool) -> None:
+    def _replay(self, *, salvage: bool, follow: bool) -> None:
         """Bring tables and index up to the packs, and cut off what follows the last thing that counts."""
         packed = self._environment.read_one(Table.STORE, STATE_KEY)
         state = self._state if packed is None else unpack_state(packed)
@@ -269,6 +272,9 @@ class ChunkStore:
             return
         self._packs.truncate(self._mark.position)
         self._packs.resume(min(state.kept_until, self._mark.position), self._mark.position)
+        if follow and (endangered or self._freed.superseded()):
+            self._checkpoint_on_close = False
+            return
         for number in endangered:
             self._store_again(number)
         if packed is None:
@@ -641,7 +647,7 @@ class ChunkStore:
             return
         self._closed = True
         with self._resources:
-            if commit and not self.read_only:
+            if commit and self._checkpoint_on_close and not self.read_only:
                 self.commit(checkpoint=True)
                 self._seal.set_on_close()
                 self._lock.note_end()
