@@ -4,7 +4,7 @@
  * in prose. Pure functions over the memory they are given. The decoder believes nothing: it reads and writes nothing out
  * of bounds whatever the bytes are, and says that they are damaged where they are not what the encoder makes.
  *
- * rANS is Duda's (Asymmetric numeral systems, arXiv:1311.2540), with 12-bit probabilities, states below 2^31, words of
+ * rANS is Duda's (Asymmetric numeral systems, arXiv:1311.2540), with 11-bit probabilities, states below 2^31, words of
  * 16 bits, division by reciprocals and interleaved states as in Giesen's ryg_rans and arXiv:1402.3392. With 32 states
  * AVX2 takes 32 bytes out at once; their slots are still looked up one by one, since a gather is no faster.
  */
@@ -21,7 +21,7 @@
 
 enum { CODED_RAW, CODED_CONSTANT, CODED_FEW, CODED_RANS };
 
-#define SCALE_BITS 12
+#define SCALE_BITS 11
 #define SCALE (1u << SCALE_BITS)
 #define STATE_LEAST (1u << 15)
 #define WORD_BITS 16
@@ -29,13 +29,16 @@ enum { CODED_RAW, CODED_CONSTANT, CODED_FEW, CODED_RANS };
 #define LANES_SOME 8
 #define LANES_MOST_FROM 2048 /* bytes that the coded ones have, for all interleaved states; and */
 #define LANES_SOME_FROM 1024 /* bytes to be coded, for some of them; below there is one */
-#define FEW_FROM 64          /* at most one byte in so many of "few" is not zero */
-#define RICE_MOST 31
+#define FEW_FROM 32          /* at most one byte in so many of "few" is not zero: each of them takes time of its own */
+#define RICE_MOST 30
+#define RICE_NONE 31 /* where all bytes of a table are zero */
+#define ORDER_MOST 6
+#define ORDER_NONE 7 /* where those that are not zero are 1 or 2 */
 #define NOISE_PARTS 50       /* what would get smaller by less than one part in so many is stored raw */
-#define TABLE_COST (8 * 8)   /* bits that a table of frequencies costs, with the time to set it up, */
+#define TABLE_COST (8 * 32)  /* bits that a table of frequencies costs, with the time to set it up, */
 #define SYMBOL_COST 10       /* and every byte in it */
-#define CLASS_LEAST 512
-#define COUNTERS 4 /* of everything: equal bytes one behind the other would wait for each other's count */
+#define SPARSE_FROM 8 /* at most one byte in so many is not zero where only those are counted */
+#define COUNTERS 2 /* of everything: equal bytes one behind the other would wait for each other's count */
 #define VARINT_SIZE_MOST 5
 #define TABLE_SIZE_MOST (3 + 2 * 256)
 #define WORDS_ROOM(size) (16 + 2 * (size))
@@ -63,14 +66,22 @@ static const uint8_t *take_varint(const uint8_t *in, const uint8_t *end, uint32_
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #define LITTLE_ENDIAN_WORD(word) __builtin_bswap16(word)
+#define LITTLE_ENDIAN_LONG(word) __builtin_bswap64(word)
 #else
 #define LITTLE_ENDIAN_WORD(word) (word)
+#define LITTLE_ENDIAN_LONG(word) (word)
 #endif
 
 static inline uint32_t load_word(const uint8_t *at) {
     uint16_t word;
     memcpy(&word, at, sizeof word);
     return LITTLE_ENDIAN_WORD(word);
+}
+
+static inline uint64_t load_little_endian(const uint8_t *at) {
+    uint64_t word;
+    memcpy(&word, at, sizeof word);
+    return LITTLE_ENDIAN_LONG(word);
 }
 
 static inline void store_word(uint8_t *at, uint32_t value) {
@@ -81,8 +92,10 @@ static inline void store_word(uint8_t *at, uint32_t value) {
 /* ---- counts, costs, frequencies ------------------------------------------------------------------------------ */
 
 void make_classes(const uint32_t counts[KEYS], size_t size, struct classes *classes) {
-    size_t least = size / CLASSES_MOST < CLASS_LEAST ? CLASS_LEAST : size / CLASSES_MOST + 1;
-    size_t class = 0, length = 0;
+    size_t distinct = 0, class = 0, length = 0;
+    for (size_t key = 0; key < KEYS; key++)
+        distinct += counts[key] != 0;
+    size_t least = distinct <= CLASSES_MOST ? 1 : size / CLASSES_MOST + 1;
     for (size_t key = 0; key < KEYS; key++) {
         classes->of_key[key] = (uint8_t)class;
         length += counts[key];
@@ -93,16 +106,40 @@ void make_classes(const uint32_t counts[KEYS], size_t size, struct classes *clas
     }
     /* What comes behind the last class that is large enough is one as well, if it has bytes at all. */
     classes->count = length || !class ? class + 1 : class;
-    for (size_t key = 0; key < KEYS; key++)
+    memset(classes->sizes, 0, sizeof classes->sizes);
+    for (size_t key = 0; key < KEYS; key++) {
         if (classes->of_key[key] == classes->count)
             classes->of_key[key]--;
+        classes->sizes[classes->of_key[key]] += counts[key];
+    }
+}
+
+static size_t count_zeros(const uint8_t *data, size_t size) {
+    size_t count = 0;
+    for (size_t i = 0; i < size; i++)
+        count += !data[i];
+    return count;
 }
 
 /* Count the bytes of each class. */
-static void count_bytes(const uint8_t *data, const uint8_t *class_of, size_t size, size_t classes,
+static void count_bytes(const uint8_t *data, const uint8_t *class_of, size_t size, const struct classes *classes,
                         uint32_t counts[COUNTERS][CLASSES_MOST][256]) {
     for (size_t k = 0; k < COUNTERS; k++)
-        memset(counts[k], 0, classes * sizeof counts[k][0]);
+        memset(counts[k], 0, classes->count * sizeof counts[k][0]);
+    if (size - count_zeros(data, size) <= size / SPARSE_FROM) {
+        for (size_t class = 0; class < classes->count; class++)
+            counts[0][class][0] = classes->sizes[class];
+        for (size_t i = 0; i < size; i++) {
+            uint64_t eight;
+            while (i + 8 <= size && (memcpy(&eight, data + i, 8), !eight))
+                i += 8;
+            if (i < size && data[i]) {
+                counts[0][class_of[i]][data[i]]++;
+                counts[0][class_of[i]][0]--;
+            }
+        }
+        return;
+    }
     size_t i = 0;
     for (; i + COUNTERS <= size; i += COUNTERS)
         for (size_t k = 0; k < COUNTERS; k++)
@@ -110,7 +147,7 @@ static void count_bytes(const uint8_t *data, const uint8_t *class_of, size_t siz
     for (; i < size; i++)
         counts[0][class_of[i]][data[i]]++;
     for (size_t k = 1; k < COUNTERS; k++)
-        for (size_t class = 0; class < classes; class++)
+        for (size_t class = 0; class < classes->count; class++)
             for (size_t value = 0; value < 256; value++)
                 counts[0][class][value] += counts[k][class][value];
 }
@@ -129,8 +166,8 @@ static inline uint64_t log2_parts(uint32_t number) {
     return (exponent << 8) + fraction + (fraction * (256 - fraction) * 88 >> 16);
 }
 
-/* Estimate what coding bytes so counted with one table costs, in 1/256 bits. */
-static uint64_t estimate_cost(const uint32_t counts[256], size_t size) {
+/* Estimate what the bytes so counted cost with one table of frequencies, in 1/256 bits. */
+static uint64_t rans_cost(const uint32_t counts[256], size_t size) {
     uint64_t information = size * log2_parts((uint32_t)size), distinct = 0;
     for (size_t value = 0; value < 256; value++)
         if (counts[value]) {
@@ -138,6 +175,43 @@ static uint64_t estimate_cost(const uint32_t counts[256], size_t size) {
             distinct++;
         }
     return information + (TABLE_COST + SYMBOL_COST * distinct) * 256;
+}
+
+/* How the bytes of a table that are not zero are coded in "few", `filled` of them: a gap before each in Rice's code with
+ * the parameter `rice`, and how far they lie above 1 and 2 in exponential Golomb codes of `order`. */
+struct few {
+    uint32_t rice, order;
+    size_t filled;
+};
+
+/* How far a byte that is not zero lies above 1 or 2: they are the two directions of one step. */
+static inline uint32_t excess_of(uint32_t value) { return (value - 1) >> 1; }
+
+static struct few few_of(const uint32_t counts[256], size_t size) {
+    size_t filled = size - counts[0], excess = 0;
+    for (uint32_t value = 1; value < 256; value++)
+        excess += (size_t)counts[value] * excess_of(value);
+    struct few few = {RICE_NONE, ORDER_NONE, filled};
+    if (filled)
+        few.rice = 31u - (uint32_t)__builtin_clz((uint32_t)(size / filled));
+    if (excess)
+        few.order = excess < filled ? 0 : 32u - (uint32_t)__builtin_clz((uint32_t)(excess / filled));
+    few.rice = few.rice > RICE_MOST && filled ? RICE_MOST : few.rice;
+    few.order = few.order > ORDER_MOST && excess ? ORDER_MOST : few.order;
+    return few;
+}
+
+/* Tell what the bytes so counted cost in "few", in 1/256 bits. */
+static uint64_t few_cost(const uint32_t counts[256], size_t size) {
+    struct few few = few_of(counts, size);
+    uint64_t bits = 16;
+    if (few.filled)
+        bits += (few.filled + 1) * (few.rice + 1) + ((size - few.filled) >> few.rice) + few.filled;
+    for (uint32_t value = 1; few.order != ORDER_NONE && value < 256; value++)
+        if (counts[value])
+            bits += (uint64_t)counts[value] *
+                    (1 + few.order + 2 * (31u - (uint32_t)__builtin_clz((excess_of(value) >> few.order) + 1)));
+    return bits * 256;
 }
 
 /* Scale counts of `size` bytes to frequencies whose sum is SCALE. */
@@ -173,16 +247,17 @@ struct table {
 /* Make tables of the classes, joining neighbours for as long as that costs no more than a table of the neighbour's own;
  * `table_of` is the table of each class. Return how many there are. */
 static size_t make_tables(const struct classes *classes, uint32_t counts[CLASSES_MOST][256],
+                          uint64_t (*cost_of)(const uint32_t counts[256], size_t size),
                           struct table tables[CLASSES_MOST], uint8_t table_of[CLASSES_MOST]) {
     static const uint32_t none[256];
     size_t count = 0;
     for (size_t class = 0; class < classes->count; class++) {
         struct table next, both;
         next.size = add_counts(counts[class], none, next.counts);
-        next.cost = next.size ? estimate_cost(next.counts, next.size) : 0;
+        next.cost = next.size ? cost_of(next.counts, next.size) : 0;
         if (count) {
             both.size = add_counts(tables[count - 1].counts, next.counts, both.counts);
-            both.cost = estimate_cost(both.counts, both.size);
+            both.cost = cost_of(both.counts, both.size);
         }
         if (count && both.cost <= tables[count - 1].cost + next.cost)
             tables[count - 1] = both;
@@ -193,6 +268,13 @@ static size_t make_tables(const struct classes *classes, uint32_t counts[CLASSES
     for (size_t key = 0; key < KEYS; key++)
         tables[table_of[classes->of_key[key]]].last_key = (uint8_t)key;
     return count;
+}
+
+static uint64_t cost_of_tables(const struct table *tables, size_t count) {
+    uint64_t cost = 0;
+    for (size_t i = 0; i < count; i++)
+        cost += tables[i].cost;
+    return cost;
 }
 
 /* Write the last key, the least and the greatest value that there is, and the frequencies from the one to before the
@@ -545,12 +627,23 @@ static const uint8_t *take_rans(const uint8_t *in, const uint8_t *end, const uin
 struct bits {
     const uint8_t *in, *end;
     uint64_t waiting;
-    uint32_t count; /* of waiting bits; what lies above is 0 */
+    uint32_t count; /* of waiting bits; what lies above is 0, or bits that come next */
 };
 
 static inline void fill_bits(struct bits *bits) {
-    for (; bits->count <= 55 && bits->in < bits->end; bits->count += 8)
+    if (bits->end - bits->in >= 8) {
+        bits->waiting |= load_little_endian(bits->in) << bits->count;
+        bits->in += (63 - bits->count) / 8;
+        bits->count |= 56;
+        return;
+    }
+    for (; bits->count < 56 && bits->in < bits->end; bits->count += 8)
         bits->waiting |= (uint64_t)*bits->in++ << bits->count;
+}
+
+static inline void drop_bits(struct bits *bits, uint32_t size) {
+    bits->waiting >>= size;
+    bits->count -= size;
 }
 
 /* Take `size` (at most RICE_MOST) bits; 0 where there are no more. */
@@ -559,24 +652,21 @@ static inline int take_bits(struct bits *bits, uint32_t size, uint32_t *value) {
     *value = (uint32_t)(bits->waiting & (((uint64_t)1 << size) - 1));
     if (bits->count < size)
         return 0;
-    bits->waiting >>= size;
-    bits->count -= size;
+    drop_bits(bits, size);
     return 1;
 }
 
 /* Take zeros and the one behind them, and count the zeros; 0 where there is no one. */
 static inline int take_zeros(struct bits *bits, uint32_t *zeros) {
     for (*zeros = 0; fill_bits(bits), bits->count;) {
-        if (!bits->waiting) {
-            *zeros += bits->count;
-            bits->count = 0;
-            continue;
+        uint32_t more = bits->waiting ? (uint32_t)__builtin_ctzll(bits->waiting) : 64;
+        if (more < bits->count) {
+            *zeros += more;
+            drop_bits(bits, more + 1);
+            return 1;
         }
-        uint32_t more = (uint32_t)__builtin_ctzll(bits->waiting);
-        *zeros += more;
-        bits->waiting >>= more + 1;
-        bits->count -= more + 1;
-        return 1;
+        *zeros += bits->count;
+        drop_bits(bits, bits->count);
     }
     return 0;
 }
@@ -594,49 +684,189 @@ static uint8_t *put_zeros(struct bits *bits, uint8_t *out, uint32_t zeros) {
     return put_bits(bits, out, (uint64_t)1 << zeros, zeros + 1);
 }
 
-/* Write how many bytes are not zero, and for each how many zeros lie before it (Rice's code), and the byte (Elias' gamma
- * code). */
-static uint8_t *put_few(const uint8_t *data, size_t size, size_t filled, uint8_t *out) {
-    struct bits bits = {0};
-    uint32_t rice = 31u - (uint32_t)__builtin_clz((uint32_t)(size / filled));
-    out = put_varint(out, (uint32_t)filled);
-    *out++ = (uint8_t)rice;
-    size_t gap_start = 0;
-    for (size_t i = 0; i < size; i++) {
-        uint64_t eight;
-        while (i + 8 <= size && (memcpy(&eight, data + i, 8), !eight))
-            i += 8;
-        if (i >= size || !data[i])
-            continue;
-        uint32_t gap = (uint32_t)(i - gap_start), value = data[i], low = 31u - (uint32_t)__builtin_clz(value);
-        out = put_zeros(&bits, out, gap >> rice);
-        out = put_bits(&bits, out, gap & ((1u << rice) - 1), rice);
-        out = put_zeros(&bits, out, low);
-        out = put_bits(&bits, out, value & ((1u << low) - 1), low);
-        gap_start = i + 1;
+/* Which of up to 64 bytes are `low` to `low` + `more`, as bits; of all where there are no bytes to look at. */
+static inline __attribute__((always_inline)) uint64_t find_range(const uint8_t *bytes, size_t size, uint8_t low,
+                                                                 uint8_t more) {
+    uint64_t found = 0;
+    for (size_t i = 0; i < size; i++)
+        found |= (uint64_t)((uint8_t)((bytes ? bytes[i] : 0) - low) <= more) << i;
+    return found;
+}
+
+#if HAVE_AVX2
+__attribute__((target("avx2"))) static inline uint64_t find_range_avx2(const uint8_t *bytes, uint8_t low,
+                                                                       uint8_t more) {
+    const __m256i lows = _mm256_set1_epi8((char)low), most = _mm256_set1_epi8((char)more);
+    uint64_t found = 0;
+    for (size_t half = 0; half < 2; half++) {
+        __m256i each = _mm256_sub_epi8(_mm256_loadu_si256((const __m256i *)(bytes + 32 * half)), lows);
+        __m256i inside = _mm256_cmpeq_epi8(_mm256_min_epu8(each, most), each);
+        found |= (uint64_t)(uint32_t)_mm256_movemask_epi8(inside) << 32 * half;
     }
+    return found;
+}
+#endif
+
+/* Write gaps and values of the bytes whose class is `low` to `low` + `more`. */
+static inline __attribute__((always_inline)) uint8_t *
+put_gaps(uint64_t (*find)(const uint8_t *bytes, uint8_t low, uint8_t more), const uint8_t *data,
+         const uint8_t *class_of, size_t size, uint8_t low, uint8_t more, const struct few *few, struct bits *bits,
+         uint8_t *out) {
+    uint32_t gap = 0;
+    for (size_t i = 0; i < size; i += 64) {
+        size_t length = size - i < 64 ? size - i : 64;
+        int whole = find && length == 64;
+        uint64_t mine = whole ? find(class_of + i, low, more) : find_range(class_of + i, length, low, more);
+        uint64_t filled = mine & ~(whole ? find(data + i, 0, 0) : find_range(data + i, length, 0, 0));
+        for (; filled; filled &= filled - 1) {
+            uint32_t place = (uint32_t)__builtin_ctzll(filled), value = data[i + place];
+            uint64_t before = mine & (((uint64_t)1 << place) - 1);
+            gap += (uint32_t)__builtin_popcountll(before);
+            mine &= ~before;
+            mine &= mine - 1;
+            out = put_zeros(bits, out, gap >> few->rice);
+            out = put_bits(bits, out, gap & ((1u << few->rice) - 1), few->rice);
+            out = put_bits(bits, out, (value - 1) & 1, 1);
+            if (few->order != ORDER_NONE) {
+                uint32_t excess = excess_of(value), above = (excess >> few->order) + 1;
+                uint32_t more_bits = 31u - (uint32_t)__builtin_clz(above);
+                out = put_zeros(bits, out, more_bits);
+                out = put_bits(bits, out, above & ((1u << more_bits) - 1), more_bits);
+                out = put_bits(bits, out, excess & ((1u << few->order) - 1), few->order);
+            }
+            gap = 0;
+        }
+        gap += (uint32_t)__builtin_popcountll(mine);
+    }
+    out = put_zeros(bits, out, gap >> few->rice);
+    return put_bits(bits, out, gap & ((1u << few->rice) - 1), few->rice);
+}
+
+/* Take a gap; UINT64_MAX where there is none. */
+static inline uint64_t take_gap(struct bits *bits, uint32_t rice) {
+    uint32_t quotient, rest;
+    if (!take_zeros(bits, &quotient) || !take_bits(bits, rice, &rest))
+        return UINT64_MAX;
+    return ((uint64_t)quotient << rice) + rest;
+}
+
+/* Take a byte that is not zero; 0 where there is none. */
+static inline uint32_t take_value(struct bits *bits, uint32_t order) {
+    uint32_t direction, more_bits, above = 0, rest = 0;
+    if (!take_bits(bits, 1, &direction))
+        return 0;
+    if (order != ORDER_NONE) {
+        if (!take_zeros(bits, &more_bits) || more_bits > 7 || !take_bits(bits, more_bits, &above) ||
+            !take_bits(bits, order, &rest))
+            return 0;
+        above += (1u << more_bits) - 1;
+        rest += above << order;
+    }
+    uint32_t value = 1 + 2 * rest + direction;
+    return value < 256 ? value : 0;
+}
+
+/* Fill in the bytes that have the keys `low` to `low` + `more` and are not zero; return 0 where they are damaged. */
+static inline __attribute__((always_inline)) int
+take_gaps(uint64_t (*find)(const uint8_t *bytes, uint8_t low, uint8_t more), struct bits *bits, const uint8_t *keys,
+          size_t size, uint8_t low, uint8_t more, uint32_t rice, uint32_t order, uint8_t *out) {
+    uint64_t gap = take_gap(bits, rice);
+    for (size_t i = 0; i < size; i += 64) {
+        size_t length = size - i < 64 ? size - i : 64;
+        uint64_t mine = find && keys && length == 64 ? find(keys + i, low, more)
+                                                     : find_range(keys ? keys + i : NULL, length, low, more);
+        for (;;) {
+            uint64_t left = (uint64_t)__builtin_popcountll(mine);
+            if (gap >= left) {
+                gap -= left;
+                break;
+            }
+            for (; gap; gap--)
+                mine &= mine - 1;
+            uint32_t value = take_value(bits, order);
+            out[i + (size_t)__builtin_ctzll(mine)] = (uint8_t)value;
+            mine &= mine - 1;
+            gap = take_gap(bits, rice);
+            if (!value || gap > size)
+                return 0;
+        }
+    }
+    return !gap;
+}
+
+#if HAVE_AVX2
+__attribute__((target("avx2,popcnt"))) static uint8_t *put_gaps_avx2(const uint8_t *data, const uint8_t *class_of,
+                                                                     size_t size, uint8_t low, uint8_t more,
+                                                                     const struct few *few, struct bits *bits,
+                                                                     uint8_t *out) {
+    return put_gaps(find_range_avx2, data, class_of, size, low, more, few, bits, out);
+}
+
+__attribute__((target("avx2,popcnt"))) static int take_gaps_avx2(struct bits *bits, const uint8_t *keys, size_t size,
+                                                                 uint8_t low, uint8_t more, uint32_t rice,
+                                                                 uint32_t order, uint8_t *out) {
+    return take_gaps(find_range_avx2, bits, keys, size, low, more, rice, order, out);
+}
+#endif
+
+/* Write the parameters of each table, then for each where the bytes of its own that are not zero lie among them, and
+ * what they are. */
+static uint8_t *put_few(const uint8_t *data, const uint8_t *class_of, size_t size, const struct table *tables,
+                        const uint8_t *table_of, size_t classes, size_t count, uint8_t *out, int vectors) {
+    struct bits bits = {0};
+    for (size_t i = 0; i < count; i++) {
+        struct few few = few_of(tables[i].counts, tables[i].size);
+        *out++ = tables[i].last_key;
+        *out++ = (uint8_t)(few.rice | few.order << 5);
+    }
+    for (size_t i = 0, first = 0, next; i < count; i++, first = next) {
+        struct few few = few_of(tables[i].counts, tables[i].size);
+        for (next = first; next < classes && table_of[next] == i;)
+            next++;
+        if (!few.filled)
+            continue;
+#if HAVE_AVX2
+        if (vectors) {
+            out = put_gaps_avx2(data, class_of, size, (uint8_t)first, (uint8_t)(next - 1 - first), &few, &bits, out);
+            continue;
+        }
+#endif
+        out = put_gaps(NULL, data, class_of, size, (uint8_t)first, (uint8_t)(next - 1 - first), &few, &bits, out);
+    }
+    (void)vectors;
     if (bits.count)
         *out++ = (uint8_t)bits.waiting;
     return out;
 }
 
-static const uint8_t *take_few(const uint8_t *in, const uint8_t *end, uint8_t *out, size_t size) {
-    uint32_t filled, quotient, rest, low, value;
-    in = take_varint(in, end, &filled);
-    if (!in || in == end || *in > RICE_MOST)
-        return NULL;
-    uint32_t rice = *in++;
+static const uint8_t *take_few(const uint8_t *in, const uint8_t *end, const uint8_t *keys, uint8_t *out, size_t size,
+                               int vectors) {
+    const uint8_t *parameters = in;
+    size_t count = 0;
+    do {
+        if (end - in < 2 || count == CLASSES_MOST || (count && in[0] <= in[-2]))
+            return NULL;
+        count++;
+        in += 2;
+    } while (in[-2] < KEYS - 1);
     struct bits bits = {in, end, 0, 0};
     memset(out, 0, size);
-    uint64_t at = 0;
-    for (uint32_t i = 0; i < filled; i++, at++) {
-        if (!take_zeros(&bits, &quotient) || !take_bits(&bits, rice, &rest))
+    for (unsigned low = 0; count; count--, low = parameters[0] + 1u, parameters += 2) {
+        uint8_t more = (uint8_t)(parameters[0] - low);
+        uint32_t rice = parameters[1] & 31, order = parameters[1] >> 5;
+        int intact;
+        if (rice == RICE_NONE)
+            continue;
+#if HAVE_AVX2
+        if (vectors)
+            intact = take_gaps_avx2(&bits, keys, size, (uint8_t)low, more, rice, order, out);
+        else
+#endif
+            intact = take_gaps(NULL, &bits, keys, size, (uint8_t)low, more, rice, order, out);
+        if (!intact)
             return NULL;
-        at += ((uint64_t)quotient << rice) + rest;
-        if (!take_zeros(&bits, &low) || low > 7 || !take_bits(&bits, low, &value) || at >= size)
-            return NULL;
-        out[at] = (uint8_t)(1u << low | value);
     }
+    (void)vectors;
     if (bits.waiting & ((1u << bits.count % 8) - 1))
         return NULL;
     return bits.in - bits.count / 8;
@@ -646,7 +876,7 @@ static const uint8_t *take_few(const uint8_t *in, const uint8_t *end, uint8_t *o
 
 struct encoder {
     uint32_t counts[COUNTERS][CLASSES_MOST][256];
-    struct table tables[CLASSES_MOST];
+    struct table tables[CLASSES_MOST], few[CLASSES_MOST];
     struct symbol symbols[CLASSES_MOST][256];
 };
 
@@ -671,9 +901,9 @@ size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct c
                     uint8_t *out, uint8_t *scratch, int vectors) {
     struct encoder *encoder = (struct encoder *)scratch;
     struct symbol *symbols_of[CLASSES_MOST];
-    uint8_t table_of[CLASSES_MOST], *at = out;
+    uint8_t table_of[CLASSES_MOST], few_of_class[CLASSES_MOST], *at = out;
     uint32_t whole[256] = {0}, frequencies[256];
-    count_bytes(data, class_of, size, classes->count, encoder->counts);
+    count_bytes(data, class_of, size, classes, encoder->counts);
     for (size_t class = 0; class < classes->count; class++)
         add_counts(whole, encoder->counts[0][class], whole);
     if (whole[data[0]] == size) {
@@ -681,17 +911,20 @@ size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct c
         *at++ = data[0];
         return (size_t)(at - out);
     }
-    size_t filled = size - whole[0];
-    if (filled <= size / FEW_FROM) {
-        *at++ = CODED_FEW;
-        return (size_t)(put_few(data, size, filled, at) - out);
-    }
-    size_t count = make_tables(classes, encoder->counts[0], encoder->tables, table_of);
-    uint64_t cost = 0;
-    for (size_t i = 0; i < count; i++)
-        cost += encoder->tables[i].cost;
-    size_t estimate = (size_t)(cost / (8 * 256));
+    if (rans_cost(whole, size) >= (uint64_t)size * 8 * 256)
+        return put_raw(data, size, out); /* noise, most often of the last bits: which key it has makes no difference */
+    size_t count = make_tables(classes, encoder->counts[0], rans_cost, encoder->tables, table_of);
+    size_t estimate = (size_t)(cost_of_tables(encoder->tables, count) / (8 * 256));
     size_t lanes = size < LANES_SOME_FROM ? 1 : estimate < LANES_MOST_FROM ? LANES_SOME : LANES_MOST;
+    if (size - whole[0] <= size / FEW_FROM) {
+        struct table *tables = encoder->few;
+        size_t few_count = make_tables(classes, encoder->counts[0], few_cost, tables, few_of_class);
+        if (cost_of_tables(tables, few_count) / (8 * 256) <= estimate + 4 * lanes) {
+            *at++ = CODED_FEW;
+            at = put_few(data, class_of, size, tables, few_of_class, classes->count, few_count, at, vectors);
+            return (size_t)(at - out);
+        }
+    }
     if (estimate + 4 * lanes >= size - size / NOISE_PARTS)
         return put_raw(data, size, out);
     *at++ = CODED_RANS;
@@ -718,7 +951,7 @@ const uint8_t *decode_bytes(const uint8_t *in, const uint8_t *end, const uint8_t
         memcpy(out, in, size);
         return in + size;
     case CODED_CONSTANT: memset(out, *in, size); return in + 1;
-    case CODED_FEW: return take_few(in, end, out, size);
+    case CODED_FEW: return take_few(in, end, keys, out, size, vectors);
     case CODED_RANS: return take_rans(in, end, keys, out, size, scratch, vectors);
     default: return NULL;
     }

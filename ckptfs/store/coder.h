@@ -7,15 +7,17 @@
 
 /* Each byte has a key, which both sides know; bytes of different keys may have different statistics. */
 #define KEYS 256
-#define CLASSES_MOST 16
+#define CLASSES_MOST 32
 
-/* Runs of neighbouring keys that an encoder looks at as one: `of_key` is their number, which ascends with the key. */
+/* Runs of neighbouring keys that an encoder looks at as one: `of_key` is their number, which ascends with the key, and
+ * `sizes` says how many bytes have one of these keys. */
 struct classes {
     uint8_t of_key[KEYS];
+    uint32_t sizes[CLASSES_MOST];
     size_t count;
 };
 
-/* The classes of keys that so many bytes have: at most CLASSES_MOST, none of them very small. */
+/* The classes of the keys that so many bytes have: one for each key, or CLASSES_MOST where there are more. */
 void make_classes(const uint32_t counts[KEYS], size_t size, struct classes *classes);
 
 /* The scratch memory, aligned to 8 bytes, that the functions below take for `size` bytes. */

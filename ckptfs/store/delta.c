@@ -116,8 +116,12 @@ static size_t element_count(const struct elements *elements) {
 /* Tell the class of each element from its key. */
 static void classify(const uint8_t *keys, size_t count, struct classes *classes, uint8_t *class_of) {
     uint32_t counts[4][KEYS] = {{0}};
-    for (size_t i = 0; i < count; i++)
-        counts[i % 4][keys[i]]++; /* in four tables, because equal keys would wait for each other's count */
+    size_t at = 0;
+    for (; at + 4 <= count; at += 4) /* in four tables, because equal keys would wait for each other's count */
+        for (size_t k = 0; k < 4; k++)
+            counts[k][keys[at + k]]++;
+    for (; at < count; at++)
+        counts[0][keys[at]]++;
     for (size_t key = 0; key < KEYS; key++)
         counts[0][key] += counts[1][key] + counts[2][key] + counts[3][key];
     make_classes(counts[0], count, classes);

@@ -17,7 +17,7 @@ from ckptfs.store.disk import Disk
 
 NAME = "store.json"
 _KIND = "ckptfs store"
-_NEVER_RELEASED = 3
+_NEVER_RELEASED = (3, 4)
 _SIZE_MAX = 65536
 _SEED_BITS = 64
 
@@ -74,7 +74,7 @@ def read(directory: Path, disk: Disk) -> StoreConfig:
             raise StoreVersionError(
                 f"{directory} has the format {version}, this ckptfs knows up to {FORMAT_VERSION}; upgrade ckptfs"
             )
-        if version == _NEVER_RELEASED:
+        if version in _NEVER_RELEASED:
             raise StoreVersionError(
                 f"{directory} has the format {version}, which was never released and has other deltas; "
                 "only the ckptfs that made it reads it"

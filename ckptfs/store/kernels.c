@@ -478,7 +478,7 @@ static PyObject *encode_bytes_of(PyObject *Py_UNUSED(module), PyObject *args) {
     } else {
         uint8_t *out = (uint8_t *)PyBytes_AS_STRING(result);
         Py_BEGIN_ALLOW_THREADS
-        struct classes one = {{0}, 1};
+        struct classes one = {{0}, {(uint32_t)size}, 1};
         if (size)
             coded_size = encode_bytes(data.buf, class_of, &one, size, out, scratch, kernel->vectors);
         Py_END_ALLOW_THREADS

@@ -10,29 +10,31 @@ encoder makes, and allocate nothing on their word.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from ckptfs.store.reference import Buffer
 
-SCALE_BITS = 12
+SCALE_BITS = 11
 SCALE = 1 << SCALE_BITS
 STATE_LEAST = 1 << 15
 WORD_BITS = 16
 LANES = (1, 8, 32)
 LANES_SOME_FROM = 1024
 LANES_MOST_FROM = 2048
-FEW_FROM = 64
-RICE_MOST = 31
+FEW_FROM = 32
+RICE_MOST = 30
+RICE_NONE = 31
+ORDER_MOST = 6
+ORDER_NONE = 7
 NOISE_PARTS = 50
-TABLE_COST = 8 * 8
+TABLE_COST = 8 * 32
 SYMBOL_COST = 10
 VARINT_SIZE_MOST = 5
 KEYS = 256
-CLASSES_MOST = 16
-CLASS_LEAST = 512
+CLASSES_MOST = 32
 DAMAGED = "the bytes are not what the encoder makes"
 
 
@@ -103,11 +105,41 @@ def _log2_parts(number: int) -> int:
     return (exponent << 8) + fraction + (fraction * (256 - fraction) * 88 >> 16)
 
 
-def _estimate_cost(counts: Counter[int]) -> int:
-    """Estimate what coding bytes so counted with one table costs, in 1/256 bits."""
+def _rans_cost(counts: Counter[int]) -> int:
+    """Estimate what the bytes so counted cost with one table of frequencies, in 1/256 bits."""
     size = counts.total()
     information = size * _log2_parts(size) - sum(count * _log2_parts(count) for count in counts.values())
     return information + (TABLE_COST + SYMBOL_COST * len(counts)) * 256
+
+
+class _Few(NamedTuple):
+    """How the bytes of a table that are not zero are coded in "few".
+
+    The gap before each is in Rice's code with the parameter `rice`. How far it lies above 1 or 2, which are one step in
+    either direction, is in an exponential Golomb code of `order`.
+    """
+
+    rice: int
+    order: int
+
+
+def _few_of(counts: Counter[int]) -> _Few:
+    filled = counts.total() - counts[0]
+    excess = sum(count * (value - 1 >> 1) for value, count in counts.items() if value)
+    rice = min((counts.total() // filled).bit_length() - 1, RICE_MOST) if filled else RICE_NONE
+    return _Few(rice, min((excess // filled).bit_length(), ORDER_MOST) if excess else ORDER_NONE)
+
+
+def _few_cost(counts: Counter[int]) -> int:
+    """Tell what the bytes so counted cost in "few", in 1/256 bits."""
+    rice, order = _few_of(counts)
+    filled = counts.total() - counts[0]
+    bits = 16 + ((filled + 1) * (rice + 1) + (counts[0] >> rice) + filled if filled else 0)
+    if order != ORDER_NONE:
+        for value, count in counts.items():
+            if value:
+                bits += count * (1 + order + 2 * (((value - 1 >> 1 >> order) + 1).bit_length() - 1))
+    return bits * 256
 
 
 def _scale_counts(counts: Counter[int]) -> list[int]:
@@ -135,9 +167,9 @@ class _Table(NamedTuple):
 
 
 def _classes(keys: bytes) -> list[int]:
-    """Return the last key of each class: runs of neighbouring keys that have enough bytes together."""
+    """Return the last key of each class: one for each key, or runs of neighbouring ones where there are more."""
     counts = Counter(keys)
-    least = CLASS_LEAST if len(keys) // CLASSES_MOST < CLASS_LEAST else len(keys) // CLASSES_MOST + 1
+    least = 1 if len(counts) <= CLASSES_MOST else len(keys) // CLASSES_MOST + 1
     ends, length = [], 0
     for key in range(KEYS):
         length += counts[key]
@@ -149,7 +181,7 @@ def _classes(keys: bytes) -> list[int]:
     return [*ends[:-1], KEYS - 1]
 
 
-def _tables(data: bytes, keys: bytes) -> list[_Table]:
+def _tables(data: bytes, keys: bytes, cost_of: Callable[[Counter[int]], int]) -> list[_Table]:
     """Return the tables: a class has one with the class before where that costs no more than one of its own."""
     ends = _classes(keys)
     class_of = [sum(end < key for end in ends) for key in range(KEYS)]
@@ -158,10 +190,10 @@ def _tables(data: bytes, keys: bytes) -> list[_Table]:
         counted[class_of[key]][value] += 1
     tables: list[_Table] = []
     for end, counts in zip(ends, counted, strict=True):
-        table = _Table(end, counts, _estimate_cost(counts))
+        table = _Table(end, counts, cost_of(counts))
         if tables:
             together = tables[-1].counts + counts
-            cost = _estimate_cost(together)
+            cost = cost_of(together)
             if cost <= tables[-1].cost + table.cost:
                 tables[-1] = _Table(end, together, cost)
                 continue
@@ -289,41 +321,84 @@ class _Bits:
             raise ValueError(DAMAGED)
 
 
-def _put_few(data: bytes) -> bytes:
-    """Return how many bytes are not zero, and for each how many zeros lie before it (Rice's code), and the byte (Elias'
-    gamma code)."""
-    places = [place for place, value in enumerate(data) if value]
-    rice = (len(data) // len(places)).bit_length() - 1
+def _put_few(data: bytes, keys: bytes, tables: list[_Table]) -> bytes:
+    """Return the parameters of each table, then for each where its bytes that are not zero lie, and what they are."""
+    head = b""
     bits: list[int] = []
 
     def put(number: int, size: int) -> None:
         bits.extend(number >> at & 1 for at in range(size))
 
-    for before, place in zip([-1, *places], places, strict=False):
-        gap, low = place - before - 1, data[place].bit_length() - 1
-        put(1 << (gap >> rice), (gap >> rice) + 1)
+    def put_zeros(count: int) -> None:
+        put(1 << count, count + 1)
+
+    def put_gap(gap: int, rice: int) -> None:
+        put_zeros(gap >> rice)
         put(gap, rice)
-        put(1 << low, low + 1)
-        put(data[place], low)
+
+    first_key = 0
+    for table in tables:
+        rice, order = _few_of(table.counts)
+        head += bytes([table.last_key, rice | order << 5])
+        own = bytes(value for value, key in zip(data, keys, strict=True) if first_key <= key <= table.last_key)
+        first_key = table.last_key + 1
+        if rice == RICE_NONE:
+            continue
+        before = -1
+        for place, value in enumerate(own):
+            if value:
+                put_gap(place - before - 1, rice)
+                before = place
+                put(value - 1, 1)
+                if order != ORDER_NONE:
+                    excess = value - 1 >> 1
+                    above = (excess >> order) + 1
+                    put_zeros(above.bit_length() - 1)
+                    put(above, above.bit_length() - 1)
+                    put(excess, order)
+        put_gap(len(own) - before - 1, rice)
     packed = (sum(bit << at % 8 for at, bit in enumerate(bits[start : start + 8])) for start in range(0, len(bits), 8))
-    return _varint(len(places)) + bytes([rice, *packed])
+    return head + bytes(packed)
 
 
-def _take_few(coded: _Input, size: int) -> bytes:
-    out, at = bytearray(size), 0
-    filled, rice = coded.varint(), coded.number(1)
-    if rice > RICE_MOST:
-        raise ValueError(DAMAGED)
-    bits = _Bits(coded)
-    for _ in range(filled):
-        at += (bits.zeros() << rice) + bits.take(rice)
-        low = bits.zeros()
-        if low > 7 or at >= size:
+def _take_few(coded: _Input, keys: bytes) -> bytes:
+    out, tables = bytearray(len(keys)), [(-1, 0)]
+    while tables[-1][0] < KEYS - 1:
+        last_key, parameters = coded.take(2)
+        if last_key <= tables[-1][0] or len(tables) > CLASSES_MOST:
             raise ValueError(DAMAGED)
-        out[at] = 1 << low | bits.take(low)
-        at += 1
+        tables.append((last_key, parameters))
+    bits = _Bits(coded)
+    for (key_before, _), (last_key, parameters) in pairwise(tables):
+        own = [place for place, key in enumerate(keys) if key_before < key <= last_key]
+        rice, order = parameters & 31, parameters >> 5
+        if rice == RICE_NONE:
+            continue
+        at = _take_gap(bits, rice)
+        while at < len(own):
+            out[own[at]] = _take_value(bits, order)
+            at += 1 + _take_gap(bits, rice)
+        if at > len(own):
+            raise ValueError(DAMAGED)
     bits.end()
     return bytes(out)
+
+
+def _take_gap(bits: _Bits, rice: int) -> int:
+    return (bits.zeros() << rice) + bits.take(rice)
+
+
+def _take_value(bits: _Bits, order: int) -> int:
+    value = 1 + bits.take(1)
+    if order != ORDER_NONE:
+        more_bits = bits.zeros()
+        if more_bits > 7:
+            raise ValueError(DAMAGED)
+        above = (1 << more_bits) - 1 + bits.take(more_bits)
+        value += 2 * ((above << order) + bits.take(order))
+    if value > 255:
+        raise ValueError(DAMAGED)
+    return value
 
 
 def _put_bytes(data: bytes, keys: bytes) -> bytes:
@@ -331,11 +406,15 @@ def _put_bytes(data: bytes, keys: bytes) -> bytes:
     raw = bytes([Coded.RAW]) + data
     if data.count(data[0]) == size:
         return bytes([Coded.CONSTANT, data[0]])
-    if filled <= size // FEW_FROM:
-        return bytes([Coded.FEW]) + _put_few(data)
-    tables = _tables(data, keys)
+    if _rans_cost(Counter(data)) >= size * 8 * 256:
+        return raw
+    tables = _tables(data, keys, _rans_cost)
     estimate = sum(table.cost for table in tables) // (8 * 256)
     lanes = LANES[0 if size < LANES_SOME_FROM else 1 + (estimate >= LANES_MOST_FROM)]
+    if filled <= size // FEW_FROM:
+        few = _tables(data, keys, _few_cost)
+        if sum(table.cost for table in few) // (8 * 256) <= estimate + 4 * lanes:
+            return bytes([Coded.FEW]) + _put_few(data, keys, few)
     if estimate + 4 * lanes >= size - size // NOISE_PARTS:
         return raw
     coded = bytes([Coded.RANS]) + _put_rans(data, keys, tables, lanes)
@@ -350,7 +429,7 @@ def _take_bytes(coded: _Input, keys: bytes) -> bytes:
     if kind == Coded.CONSTANT:
         return coded.take(1) * size
     if kind == Coded.FEW:
-        return _take_few(coded, size)
+        return _take_few(coded, keys)
     if kind == Coded.RANS:
         return _take_rans(coded, keys)
     raise ValueError(DAMAGED)

@@ -38,7 +38,7 @@ class SecondReader:
     def __init__(self, path: Path) -> None:
         description = json.loads((path / "store.json").read_text())
         assert description["kind"] == "ckptfs store"
-        assert description["version"] in (1, 2, 4)
+        assert description["version"] in (1, 2, 5)
         self.seed = int(description["seed"], 16)
         self.tables: dict[int, dict[bytes, bytes]] = {table: {} for table in (*range(1, 9), FREED)}
         self.chunks: dict[int, bytes] = {}
@@ -273,7 +273,7 @@ def take_coded(coded: bytes, keys: bytes) -> tuple[bytes, bytes]:
         return coded[: len(keys)], coded[len(keys) :]
     if kind == 1:
         return coded[:1] * len(keys), coded[1:]
-    return take_few(coded, len(keys)) if kind == 2 else take_rans(coded, keys)
+    return take_few(coded, keys) if kind == 2 else take_rans(coded, keys)
 
 
 def take_table(coded: bytes) -> tuple[list[tuple[int, int, int]], bytes]:
@@ -287,7 +287,7 @@ def take_table(coded: bytes) -> tuple[list[tuple[int, int, int]], bytes]:
             value, coded = value + coded[0], coded[1:]
         value += 1
     assert value == last
-    left = 4096 - len(slots)
+    left = 2048 - len(slots)
     assert left > 0
     return slots + [(last, left, at) for at in range(left)], coded
 
@@ -306,8 +306,8 @@ def take_rans(coded: bytes, keys: bytes) -> tuple[bytes, bytes]:
     out = bytearray()
     for index, key in enumerate(keys):
         state = states[index % lanes]
-        value, frequency, offset = slots_of[key][state % 4096]
-        state = frequency * (state // 4096) + offset
+        value, frequency, offset = slots_of[key][state % 2048]
+        state = frequency * (state // 2048) + offset
         if state < 1 << 15:
             state = state << 16 | int.from_bytes(coded[at : at + 2], "little")
             at += 2
@@ -317,9 +317,11 @@ def take_rans(coded: bytes, keys: bytes) -> tuple[bytes, bytes]:
     return bytes(out), coded[at:]
 
 
-def take_few(coded: bytes, size: int) -> tuple[bytes, bytes]:
-    count, coded = varint(coded)
-    rice, coded = coded[0], coded[1:]
+def take_few(coded: bytes, keys: bytes) -> tuple[bytes, bytes]:
+    tables = []
+    while not tables or tables[-1][0] < 255:
+        tables.append((coded[0], coded[1] & 31, coded[1] >> 5))
+        coded = coded[2:]
     bits = "".join(f"{byte:08b}"[::-1] for byte in coded)
     at = 0
 
@@ -333,14 +335,31 @@ def take_few(coded: bytes, size: int) -> tuple[bytes, bytes]:
         start, at = at, bits.index("1", at) + 1
         return at - 1 - start
 
-    out = b""
-    for _ in range(count):
-        out += bytes((zeros() << rice) + number(rice))
+    def gap(rice: int) -> int:
+        return (zeros() << rice) + number(rice)
+
+    def excess(order: int) -> int:
+        if order == 7:
+            return 0
         length = zeros()
-        out += bytes([1 << length | number(length)])
+        return ((1 << length | number(length)) - 1 << order) + number(order)
+
+    out = bytearray(len(keys))
+    first_key = 0
+    for last_key, rice, order in tables:
+        places = [place for place, key in enumerate(keys) if first_key <= key <= last_key]
+        first_key = last_key + 1
+        if rice == 31:
+            continue
+        left = gap(rice)
+        while left < len(places):
+            places = places[left:]
+            out[places.pop(0)] = 1 + number(1) + 2 * excess(order)
+            left = gap(rice)
+        assert left == len(places)
     used = (at + 7) // 8
     assert "1" not in bits[at : 8 * used]
-    return out.ljust(size, b"\0"), coded[used:]
+    return bytes(out), coded[used:]
 
 
 def apply_delta(payload: bytes, raw_size: int, base: bytes) -> bytes:

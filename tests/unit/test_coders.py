@@ -152,10 +152,11 @@ def test_kernels_and_reference_agree_on_changed_differences(
         assert native == outcome(lambda kernel=kernel: decode_difference(kernel, changed, base, width, width // 2))
 
 
-# 64 bytes of which the one at 37 is 7, all others 0: 1 of them, r = 6; 37 is a one and 6 low bits, 7 "001 11".
-GOLDEN_FEW = bytes.fromhex("02 01 06 4b 0e")
+# 64 bytes of which the one at 37 is 7, all others 0: one table, r = 6 and order 2; 37 is a one and 6 low bits; 7 is the
+# first direction, 3 above it: a zero, a one, two more ones. Then come 26 zeros, written as 37 were.
+GOLDEN_FEW = bytes.fromhex("02 ff 46 4b af 01")
 # 16 bytes of which 12 are "a" and 4 are "b", with frequencies of 3/4 and 1/4, for all keys.
-GOLDEN_RANS_HEAD = bytes.fromhex("03 01 ff 61 62 8018")
+GOLDEN_RANS_HEAD = bytes.fromhex("03 01 ff 61 62 800c")
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -170,8 +171,8 @@ def test_golden_bytes(name: str) -> None:
     assert kernel.decode_bytes(b"\1a", 3) == b"aaa"
     state = 1 << 15
     for value in reversed(b"aaabaaabaaabaaab"):
-        frequency, start = (3072, 0) if value == ord("a") else (1024, 3072)
-        state = (state // frequency << 12) + start + state % frequency
+        frequency, start = (1536, 0) if value == ord("a") else (512, 1536)
+        state = (state // frequency << 11) + start + state % frequency
     assert state < 1 << 31
     assert kernel.decode_bytes(GOLDEN_RANS_HEAD + struct.pack("<I", state), 16) == b"aaab" * 4
 
