@@ -200,6 +200,7 @@ class Handles:
     async def release(self, number: int) -> None:
         """Close a handle; the last writer's close commits the file's version."""
         handle = self._handles.pop(number)
+        self._readahead.forget(handle.fronts)
         if handle.file is None:
             return
         if handle.writing:

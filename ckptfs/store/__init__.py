@@ -13,7 +13,7 @@ from ckptfs.store.owners import Owners
 from ckptfs.store.reclaim import Reclamation
 from ckptfs.store.records import Position
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, never
-from ckptfs.store.spans import Decoded
+from ckptfs.store.spans import Decoded, Room
 from ckptfs.store.sweep import Swept
 from ckptfs.store.tables import Changes, Frozen, Tables
 
@@ -37,6 +37,7 @@ __all__ = [
     "Position",
     "Reclamation",
     "Reencoded",
+    "Room",
     "Space",
     "StoreStats",
     "Swept",

@@ -114,11 +114,6 @@ class ChainReader:
             size += delta.location.raw_size
         return found | self._read_asked(asked)
 
-    def below(self, deltas: Sequence[Located]) -> list[Located]:
-        """Return what deltas rest on, in the order in which it is read."""
-        levels = _Levels(self._index, deltas)
-        return [chunk for level in reversed(levels.chunks[1:]) for chunk in level] if levels.is_complete else []
-
     def _read_asked(self, asked: Sequence[Located]) -> dict[int, Decoded]:
         levels = _Levels(self._index, asked)
         if not levels.is_complete:

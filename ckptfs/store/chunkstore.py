@@ -39,7 +39,7 @@ from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, 
 from ckptfs.store.replay import Replay
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.seal import Seal
-from ckptfs.store.spans import Decoded
+from ckptfs.store.spans import Decoded, Room
 from ckptfs.store.state import STATE_KEY, Mark, State, pack_state, unpack_state
 from ckptfs.store.sweep import Sweeper
 from ckptfs.store.tables import Changes, Frozen, Tables
@@ -430,13 +430,13 @@ class ChunkStore:
         """Return the bytes of a chunk, verified against its id; DamagedError names the place when they do not hold."""
         return self._fetcher.read(number)
 
-    def read_many(self, numbers: Sequence[int]) -> list[Decoded]:
-        """Return the bytes of several chunks, verified as `read`; those stored together are read together."""
-        return self._fetcher.read_many(numbers)
+    def read_many(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
+        """Return the bytes of several chunks, verified as `read`; those stored together are read together.
 
-    def expect(self, numbers: Sequence[int]) -> None:
-        """Have the disk below begin to read chunks that will be asked for soon."""
-        self._fetcher.expect(numbers)
+        Those that are no deltas come to lie one behind the other: in `room`, if it is large enough, which the caller
+        has to itself and may use again when it needs the bytes no more.
+        """
+        return self._fetcher.read_many(numbers, room)
 
     # Checking
 

@@ -20,7 +20,7 @@ from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import Location
 from ckptfs.store.packs import Packs
 from ckptfs.store.records import HEADER_SIZE, EncodedChunk, Record
-from ckptfs.store.spans import Decoded, Located, spans
+from ckptfs.store.spans import Decoded, Located, Room, spans
 
 MEMO_SIZE_MAX = 8 * MIB
 """Bases that a call keeps, because the next delta may need them as well."""
@@ -60,69 +60,71 @@ class Fetcher:
         """Return the bytes of a chunk; DamagedError names the place when they are not what was written."""
         return self.read_with_id(number)[0]
 
-    def read_many(self, numbers: Sequence[int]) -> list[Decoded]:
-        """Return the bytes of several chunks, with few reads where they lie one behind the other; as `read`."""
+    def read_many(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
+        """Return the bytes of several chunks, with few reads where they lie one behind the other; as `read`.
+
+        Those that are no deltas lie one behind the other, in `room` if it is large enough.
+        """
         located = self._locate(numbers)
         found: dict[int, Decoded] = {}
-        with suppress(DamagedError):  # a pack was removed: its chunks are looked for one by one
-            found |= self._chains.read([chunk for chunk in located if chunk.location.bases])
-        for span in spans(chunk for chunk in located if not chunk.location.bases):
+        if deltas := [chunk for chunk in located if chunk.location.bases]:
+            with suppress(DamagedError):  # a pack was removed: its chunks are looked for one by one
+                found |= self._chains.read(deltas)
+        rest = [chunk for chunk in located if not chunk.location.bases] if deltas else located
+        size = sum(chunk.location.raw_size for chunk in rest)
+        if room is None or len(room) < size:
+            room = bytearray(size)
+        start = 0
+        for span in spans(rest):
             with suppress(DamagedError):
-                found |= self._read_raw(span) if span[0].is_raw else self._read_encoded(span)
+                found |= self._read_raw(span, room, start) if span[0].is_raw else self._read_encoded(span, room, start)
+            start += sum(chunk.location.raw_size for chunk in span)
         return [found[number] if number in found else _whole(self.read(number)) for number in numbers]
-
-    def expect(self, numbers: Sequence[int]) -> None:
-        """Have the disk below begin to read chunks that will be asked for soon."""
-        located = self._locate(numbers)
-        bases = self._chains.below([chunk for chunk in located if chunk.location.bases])
-        for span in spans(sorted({*bases, *located}, key=lambda chunk: chunk.location.position)):
-            first = span[0].location
-            self._packs.expect(first.position, span[-1].end - first.offset)
 
     def _locate(self, numbers: Sequence[int]) -> list[Located]:
         return [Located(*each) for each in self._index.locate_many(dict.fromkeys(numbers)).items()]
 
-    def _read_raw(self, span: Sequence[Located]) -> dict[int, Decoded]:
+    def _read_raw(self, span: Sequence[Located], room: Room, start: int) -> dict[int, Decoded]:
         """Return those chunks of a span of raw ones that are what was written; payloads are read where they stay."""
         lengths = [chunk.location.stored_size for chunk in span]
-        buffer = bytearray(sum(lengths))
-        raw = memoryview(buffer)
-        heads: list[memoryview] = []  # what lies before each payload: padding, a gap, and its header
+        offset = span[0].location.offset
+        heads = memoryview(bytearray(span[-1].end - offset - sum(lengths)))
+        """What lies before each payload, one behind the other: padding, a gap, and its header."""
+        raw = memoryview(room)
+        ends: list[int] = []
         buffers: list[memoryview] = []
-        offset, start = span[0].location.offset, 0
+        head, stop = 0, start
         for chunk, length in zip(span, lengths, strict=True):
-            heads.append(memoryview(bytearray(chunk.payload_offset - offset)))
-            buffers += (heads[-1], raw[start : start + length])
-            offset, start = chunk.end, start + length
+            head_end = head + chunk.payload_offset - offset
+            buffers += (heads[head:head_end], raw[stop : stop + length])
+            ends.append(head_end)
+            head, stop, offset = head_end, stop + length, chunk.end
         self._packs.read_into(span[0].location.position, buffers)
-        ids = kernels.hash_chunks(raw, lengths, self._seed)
+        ids = kernels.hash_chunks(raw[start:stop], lengths, self._seed)
         found = {}
-        start = 0
-        for (number, location), head, length, chunk_id in zip(span, heads, lengths, ids, strict=True):
-            header = records.parse_header(head[-HEADER_SIZE:])
-            if header is not None and header.number == number and header.id == chunk_id and length == location.raw_size:
-                found[number] = Decoded(buffer, start, start + length)
+        for (number, _), end, length, chunk_id in zip(span, ends, lengths, ids, strict=True):
+            header = records.parse_header(heads[end - HEADER_SIZE : end])
+            if header is not None and header.number == number and header.id == chunk_id:
+                found[number] = Decoded(room, start, start + length)
             start += length
         return found
 
-    def _read_encoded(self, span: Sequence[Located]) -> dict[int, Decoded]:
+    def _read_encoded(self, span: Sequence[Located], room: Room, start: int) -> dict[int, Decoded]:
         """Return those chunks of a span, none of them deltas, that are what was written."""
         origin = span[0].location.offset
         data = memoryview(bytearray(span[-1].end - origin))
         data = data[: self._packs.read_into(span[0].location.position, [data])]
         found = {}
         for number, location in span:
-            start = location.offset - origin
-            try:
+            at = location.offset - origin
+            stop = start + location.raw_size
+            with suppress(DamagedError):  # reading it alone says what is wrong, unless the chunk has only moved
                 record = self._packs.parse_record(
-                    location.position,
-                    data[start : start + location.read_size],
-                    location.stored_size,
-                    len(location.bases),
+                    location.position, data[at : at + location.read_size], location.stored_size, len(location.bases)
                 )
-                found[number] = _whole(self._verified(number, location, record, _Memo(), DELTA_CHAIN_MAX))
-            except DamagedError:
-                continue  # reading it alone says what is wrong, unless the chunk has only moved
+                room[start:stop] = self._verified(number, location, record, _Memo(), DELTA_CHAIN_MAX)
+                found[number] = Decoded(room, start, stop)
+            start = stop
         return found
 
     def verify(self, numbers: Sequence[int]) -> dict[int, str]:

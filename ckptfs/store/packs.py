@@ -13,7 +13,6 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -323,11 +322,6 @@ class Packs:
     def read_into(self, position: Position, buffers: Sequence[memoryview]) -> int:
         """Fill buffers with the bytes of a pack from a position on, in one call, and return how many there are."""
         return self._disk.pread_into(self._existing(position.pack).fd, buffers, position.offset)
-
-    def expect(self, position: Position, size: int) -> None:
-        """Have the disk below begin to read what will be asked for soon; nothing where the pack was removed."""
-        with suppress(FileNotFoundError):
-            self._disk.expect(self._reader(position.pack).fd, position.offset, size)
 
     def _existing(self, pack: int) -> PackFile:
         try:

@@ -5,6 +5,7 @@ Values and one pure function; packs and the index are the callers' business.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from mmap import mmap
 from typing import NamedTuple
 
 from ckptfs.config import KIB, MIB
@@ -12,17 +13,20 @@ from ckptfs.store.codec import Encoding
 from ckptfs.store.location import Location
 from ckptfs.store.records import HEADER_SIZE
 
-SPAN_SIZE_MAX = 4 * MIB
+SPAN_SIZE_MAX = 8 * MIB
 """Records that lie close together are read in one call of up to this many bytes."""
 SPAN_GAP_MAX = 64 * KIB
 """Bytes between two records that are read and thrown away rather than making two calls."""
+
+Room = bytearray | mmap
+"""What bytes of chunks are read into."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """The bytes of one chunk, `buffer[start:stop]`; of chunks that were read together often one buffer, in order."""
 
-    buffer: bytes | bytearray
+    buffer: bytes | Room
     start: int
     stop: int
 
@@ -47,7 +51,8 @@ class Located(NamedTuple):
     @property
     def is_raw(self) -> bool:
         """Whether the record has the chunk's bytes as they are."""
-        return self.location.encoding in (Encoding.RAW, Encoding.WAITING)
+        _, _, stored_size, raw_size, encoding, *_ = self.location
+        return encoding in (Encoding.RAW, Encoding.WAITING) and stored_size == raw_size
 
     @property
     def payload_offset(self) -> int:

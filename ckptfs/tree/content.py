@@ -120,6 +120,8 @@ class FileContent:
         self._reader = reader
         self.extents = extents
         self.size = extents.size
+        self.revision = 0
+        """Another one whenever bytes have changed."""
         self._join_next = True  # the next stream job starts at the last extent, so that cuts stay content-defined
         self._stream = Stream(pool)
         self._overlay = Ranges()
@@ -153,6 +155,7 @@ class FileContent:
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Place `data` at `offset`; it is read back from now on."""
         end = offset + len(data)
+        self.revision += 1
         self.size = max(self.size, end)
         streamed = self.extents.size
         start, stop = streamed + self._stream.tail_position, streamed + len(self._stream)
@@ -176,6 +179,7 @@ class FileContent:
     def truncate(self, size: int) -> None:
         """Cut or lengthen the file; only while no job is out."""
         assert not self._jobs
+        self.revision += 1
         if size < self.size:
             self._overlay.clip(size, self.size)
             self._stream.truncate(size - self.extents.size)
@@ -242,6 +246,7 @@ class FileContent:
 
     def abandon_jobs(self) -> None:
         """Give up the jobs that are out, and all bytes that are in no chunk: the failure of one is the file's."""
+        self.revision += 1
         self._jobs.clear()
         self._stream.clear()
         self._overlay = Ranges()

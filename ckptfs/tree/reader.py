@@ -5,12 +5,12 @@ A plan is made by the owner of the file (so that it sees one state of it) and ma
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Condition
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
-from ckptfs.store import ChunkStore, Decoded
+from ckptfs.store import ChunkStore, Decoded, Room
 from ckptfs.tree.extents import Extents
 
 CACHE_SIZE = 64 * MIB
@@ -58,10 +58,9 @@ class ChunkReader:
             found.update(self._find(missing))
         return [found[number] for number in numbers]
 
-    def read_ahead(self, numbers: Sequence[int], after: Sequence[int]) -> None:
-        """Decode chunks before they are asked for, while the disk below begins to read those `after` them."""
-        self._store.expect([number for number in after if not self.cached(number)])
-        self.read_many(numbers)
+    def read_into(self, numbers: Sequence[int], room: Room) -> list[Decoded]:
+        """Return the bytes of several chunks, mostly in `room`, and keep none in memory; DamagedError as `read`."""
+        return self._store.read_many(numbers, room)
 
     def _find(self, numbers: Iterable[int]) -> dict[int, Decoded]:
         """Return those of the chunks that are in memory, and mark them as used."""
@@ -132,18 +131,22 @@ class ReadPlan:
         """Whether the read touches no disk."""
         return all(reader.cached(piece.number) for piece in self.slices)
 
-    def run(self, reader: ChunkReader) -> Bytes:
-        """Return the `size` bytes; what nothing covers is zero. DamagedError passes."""
-        chunks = reader.read_many([piece.number for piece in self.slices])
+    def run(self, reader: ChunkReader, room: Room | None = None) -> Bytes:
+        """Return the `size` bytes, in `room` where one is given and they fit; what nothing covers is zero.
+
+        DamagedError passes.
+        """
+        numbers = [piece.number for piece in self.slices]
+        chunks = reader.read_many(numbers) if room is None else reader.read_into(numbers, room)
         runs: list[Decoded] = []
         for piece, chunk in zip(self.slices, chunks, strict=True):
-            if len(chunk) < piece.start + piece.length:
-                raise DamagedError(f"chunk {piece.number} has {len(chunk)} bytes, a file uses more of it")
             start = chunk.start + piece.start
+            stop = start + piece.length
+            if stop > chunk.stop:
+                raise DamagedError(f"chunk {piece.number} has {len(chunk)} bytes, a file uses more of it")
             if runs and runs[-1].buffer is chunk.buffer and runs[-1].stop == start:
-                runs[-1] = replace(runs[-1], stop=start + piece.length)
-            else:
-                runs.append(Decoded(chunk.buffer, start, start + piece.length))
+                start = runs.pop().start
+            runs.append(Decoded(chunk.buffer, start, stop))
         if not self.patches and sum(map(len, runs)) == self.size:  # no hole either
             return runs[0].view() if len(runs) == 1 else b"".join(run.view() for run in runs)
         reply = bytearray(self.size)
