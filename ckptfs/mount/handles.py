@@ -19,7 +19,7 @@ from ckptfs.mount.committer import Committer
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node
 from ckptfs.mount.offload import Offload
-from ckptfs.mount.readahead import Front, ReadAhead
+from ckptfs.mount.readahead import Ahead, ReadAhead
 from ckptfs.mount.room import Room
 from ckptfs.tree import Tree
 from ckptfs.tree.content import FileContent
@@ -45,7 +45,7 @@ class Handle:
     appending: bool
     process: int
     moves_atime: bool = False
-    fronts: list[Front] = field(default_factory=list)
+    ahead: Ahead = field(default_factory=Ahead)
 
 
 class Handles:
@@ -140,7 +140,7 @@ class Handles:
         if handle.moves_atime and handle.file is not None and handle.file.detached is None:
             self._access_times.note(handle.file.ino)
             handle.moves_atime = handle.file.writers > 0  # else nothing makes it due again while this handle is open
-        return await self._readahead.read(handle.fronts, handle.content, offset, size)
+        return await self._readahead.read(handle.ahead, handle.content, offset, size)
 
     async def write(self, number: int, offset: int, data: bytes) -> None:
         """Take bytes, and wait while too many are held; the sticky error of the file passes."""
@@ -200,7 +200,7 @@ class Handles:
     async def release(self, number: int) -> None:
         """Close a handle; the last writer's close commits the file's version."""
         handle = self._handles.pop(number)
-        self._readahead.forget(handle.fronts)
+        self._readahead.forget(handle.ahead)
         if handle.file is None:
             return
         if handle.writing:

@@ -8,10 +8,12 @@ the loop; what is in a buffer is only changed by the thread that fills it.
 
 import logging
 import mmap as mmap_module
-from collections import OrderedDict, deque
+from bisect import insort
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, field
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from operator import attrgetter
 
 import trio
 
@@ -62,29 +64,52 @@ class Part:
 
 @dataclass(slots=True, eq=False)
 class Front:
-    """One place from which on a handle is read: threads that share a mapping have one each."""
+    """A place from which on a file is read: threads that share a mapping have one each."""
 
     position: int
     """Behind all requests so far."""
     requests: int = 0
-    parts: deque[Part] = field(default_factory=deque)
-    """What is in memory, one behind the other."""
-    revision: int = 0
-    """The state of the content which the parts have."""
     part_size: int = FIRST_PART_SIZE
     """How large the next part is."""
+
+
+@dataclass(slots=True, eq=False)
+class Ahead:
+    """What was read ahead for a handle: its fronts, the one used last at the end, and parts, in the file's order."""
+
+    fronts: list[Front] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    revision: int = 0
+    """The state of the content which the parts have."""
     used_at: float = 0.0
 
-    @property
-    def ahead(self) -> int:
-        """Up to where the file is in memory, or on its way there."""
-        return self.parts[-1].stop if self.parts else self.position
+    def front(self, offset: int) -> Front:
+        """Return the front that a read at `offset` belongs to, a new one if it is near none."""
+        front = min(self.fronts, key=lambda each: abs(offset - each.position), default=None)
+        if front is not None and abs(offset - front.position) <= NEAR:
+            self.fronts.remove(front)
+        else:
+            front = Front(offset)
+        self.fronts.append(front)
+        del self.fronts[:-FRONTS_MAX]
+        return front
 
     def covering(self, start: int, stop: int) -> list[Part]:
         """Return the parts that have these bytes; none where they have not all of them."""
-        if not self.parts or start < self.parts[0].start or stop > self.parts[-1].stop:
-            return []
-        return [part for part in self.parts if part.start < stop and start < part.stop]
+        parts = [part for part in self.parts if part.start < stop and start < part.stop]
+        return parts if sum(min(part.stop, stop) - max(part.start, start) for part in parts) == stop - start else []
+
+    def gap(self, start: int) -> tuple[int, int | None]:
+        """Return where the first bytes from `start` on begin that no part has, and where the part behind them does."""
+        for part in self.parts:
+            if part.start > start:
+                return start, part.start
+            start = max(start, part.stop)
+        return start, None
+
+    def far(self) -> list[Part]:
+        """Return the parts that no front is near to."""
+        return [part for part in self.parts if not any(_is_near(part, front) for front in self.fronts)]
 
 
 class ReadAhead:
@@ -94,136 +119,118 @@ class ReadAhead:
         self._reader = reader
         self._nursery = nursery
         self._offload = offload
-        self._fronts: OrderedDict[Front, None] = OrderedDict()
+        self._handles: OrderedDict[Ahead, None] = OrderedDict()
         """Those that have parts, the one read last at the end."""
         self._buffers: list[mmap] = []
         """Those that no part has."""
         self._buffer_count = 0
         self._turn = trio.Semaphore(TASKS)
 
-    async def read(self, fronts: list[Front], content: FileContent, offset: int, size: int) -> Bytes:
+    async def read(self, ahead: Ahead, content: FileContent, offset: int, size: int) -> Bytes:
         """Return up to `size` bytes at `offset`; DamagedError. Reads that follow one another start reading ahead.
 
-        `fronts` are those of the handle, changed here. The bytes are good until the caller waits for something.
+        `ahead` is the handle's, changed here. The bytes are good until the caller waits for something.
         """
         stop = min(offset + size, content.size)
-        front = self._front(fronts, offset)
-        self._note(front, content, offset, stop)
-        if parts := front.covering(offset, stop):
+        self._note(ahead, content, offset, stop)
+        if parts := ahead.covering(offset, stop):
             for part in parts:
                 await part.done.wait()
             if (reply := _join(parts, offset, stop)) is not None:
-                self._served(front, parts, offset, stop)
+                self._served(ahead, parts, offset, stop)
                 return reply
         plan = content.plan_read(offset, size)
         if plan.in_memory(self._reader):
             return plan.run(self._reader)
         return await self._offload.run(plan.run, self._reader)
 
-    def forget(self, fronts: list[Front]) -> None:
-        """Let go of what was read ahead for a handle."""
-        for front in fronts:
-            self._drop(front)
-        fronts.clear()
+    def forget(self, ahead: Ahead) -> None:
+        """Let go of all that was read ahead for a handle."""
+        self._let_go(ahead, list(ahead.parts))
 
-    def _front(self, fronts: list[Front], offset: int) -> Front:
-        """Return the front that a read at `offset` belongs to, a new one if it is near none; the last used is last."""
-        front = min(fronts, key=lambda each: abs(offset - each.position), default=None)
-        if front is not None and abs(offset - front.position) <= NEAR:
-            fronts.remove(front)
-        else:
-            front = Front(offset)
-        fronts.append(front)
-        if len(fronts) > FRONTS_MAX:
-            self._drop(fronts.pop(0))
-        return front
-
-    def _note(self, front: Front, content: FileContent, offset: int, stop: int) -> None:
+    def _note(self, ahead: Ahead, content: FileContent, offset: int, stop: int) -> None:
         """Note a read; when reads follow one another, begin to read what comes next."""
-        if front.revision != content.revision:
-            self._drop(front)
-            front.revision = content.revision
+        if ahead.revision != content.revision:
+            self.forget(ahead)
+            ahead.revision = content.revision
+        front = ahead.front(offset)
         front.requests += 1
-        if front.requests >= SEQUENTIAL_REQUESTS and not front.parts:
-            front.position = offset  # the next part begins here
-            self._begin(front, content)
+        start = front.position if ahead.parts else offset
         front.position = max(front.position, stop)
-        if front.parts:
-            front.used_at = trio.current_time()
-            self._fronts.move_to_end(front)
-            self._go_on(front, content)
+        if front.requests >= SEQUENTIAL_REQUESTS and content.settled:
+            self._begin(ahead, front, content, min(start, offset))
+        if ahead.parts:
+            ahead.used_at = trio.current_time()
+            self._handles.move_to_end(ahead)
 
-    def _go_on(self, front: Front, content: FileContent) -> None:
-        """Begin to read more parts, as far as they are few and near."""
-        limit = front.position + min(PARTS_AHEAD, max(BUFFERS_MAX // len(self._fronts) - 1, 1)) * PART_SIZE
-        while front.ahead < limit and self._begin(front, content):
-            pass
+    def _begin(self, ahead: Ahead, front: Front, content: FileContent, start: int) -> None:
+        """Begin to read the next parts from `start` on that are not there yet, as far as they are few and near."""
+        few = max(BUFFERS_MAX // max(len(self._handles), 1) - 1, 1)
+        limit = min(front.position + min(PARTS_AHEAD, few) * PART_SIZE, content.size)
+        while True:
+            start, behind = ahead.gap(start)
+            if start >= limit:
+                return
+            self._let_go(ahead, ahead.far())
+            buffer = self._take_buffer(ahead)
+            if buffer is None:
+                return
+            size = front.part_size
+            front.part_size = min(2 * size, PART_SIZE)
+            stop = min(start - start % size + size, content.size if behind is None else behind)
+            part = Part(start, stop, stop - start, buffer)
+            insort(ahead.parts, part, key=attrgetter("start"))
+            self._handles[ahead] = None
+            plan = content.plan_read(start, stop - start)
+            self._nursery.start_soon(self._fill, ahead, part, plan)
 
-    def _begin(self, front: Front, content: FileContent) -> bool:
-        """Begin to read the next part of a front, if there is one, and a buffer for it."""
-        start = front.ahead
-        stop = min(start - start % front.part_size + front.part_size, content.size)
-        if start >= stop or not content.settled:
-            return False
-        buffer = self._take_buffer()
-        if buffer is None:
-            return False
-        front.part_size = min(2 * front.part_size, PART_SIZE)
-        part = Part(start, stop, stop - start, buffer)
-        front.parts.append(part)
-        self._fronts[front] = None
-        self._nursery.start_soon(self._fill, front, part, content, content.plan_read(start, stop - start))
-        return True
-
-    def _take_buffer(self) -> mmap | None:
+    def _take_buffer(self, taker: Ahead) -> mmap | None:
         """Return a buffer, at need one of a reader that has paused; None where there is none."""
         if not self._buffers and self._buffer_count < BUFFERS_MAX:
             self._buffer_count += 1
             return _new_buffer()
-        while not self._buffers and self._fronts:
-            front = next(iter(self._fronts))
-            if trio.current_time() - front.used_at < IDLE_SECONDS:
+        while not self._buffers and self._handles:
+            ahead = next(iter(self._handles))
+            if ahead is taker or trio.current_time() - ahead.used_at < IDLE_SECONDS:
                 return None
-            self._drop(front)
+            self.forget(ahead)
         return self._buffers.pop() if self._buffers else None
 
-    async def _fill(self, front: Front, part: Part, content: FileContent, plan: ReadPlan) -> None:
+    async def _fill(self, ahead: Ahead, part: Part, plan: ReadPlan) -> None:
         data: Bytes | None = None
         try:
             # What is wrong with a chunk is for the read that needs it to say.
             with suppress(CkptfsError, OSError):
                 async with self._turn:
-                    if part in front.parts:
+                    if part in ahead.parts:
                         data = await self._offload.run(plan.run, self._reader, part.buffer)
         except Exception:
             log.exception("a bug in reading ahead; reads go on without it")
         finally:
             part.done.set()
-        if part not in front.parts:
+        if part not in ahead.parts:
             self._buffers.append(part.buffer)
         elif data is not None:
             part.data = memoryview(data)
 
-    def _served(self, front: Front, parts: list[Part], offset: int, stop: int) -> None:
-        """Note which bytes were asked for, and let go of parts that nobody will ask for again."""
+    def _served(self, ahead: Ahead, parts: list[Part], offset: int, stop: int) -> None:
+        """Note which bytes were asked for, and let go of parts of which all were: nobody will ask again."""
         for part in parts:
             part.left -= min(stop, part.stop) - max(offset, part.start)
-        while front.parts and (front.parts[0].left <= 0 or front.parts[0].stop + NEAR <= front.position):
-            self._let_go(front.parts.popleft())
-        if not front.parts:
-            self._fronts.pop(front, None)
+        self._let_go(ahead, [part for part in parts if part.left <= 0 and part in ahead.parts])
 
-    def _drop(self, front: Front) -> None:
-        """Let go of all parts of a front."""
-        self._fronts.pop(front, None)
-        front.part_size = FIRST_PART_SIZE
-        while front.parts:
-            self._let_go(front.parts.popleft())
+    def _let_go(self, ahead: Ahead, parts: list[Part]) -> None:
+        for part in parts:
+            ahead.parts.remove(part)
+            part.data = None
+            if part.done.is_set():
+                self._buffers.append(part.buffer)
+        if not ahead.parts:
+            self._handles.pop(ahead, None)
 
-    def _let_go(self, part: Part) -> None:
-        part.data = None
-        if part.done.is_set():
-            self._buffers.append(part.buffer)
+
+def _is_near(part: Part, front: Front) -> bool:
+    return part.stop + NEAR > front.position and part.start < front.position + NEAR + PARTS_AHEAD * PART_SIZE
 
 
 def _join(parts: list[Part], start: int, stop: int) -> Bytes | None:
@@ -238,7 +245,7 @@ def _join(parts: list[Part], start: int, stop: int) -> Bytes | None:
 
 def _new_buffer() -> mmap:
     """Return a buffer, of huge pages where there are some: its memory is touched by the thread that fills it."""
-    buffer = mmap(-1, BUFFER_SIZE)
+    buffer = mmap(-1, BUFFER_SIZE, flags=MAP_PRIVATE | MAP_ANONYMOUS)
     if (huge := getattr(mmap_module, "MADV_HUGEPAGE", None)) is not None:
         with suppress(OSError):  # a kernel without them
             buffer.madvise(huge)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ckptfs.errors import DamagedError
 from ckptfs.mount import readahead
 from ckptfs.mount.offload import Offload
-from ckptfs.mount.readahead import Front, ReadAhead
+from ckptfs.mount.readahead import Ahead, ReadAhead
 from ckptfs.store import ChunkStore
 from ckptfs.tree.content import FileContent
 from ckptfs.tree.extents import Extents
@@ -55,7 +55,7 @@ class Reading:
         self.expected = bytearray(random.Random(1).randbytes(FILE_SIZE))
         self.content = content_of(store, bytes(self.expected))
         self.readahead = ReadAhead(ChunkReader(store), nursery, Offload())
-        self.handles: list[list[Front]] = [[], [], []]
+        self.handles = [Ahead(), Ahead(), Ahead()]
 
     async def read(self, handle: int, offset: int, size: int) -> None:
         reply = await self.readahead.read(self.handles[handle], self.content, offset, size)
