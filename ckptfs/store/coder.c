@@ -1,6 +1,6 @@
 /* The entropy coder: bytes whose statistics differ by a key that both sides know.
  *
- * Owns speed and nothing else: reference_coders.py (encode_bytes, decode_bytes) defines every byte, docs/format.md says it
+ * Owns speed and nothing else: reference_coders.py defines every byte, docs/format.md says it
  * in prose. Pure functions over the memory they are given. The decoder believes nothing: it reads and writes nothing out
  * of bounds whatever the bytes are, and says that they are damaged where they are not what the encoder makes.
  *

@@ -1,6 +1,6 @@
 /* Differences of floats: what an element has become, counted in representable numbers from what it was.
  *
- * Owns speed and nothing else: reference_coders.py (encode_difference, decode_difference) defines every byte, docs/format.md
+ * Owns speed and nothing else: reference_differences.py defines every byte, docs/format.md
  * says it in prose. A float's bits are mapped to an integer that sorts like the float, subtracted, and folded so that
  * small steps in either direction are small numbers. How far an element moves depends above all on its exponent, which
  * the base tells both sides: so that is the key by which the coder (coder.c) tells the bytes of a plane apart.

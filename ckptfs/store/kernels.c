@@ -1,10 +1,10 @@
 /* The loops over every byte: content-defined cut points and chunk ids, plane entropies, marks; and the doors to the
  * coders.
  *
- * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py or
- * reference_coders.py and returns the same bytes; docs/format.md has the definitions in prose. It keeps no state, reads
- * only the buffers it is given (`mark` and `raw_records` write to one), and runs without the GIL, so any number of threads may be inside
- * at once.
+ * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py,
+ * reference_coders.py or reference_differences.py and returns the same bytes; docs/format.md has the definitions in
+ * prose. It keeps no state, reads only the buffers it is given (`mark` and `raw_records` write to one), and runs without
+ * the GIL, so any number of threads may be inside at once.
  *
  * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is in
  * hash.h, byte planes are in planes.h, the entropy coder in coder.h, differences of floats in delta.h, records in
