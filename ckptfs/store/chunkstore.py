@@ -26,18 +26,20 @@ from ckptfs.store.compare import COMPARED, differences
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
-from ckptfs.store.environment import TREE_TABLES, Environment, Table, View
+from ckptfs.store.environment import Environment
 from ckptfs.store.fetch import Fetcher
 from ckptfs.store.freed import FreedPlaces, build_row
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import NO_CHUNK, Chunk, Known, Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
+from ckptfs.store.reader import View
 from ckptfs.store.reclaim import Reclaimer
 from ckptfs.store.records import EncodedChunk, Position, RecordBytes, RecordType, Row, WaitingRecords
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, never
 from ckptfs.store.replay import Replay
 from ckptfs.store.reserve import Reserve
+from ckptfs.store.schema import TREE_TABLES, Table
 from ckptfs.store.seal import Seal
 from ckptfs.store.spans import Decoded
 from ckptfs.store.state import STATE_KEY, Mark, State, pack_state, unpack_state

@@ -12,7 +12,7 @@ from itertools import accumulate, islice
 from typing import NamedTuple
 
 from ckptfs.store.codec import Encoding
-from ckptfs.store.environment import Environment, Memtable, Table, sorted_rows
+from ckptfs.store.environment import Environment
 from ckptfs.store.location import (
     FIRST_NUMBER,
     HEIGHT_MAX,
@@ -27,6 +27,7 @@ from ckptfs.store.location import (
     parse_number,
 )
 from ckptfs.store.records import Place, Position, Row, record_size
+from ckptfs.store.schema import Memtable, Table, sorted_rows
 
 _WALK_ROWS = 1024
 _PART_ROWS = 2048
