@@ -3,10 +3,11 @@
 from ckptfs.store.backup import BackupResult, Cut, back_up
 from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.check import PROBLEMS_MAX, Verified
-from ckptfs.store.chunkstore import Chunked, ChunkStore, StoreStats
+from ckptfs.store.chunkstore import ChunkStore, StoreStats
 from ckptfs.store.codec import element_width
 from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
 from ckptfs.store.disk import Disk, Space
+from ckptfs.store.ingest import Chunked
 from ckptfs.store.location import NO_CHUNK
 from ckptfs.store.owners import Owners
 from ckptfs.store.reader import View

@@ -492,7 +492,7 @@ def many_versions(tree: Tree) -> set[int]:
             (Table.MANIFESTS, parts),
         ]
     )
-    tree.store._mark = tree.store._mark._replace(number=CHUNKS_MANY + 1)
+    tree.store._end.mark = tree.store._end.mark._replace(number=CHUNKS_MANY + 1)
     tree.store._index._next_number = CHUNKS_MANY + 1
     tree.rows._next_id = SNAPSHOTS_MANY + 2
     tree.rows.open_epoch = SNAPSHOTS_MANY + 1
