@@ -130,14 +130,21 @@ class Ingest:
         This is what a save does, some ten thousand times a second: nothing here is done for one chunk that can be done
         for all.
         """
-        with self._end.lock:
-            numbers = dict(zip(spans, self._index.lookup(list(spans)), strict=True))
+        expected = list(spans)
+
+        def build(chunk_ids: Sequence[bytes], number: int) -> WaitingRecords:
+            return WaitingRecords(data, [spans[chunk_id] for chunk_id in chunk_ids], chunk_ids, number)
+
+        with self._end.prepared(lambda mark: build(expected, mark.number)) as (mark, prepared):
+            numbers = dict(zip(spans, self._index.lookup(expected), strict=True))
             missing = [chunk_id for chunk_id, number in numbers.items() if not number]
             if missing:
                 first = self._end.mark.number
-                batch = WaitingRecords(data, [spans[chunk_id] for chunk_id in missing], missing, first)
+                is_as_expected = missing == expected and first == mark.number
+                batch = prepared if is_as_expected else build(missing, first)
                 (position,) = self._end.append_chunks([batch], first + len(missing))
-                self._index.register_waiting(first, missing, [size for _, size in batch.spans], position)
+                sizes = [spans[chunk_id][1] for chunk_id in missing]
+                self._index.register_waiting(first, missing, sizes, position)
                 numbers.update(zip(missing, count(first), strict=False))
         return numbers
 

@@ -7,10 +7,11 @@ the mark where it was. Every method may be called from any thread.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from ckptfs.store import records
+from ckptfs.store.appender import Prepared
 from ckptfs.store.packs import Packs
 from ckptfs.store.records import Appendable, Position, RecordBytes, Row
 from ckptfs.store.reserve import Reserve
@@ -22,11 +23,15 @@ class PackEnd:
     """The mark behind all records of a store, and the only way to append more.
 
     `lock` is held by whoever appends chunks and registers them, so that the mark and the chunk index tell the same.
+    While a large batch is written, the thread whose turn is next builds its records, for the mark that is behind it.
     """
 
     def __init__(self, packs: Packs, reserve: Reserve, seed: int) -> None:
         self.mark = Mark(packs.position)
         self.lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._ahead: Mark | None = None
+        self._gives_turn = False
         self._packs = packs
         self._reserve = reserve
         self._seed = seed
@@ -35,9 +40,42 @@ class PackEnd:
 
     # Chunks
 
+    @contextmanager
+    def prepared(self, build: Callable[[Mark], Appendable]) -> Iterator[tuple[Mark, Prepared]]:
+        """Hold `lock` for the body, with records that were built for a mark while others were appending.
+
+        That mark is the one there is in the body, unless somebody came in between or failed: the body has to look.
+        """
+        with ExitStack() as stack:
+            self._turn.acquire()
+            try:
+                expected = self._ahead or self.mark
+                prepared = stack.enter_context(self._packs.prepare([build(expected)], expected.position))
+                stack.enter_context(self.lock)
+            except BaseException:
+                self._turn.release()
+                raise
+            self._gives_turn = True
+            try:
+                yield expected, prepared
+            finally:
+                self._give_turn()
+
+    def _give_turn(self) -> None:
+        if self._gives_turn:
+            self._gives_turn = False
+            self._turn.release()
+
     def append_chunks(self, batch: Sequence[Appendable], next_number: int) -> list[Position]:
         """Append records of chunks, under `lock`; the next new chunk gets at least `next_number`."""
-        positions = self._packs.append(batch)
+        position = self._packs.position
+        end = position._replace(offset=position.offset + sum(records.size for records in batch))
+        self._ahead = self.mark._replace(position=end, number=max(self.mark.number, next_number))
+        self._give_turn()
+        try:
+            positions = self._packs.append(batch)
+        finally:
+            self._ahead = None
         self.mark = self.mark._replace(position=self._packs.position, number=max(self.mark.number, next_number))
         return positions
 
