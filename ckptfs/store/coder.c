@@ -12,6 +12,8 @@
 
 #include <string.h>
 
+#include "little_endian.h"
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAVE_AVX2 1
 #include <immintrin.h>
@@ -61,20 +63,14 @@ static const uint8_t *take_varint(const uint8_t *in, const uint8_t *end, uint32_
     return NULL;
 }
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define LITTLE_ENDIAN_WORD(word) __builtin_bswap16(word)
-#else
-#define LITTLE_ENDIAN_WORD(word) (word)
-#endif
-
 static inline uint32_t load_word(const uint8_t *at) {
     uint16_t word;
     memcpy(&word, at, sizeof word);
-    return LITTLE_ENDIAN_WORD(word);
+    return LITTLE_ENDIAN_16(word);
 }
 
 static inline void store_word(uint8_t *at, uint32_t value) {
-    uint16_t word = LITTLE_ENDIAN_WORD((uint16_t)value);
+    uint16_t word = LITTLE_ENDIAN_16((uint16_t)value);
     memcpy(at, &word, sizeof word);
 }
 

@@ -19,6 +19,7 @@
 #include "coder.h"
 #include "delta.h"
 #include "hash.h"
+#include "little_endian.h"
 #include "planes.h"
 #include "raw_records.h"
 
@@ -43,10 +44,7 @@ typedef size_t (*scan_function)(const uint8_t *chunk, size_t from, size_t end, u
 static inline uint64_t load_little_endian(const uint8_t *at) {
     uint64_t word;
     memcpy(&word, at, sizeof word);
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    word = __builtin_bswap64(word);
-#endif
-    return word;
+    return LITTLE_ENDIAN_64(word);
 }
 
 static inline uint8_t prefilter_sum(const uint8_t *at) {

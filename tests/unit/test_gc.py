@@ -6,7 +6,6 @@ import shutil
 import time
 import tracemalloc
 from array import array
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,13 +31,9 @@ from tests.unit.tree_support import append_delta, check_tree, open_path, read, s
 SEED = 5150
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
+@pytest.fixture(autouse=True)
+def seed() -> None:
     print(f"seed {SEED}")
-    tree = support.new_tree(tmp_path / "store")
-    yield tree
-    check_tree(tree)
-    tree.close()
 
 
 def noise(size: int, seed: int = 0) -> bytes:
