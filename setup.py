@@ -18,7 +18,16 @@ setup(
             # What they include: looked at when it is decided whether to compile, and packed into a source release.
             depends=[
                 f"{STORE}/{name}.h"
-                for name in ("coder", "delta", "hash", "hash_body", "planes", "raw_records", "vendor/xxhash")
+                for name in (
+                    "coder",
+                    "delta",
+                    "hash",
+                    "hash_body",
+                    "little_endian",
+                    "planes",
+                    "raw_records",
+                    "vendor/xxhash",
+                )
             ],
             libraries=["m"],
             extra_compile_args=["-O3"],

@@ -17,8 +17,9 @@ import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, InodeT, ModeT, RequestContext
 
 from ckptfs.mount.accesstimes import AccessTimes
-from ckptfs.mount.attributes import BLOCK_SIZE, VALID_SECONDS, answered, entry_attributes
+from ckptfs.mount.attributes import BLOCK_SIZE, answered
 from ckptfs.mount.committer import Committer
+from ckptfs.mount.entries import SNAPSHOTS_NAME, Entries
 from ckptfs.mount.handles import Handles
 from ckptfs.mount.listings import Listings
 from ckptfs.mount.nodes import LATEST_NODE, ROOT_NODE, SNAPSHOTS_NODE, Node, Nodes
@@ -27,9 +28,7 @@ from ckptfs.tree.inode import ROOT_INO, TIME_MAX_NS, TIME_MIN_NS, Inode
 from ckptfs.tree.namespace import NAME_MAX, Owner, fail
 from ckptfs.tree.reader import Bytes
 from ckptfs.tree.rows import LIVE
-from ckptfs.tree.snapshots import LATEST
 
-SNAPSHOTS_NAME = b".snapshots"
 FILES_MAX = 1 << 32
 
 
@@ -76,7 +75,8 @@ class Operations(pyfuse3.Operations):
         self._access_times = access_times
         self._committer = committer
         self._versions = versions
-        self._listings = Listings(tree, nodes, self._attributes)
+        self._entries = Entries(tree, nodes, access_times)
+        self._listings = Listings(tree, nodes, self._entries.attributes)
         self.begun = trio.Event()
         """Set when the kernel has got to know this filesystem."""
 
@@ -85,76 +85,14 @@ class Operations(pyfuse3.Operations):
 
     # Nodes and attributes
 
-    def _inode(self, node: Node) -> Inode:
-        """Return the attributes of any node, the two that only the mount knows included."""
-        if node == SNAPSHOTS_NODE:
-            return replace(
-                self._tree.attributes(ROOT_INO), mode=stat.S_IFDIR | 0o755, nlink=2 + len(self._tree.snapshots)
-            )
-        if node == LATEST_NODE:
-            latest = self._tree.snapshots.latest()
-            if latest is None:
-                fail(errno.ENOENT, LATEST)
-            target = os.fsencode(latest.name)
-            root = self._tree.attributes(ROOT_INO)
-            return replace(root, mode=stat.S_IFLNK | 0o777, nlink=1, size=len(target), target=target)
-        inode = self._tree.attributes(node.ino, node.epoch)
-        return self._access_times.applied_to(inode) if node.is_live else inode
-
-    def _note_access(self, node: Node) -> None:
-        """Note that a directory or a symbolic link is read."""
-        if node.is_live and node not in (SNAPSHOTS_NODE, LATEST_NODE):
-            self._access_times.note(node.ino)
-
-    def _attributes(self, node: Node) -> EntryAttributes:
-        virtual = node in (SNAPSHOTS_NODE, LATEST_NODE)
-        return entry_attributes(self._nodes.node_id(node), self._inode(node), 0.0 if virtual else VALID_SECONDS)
-
-    def _entry(self, node: Node) -> EntryAttributes:
-        """Return the attributes of a node as an entry, which the kernel then knows once more."""
-        attributes = self._attributes(node)
-        self._nodes.looked_up(attributes.st_ino)
-        return attributes
-
-    def _writable(self, node_id: int) -> int:
-        """Return the inode number of a node that may be changed; EROFS in snapshots, EPERM for what is virtual."""
-        node = self._nodes.resolve(node_id)
-        if not node.is_live:
-            fail(errno.EROFS)
-        if node in (SNAPSHOTS_NODE, LATEST_NODE):
-            fail(errno.EPERM)
-        return node.ino
-
-    def _new_name(self, parent: int, name: bytes) -> int:
-        """Return the inode number of a directory that gets this name; EPERM for the one name that is not free."""
-        ino = self._writable(parent)
-        if ino == ROOT_INO and name == SNAPSHOTS_NAME:
-            fail(errno.EEXIST, name)
-        return ino
-
-    def _old_name(self, parent: int, name: bytes) -> int:
-        """Return the inode number of a directory that loses this name."""
-        ino = self._writable(parent)
-        if ino == ROOT_INO and name == SNAPSHOTS_NAME:
-            fail(errno.EPERM, name)
-        return ino
-
     @answered
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         parent = self._nodes.resolve(parent_inode)
         if parent == SNAPSHOTS_NODE:
-            return self._entry(self._snapshot_entry(name))
+            return self._entries.entry(self._entries.snapshot(name))
         if parent == ROOT_NODE and name == SNAPSHOTS_NAME:
-            return self._entry(SNAPSHOTS_NODE)
-        return self._entry(Node(self._names.lookup(parent.ino, name, parent.epoch).ino, parent.epoch))
-
-    def _snapshot_entry(self, name: bytes) -> Node:
-        if name == os.fsencode(LATEST):
-            return LATEST_NODE
-        snapshot = self._tree.snapshots.named(os.fsdecode(name))
-        if snapshot is None:
-            fail(errno.ENOENT, name)
-        return Node(ROOT_INO, snapshot.id)
+            return self._entries.entry(SNAPSHOTS_NODE)
+        return self._entries.entry(Node(self._names.lookup(parent.ino, name, parent.epoch).ino, parent.epoch))
 
     @answered
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -162,7 +100,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        return self._attributes(self._nodes.resolve(inode))
+        return self._entries.attributes(self._nodes.resolve(inode))
 
     @answered
     async def setattr(
@@ -173,13 +111,13 @@ class Operations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        ino = self._writable(inode)
+        ino = self._entries.writable(inode)
         if fields.update_size:
             await self._handles.truncate(ino, attr.st_size)
             if not (fields.update_mode or fields.update_uid or fields.update_gid or fields.update_mtime):
-                return self._attributes(Node(ino, LIVE))
+                return self._entries.attributes(Node(ino, LIVE))
         self._change_attributes(ino, attr, fields)
-        return self._attributes(Node(ino, LIVE))
+        return self._entries.attributes(Node(ino, LIVE))
 
     def _change_attributes(self, ino: int, attr: EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
         file = self._files.get(ino)
@@ -203,49 +141,47 @@ class Operations(pyfuse3.Operations):
     @answered
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         node = self._nodes.resolve(inode)
-        self._note_access(node)
-        return FileNameT(self._inode(node).target)
+        self._entries.note_access(node)
+        return FileNameT(self._entries.inode(node).target)
 
     # Names
 
     def _made(self, inode: Inode) -> EntryAttributes:
         """Return the entry of an inode that was just made."""
         self._versions.touched()
-        node_id = self._nodes.node_id(Node(inode.ino, LIVE))
-        self._nodes.looked_up(node_id)
-        return entry_attributes(node_id, inode)
+        return self._entries.made(inode)
 
     @answered
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
         if self._nodes.resolve(parent_inode) == SNAPSHOTS_NODE:
             if self._tree.snapshots.named(os.fsdecode(name)):
                 fail(errno.EEXIST, name)
-            return self._entry(Node(ROOT_INO, await self._versions.create(os.fsdecode(name))))
-        parent = self._new_name(parent_inode, name)
+            return self._entries.entry(Node(ROOT_INO, await self._versions.create(os.fsdecode(name))))
+        parent = self._entries.new_name(parent_inode, name)
         return self._made(self._names.create(parent, name, stat.S_IFDIR | mode & 0o7777, Owner(ctx.uid, ctx.gid)))
 
     @answered
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         if self._nodes.resolve(parent_inode) == SNAPSHOTS_NODE:
-            if self._snapshot_entry(name) == LATEST_NODE:
+            if self._entries.snapshot(name) == LATEST_NODE:
                 fail(errno.ENOTDIR, name)
             await self._versions.delete(os.fsdecode(name))
             return
-        self._names.rmdir(self._old_name(parent_inode, name), name)
+        self._names.rmdir(self._entries.old_name(parent_inode, name), name)
         self._versions.touched()
 
     @answered
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._new_name(parent_inode, name)
+        parent = self._entries.new_name(parent_inode, name)
         return self._made(self._names.create(parent, name, mode, Owner(ctx.uid, ctx.gid), rdev=rdev))
 
     @answered
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._new_name(parent_inode, name)
+        parent = self._entries.new_name(parent_inode, name)
         owner = Owner(ctx.uid, ctx.gid)
         return self._made(self._names.create(parent, name, stat.S_IFLNK | 0o777, owner, target=target))
 
@@ -253,14 +189,14 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._new_name(new_parent_inode, new_name)
-        linked = self._names.link(self._writable(inode), parent, new_name)
+        parent = self._entries.new_name(new_parent_inode, new_name)
+        linked = self._names.link(self._entries.writable(inode), parent, new_name)
         self._versions.touched()
-        return self._entry(Node(linked.ino, LIVE))  # it may be open, and longer than its inode says
+        return self._entries.entry(Node(linked.ino, LIVE))  # it may be open, and longer than its inode says
 
     @answered
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        self._names.unlink(self._old_name(parent_inode, name), name)
+        self._names.unlink(self._entries.old_name(parent_inode, name), name)
         self._versions.touched()
 
     @answered
@@ -273,8 +209,8 @@ class Operations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        old = self._old_name(parent_inode_old, name_old)
-        self._names.rename(old, name_old, self._old_name(parent_inode_new, name_new), name_new, flags)
+        old = self._entries.old_name(parent_inode_old, name_old)
+        self._names.rename(old, name_old, self._entries.old_name(parent_inode_new, name_new), name_new, flags)
         self._versions.touched()
         await self._committer.commit(durable=False)  # as for a close: a rename is how careful programs complete a save
 
@@ -287,7 +223,7 @@ class Operations(pyfuse3.Operations):
     @answered
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         if start_id == 0:
-            self._note_access(self._listings.node(fh))
+            self._entries.note_access(self._listings.node(fh))
         self._listings.read(fh, start_id, token)
 
     @answered
@@ -309,7 +245,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        parent = self._new_name(parent_inode, name)
+        parent = self._entries.new_name(parent_inode, name)
         owner = Owner(ctx.uid, ctx.gid)
         inode = self._names.create(parent, name, stat.S_IFREG | mode & 0o7777, owner, committed=False)
         number = self._handles.open_created(inode, flags, ctx.pid)
@@ -380,15 +316,9 @@ class Operations(pyfuse3.Operations):
 
     # Extended attributes
 
-    def _attributed(self, node_id: int) -> Node:
-        node = self._nodes.resolve(node_id)
-        if node in (SNAPSHOTS_NODE, LATEST_NODE):
-            fail(errno.ENODATA)
-        return node
-
     @answered
     async def getxattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, ctx: RequestContext) -> bytes:
-        node = self._attributed(inode)
+        node = self._entries.attributed(inode)
         return self._tree.xattrs.get(node.ino, name, node.epoch)
 
     @answered
@@ -398,10 +328,10 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def setxattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, value: bytes, ctx: RequestContext) -> None:
-        self._tree.xattrs.set(self._writable(inode), name, value)
+        self._tree.xattrs.set(self._entries.writable(inode), name, value)
         self._versions.touched()
 
     @answered
     async def removexattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, ctx: RequestContext) -> None:
-        self._tree.xattrs.remove(self._writable(inode), name)
+        self._tree.xattrs.remove(self._entries.writable(inode), name)
         self._versions.touched()

@@ -3,16 +3,18 @@
 from ckptfs.store.backup import BackupResult, Cut, back_up
 from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.check import PROBLEMS_MAX, Verified
-from ckptfs.store.chunkstore import Chunked, ChunkStore, StoreStats
+from ckptfs.store.chunkstore import ChunkStore, StoreStats
 from ckptfs.store.codec import element_width
 from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
 from ckptfs.store.disk import Disk, Space
-from ckptfs.store.environment import Table, View
+from ckptfs.store.ingest import Chunked
 from ckptfs.store.location import NO_CHUNK
 from ckptfs.store.owners import Owners
+from ckptfs.store.reader import View
 from ckptfs.store.reclaim import Reclamation
 from ckptfs.store.records import Position
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, never
+from ckptfs.store.schema import Table
 from ckptfs.store.spans import Decoded, Room
 from ckptfs.store.sweep import Swept
 from ckptfs.store.tables import Changes, Frozen, Tables

@@ -6,14 +6,16 @@ and it puts out of the cache what the training does read again. Direct writes co
 long as the disk: so a disk that is slower than bytes come in gets them through the cache, and is tried again later.
 
 What is not whole pages, at both ends of a batch, always goes through the cache. No page is written both ways at once,
-because the ends of a batch lie in other pages than its middle. Belongs to whoever holds the lock for appending.
+because the ends of a batch lie in other pages than its middle. `write` is for whoever holds the lock for appending;
+any thread may `prepare` a batch meanwhile.
 """
 
 import errno
 import logging
 import mmap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ckptfs.config import KIB, MIB
@@ -25,7 +27,9 @@ logger = logging.getLogger(__name__)
 DIRECT_RATE_MIN = 500 * MIB
 """Bytes per second that a disk has to take directly: about half of what one process writes into a FUSE mount."""
 _DIRECT_SIZE_MIN = 256 * KIB
-_STAGING_SIZE = 8 * MIB
+_STAGING_SIZE = 10 * MIB
+"""Room for a full piece of a stream, what the one before left over and all headers; more goes through the cache."""
+_STAGINGS_KEPT = 2
 _CACHED_BYTES = 1024 * MIB
 """What a disk that was too slow gets through the cache before it is tried again."""
 _TRIAL_WRITES = 8
@@ -50,36 +54,75 @@ class AppendFile:
                 self._disk.close(fd)
 
 
+class Prepared:
+    """Records that were built ahead, in memory where whole pages of a file are whole pages too, as direct writes need.
+
+    They can be written anywhere, but best at an offset with the `alignment` (in its page) that they were built for.
+    """
+
+    __slots__ = ("alignment", "data", "size", "staging")
+
+    def __init__(self, staging: memoryview, batch: Sequence[Appendable], offset: int) -> None:
+        self.staging = staging
+        self.alignment = offset % mmap.PAGESIZE
+        self.size = sum(records.size for records in batch)
+        self.data = staging[self.alignment : self.alignment + self.size]
+        end = 0
+        for records in batch:
+            records.fill(self.data[end : end + records.size])
+            end += records.size
+
+    def fill(self, out: memoryview) -> None:
+        """Copy the records to `out`, which has their size."""
+        out[:] = self.data
+
+
 class Appender:
     """Writes batches to packs, directly as long as that is fast enough."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._staging = memoryview(mmap.mmap(-1, _STAGING_SIZE))  # takes memory when it is first used
+        self._stagings: list[memoryview] = []
         self._cached_left = 0
         self._writes = 0
         self._slow_writes = 0
 
     def write(self, file: AppendFile, batch: Sequence[Appendable], offset: int) -> None:
         """Write records one behind the other at `offset`; on an error an unknown part of them is written."""
-        size = sum(records.size for records in batch)
-        fits = size <= _STAGING_SIZE - mmap.PAGESIZE
-        staging = self._staging if fits else memoryview(bytearray(mmap.PAGESIZE + size))
-        # Whole pages of the file are whole pages of this memory too, as direct writes need.
-        start = offset % mmap.PAGESIZE
-        staged = staging[start : start + size]
-        end = 0
-        for records in batch:
-            records.fill(staged[end : end + records.size])
-            end += records.size
-        pages = whole_pages(offset, size)
-        if file.direct_fd is None or len(pages) < _DIRECT_SIZE_MIN or not fits:
-            self._disk.pwrite(file.fd, [staged], offset, file.path)
-        elif self._cached_left > 0:
-            self._cached_left -= size
-            self._disk.pwrite(file.fd, [staged], offset, file.path)
+        only = batch[0] if len(batch) == 1 else None
+        if isinstance(only, Prepared) and only.alignment == offset % mmap.PAGESIZE:
+            self._write(file, only, offset)
         else:
-            self._write_directly(file, staged, offset, pages)
+            with self.prepare(batch, offset) as prepared:
+                self._write(file, prepared, offset)
+
+    @contextmanager
+    def prepare(self, batch: Sequence[Appendable], offset: int) -> Iterator[Prepared]:
+        """Build records in memory for the body, which writes them, at `offset` if that is still free then."""
+        size = sum(records.size for records in batch)
+        if size > _STAGING_SIZE - mmap.PAGESIZE:
+            yield Prepared(memoryview(bytearray(mmap.PAGESIZE + size)), batch, offset)
+            return
+        try:
+            staging = self._stagings.pop()
+        except IndexError:
+            staging = memoryview(mmap.mmap(-1, _STAGING_SIZE))  # takes memory when it is first used
+        try:
+            yield Prepared(staging, batch, offset)
+        finally:
+            if len(self._stagings) < _STAGINGS_KEPT:
+                self._stagings.append(staging)
+
+    def _write(self, file: AppendFile, prepared: Prepared, offset: int) -> None:
+        pages = whole_pages(offset, prepared.size)
+        fits = len(prepared.staging) == _STAGING_SIZE
+        if file.direct_fd is None or len(pages) < _DIRECT_SIZE_MIN or not fits:
+            self._disk.pwrite(file.fd, [prepared.data], offset, file.path)
+        elif self._cached_left > 0:
+            self._cached_left -= prepared.size
+            self._disk.pwrite(file.fd, [prepared.data], offset, file.path)
+        else:
+            self._write_directly(file, prepared.data, offset, pages)
 
     def _write_directly(self, file: AppendFile, staged: memoryview, offset: int, pages: range) -> None:
         """Write the middle of a batch, `pages` of the file, past the cache, and the ends through it."""

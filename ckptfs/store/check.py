@@ -15,11 +15,12 @@ from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.delta import DELTA_CHAIN_MAX
-from ckptfs.store.environment import Table, View
 from ckptfs.store.freed import merge, parse_row
 from ckptfs.store.location import NUMBER, parse_location
 from ckptfs.store.packs import Packs
+from ckptfs.store.reader import View
 from ckptfs.store.records import ALIGNMENT, HEADER_SIZE, Position
+from ckptfs.store.schema import Table
 
 PROBLEMS_MAX = 1000
 """So many problems are named; more would help nobody."""

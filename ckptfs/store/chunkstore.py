@@ -9,38 +9,40 @@ belong to the owner's thread.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from itertools import accumulate, count, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from ckptfs.config import StoreConfig
-from ckptfs.errors import DamagedError, NoSpaceError, NotAStoreError, StoreReadOnlyError
+from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.check import StructureReport, Verified, check_structure
+from ckptfs.store.checkpoint import Checkpoints
 from ckptfs.store.compare import COMPARED, differences
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
-from ckptfs.store.environment import TREE_TABLES, Environment, Table, View
+from ckptfs.store.environment import Environment
 from ckptfs.store.fetch import Fetcher
-from ckptfs.store.freed import FreedPlaces, build_row
+from ckptfs.store.freed import FreedPlaces
 from ckptfs.store.index import ChunkIndex
-from ckptfs.store.location import NO_CHUNK, Chunk, Known, Location
+from ckptfs.store.ingest import Chunked, Ingest, Ingested
+from ckptfs.store.location import Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
+from ckptfs.store.pack_end import PackEnd
 from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
+from ckptfs.store.reader import View
 from ckptfs.store.reclaim import Reclaimer
-from ckptfs.store.records import EncodedChunk, Position, RecordBytes, RecordType, Row, WaitingRecords
+from ckptfs.store.records import EncodedChunk, Position
 from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, never
 from ckptfs.store.replay import Replay
 from ckptfs.store.reserve import Reserve
+from ckptfs.store.schema import TREE_TABLES, Table
 from ckptfs.store.seal import Seal
 from ckptfs.store.spans import Decoded, Room
-from ckptfs.store.state import STATE_KEY, Mark, State, pack_state, unpack_state
 from ckptfs.store.sweep import Sweeper
 from ckptfs.store.tables import Changes, Frozen, Tables
 
@@ -80,20 +82,6 @@ class Opening(NamedTuple):
     differences: dict[str, int] | None = None
 
 
-class Chunked(NamedTuple):
-    """The chunks at the start of some bytes, one behind the other, by their lengths and ids."""
-
-    lengths: list[int]
-    ids: list[bytes]
-
-
-class Ingested(NamedTuple):
-    """The chunks at the start of some bytes, one behind the other."""
-
-    numbers: list[int]
-    lengths: list[int]
-
-
 class ChunkStore:
     """An open store; made by `create` or `open`, and a context manager that commits when its body succeeds."""
 
@@ -121,32 +109,31 @@ class ChunkStore:
         self._condensed = Condensed(path, disk, packs.identity)
         self._damaged = DamagedChunks(environment, self._index)
         self._fetcher = Fetcher(self._index, packs, config.seed, self._damaged.note)
-        self._reencoder = Reencoder(self._index, self._fetcher, self._append_again)
         self._reserve = Reserve(path, disk)
-        self.sweeper = Sweeper(self._index, self._release)
+        self._end = PackEnd(packs, self._reserve, config.seed)
+        self._ingest = Ingest(
+            config, packs, self._end, self._index, self._freed, self._damaged, check_writable=self._check_writable
+        )
+        self._reencoder = Reencoder(self._index, self._fetcher, self._ingest.append_again)
+        self._checkpoints = Checkpoints(
+            self._end, packs, environment, self._index, self._freed, self._damaged, self._reserve
+        )
+        self.sweeper = Sweeper(self._index, self._ingest.release)
         self.reclaimer = Reclaimer(
             packs,
             environment,
             self._freed,
             self._condensed,
             self._reencoder,
-            end_pack=self._end_pack,
+            end_pack=self._end.begin_pack,
             damaged=self._damaged.numbers,
             room=self.room,
         )
-        self._again_bytes = 0
         self._resources = ExitStack()
         self._seal = seal
         self._lock = lock
-        self._journal_lock = threading.Lock()
-        self._append_lock = threading.Lock()
-        self._checkpoint_lock = threading.Lock()
         self._closed = False
         self._checkpoint_on_close = True
-        self._mark = Mark(packs.position)
-        self._state = State(self._mark, self._mark.position)
-        self._index_cut = self._mark
-        self._first_marks: dict[int, Mark] = {}
         self.opening = Opening([])
 
     @classmethod
@@ -248,10 +235,9 @@ class ChunkStore:
 
     def _replay(self, *, salvage: bool, follow: bool) -> None:
         """Bring tables and index up to the packs, and cut off what follows the last thing that counts."""
-        packed = self._environment.read_one(Table.STORE, STATE_KEY)
-        state = self._state if packed is None else unpack_state(packed)
+        state, index_lost = self._checkpoints.state, self._checkpoints.index_lost
         condensed = self._condensed.mark
-        if packed is not None and condensed is not None and state.replay_from.position < condensed.position:
+        if not index_lost and condensed is not None and state.replay_from.position < condensed.position:
             raise DamagedError(
                 f"the index of {self.path} is older than its condensed journal; "
                 "`ckptfs repair --rebuild-index` makes it anew from the packs"
@@ -259,25 +245,25 @@ class ChunkStore:
         replay = Replay(self._packs, self._condensed, self.tables, self._index, self._freed, self.config.seed)
         endangered: list[int] = []
         if salvage:
-            salvaged = replay.salvage(state, self._damaged, index_lost=packed is None)
-            self._mark = salvaged.mark
-            self._packs.make_missing(self._condensed.first_pack, self._mark.position.pack)
+            salvaged = replay.salvage(state, self._damaged, index_lost=index_lost)
+            mark = salvaged.mark
+            self._packs.make_missing(self._condensed.first_pack, mark.position.pack)
             self.opening = Opening(salvaged.losses)
             endangered = salvaged.endangered
         else:
-            self._mark = replay.run(state, index_lost=packed is None)
+            mark = replay.run(state, index_lost=index_lost)
+        self._end.mark = mark
         self._damaged.heal()
-        self._state = state
         if self.read_only:
             return
-        self._packs.truncate(self._mark.position)
-        self._packs.resume(min(state.kept_until, self._mark.position), self._mark.position)
+        self._packs.truncate(mark.position)
+        self._packs.resume(min(state.kept_until, mark.position), mark.position)
         if follow and (endangered or self._freed.superseded()):
             self._checkpoint_on_close = False
             return
         for number in endangered:
             self._store_again(number)
-        if packed is None:
+        if index_lost:
             # An index without a state, be it new, lost or half rebuilt, forbids cutting off even a harmless torn
             # tail; so it gets one now, and a name that a power cut does not take.
             self._finish_checkpoint(self.tables.freeze())
@@ -288,7 +274,7 @@ class ChunkStore:
         with suppress(DamagedError):
             raw, chunk_id = self._fetcher.read_with_id(number)
             check = records.payload_check(raw)
-            self._append_again([EncodedChunk(chunk_id, len(raw), codec.Encoding.WAITING, raw, check)], [number])
+            self._ingest.append_again([EncodedChunk(chunk_id, len(raw), codec.Encoding.WAITING, raw, check)], [number])
 
     # Chunks
 
@@ -299,20 +285,7 @@ class ChunkStore:
         Unless it is `final`, the bytes behind the last complete chunk are left over: give them again, at the front of
         more.
         """
-        sizes = self.config.chunk_sizes
-        found = Chunked([], [])
-        for start, stop in pairwise((0, *cuts, len(data))):
-            lengths, ids = kernels.cut_and_hash(
-                data[start:stop],
-                sizes.size_min,
-                sizes.mean_bits,
-                sizes.size_max,
-                final or stop < len(data),
-                self.config.seed,
-            )
-            found.lengths.extend(lengths)
-            found.ids.extend(ids)
-        return found
+        return self._ingest.cut(data, final, cuts)
 
     def store(self, data: memoryview, chunks: Chunked, *, encode: bool = True) -> list[int]:
         """Store the chunks that `data` was cut into and return their numbers.
@@ -321,110 +294,12 @@ class ChunkStore:
         needed any more on return. On an error none of the new chunks is stored. Without `encode`, which costs ten times
         what all else does, new chunks are stored raw and wait for `reencode`.
         """
-        numbers = self._index.lookup(chunks.ids)
-        if self._damaged:
-            numbers = self._damaged.left_out(numbers)
-        if NO_CHUNK not in numbers:
-            return numbers
-        self._check_writable()
-        spans = {
-            chunk_id: (end - length, length)
-            for chunk_id, number, length, end in zip(
-                chunks.ids, numbers, chunks.lengths, accumulate(chunks.lengths), strict=True
-            )
-            if not number
-        }
-        views = {chunk_id: data[start : start + length] for chunk_id, (start, length) in spans.items()}
-        if encode or self._damaged or not all(map(codec.can_wait, views.values())):
-            stored = self._store(views, codec.encode if encode else codec.encode_later)
-        else:
-            stored = self._store_waiting(data, spans)
-        return [number or stored[chunk_id] for chunk_id, number in zip(chunks.ids, numbers, strict=True)]
+        return self._ingest.store(data, chunks, encode=encode)
 
     def ingest(self, data: memoryview, final: bool, *, encode: bool = True, cuts: Sequence[int] = ()) -> Ingested:
         """Cut data and store its chunks, as `cut` and `store` do; return their numbers and lengths."""
         chunks = self.cut(data, final, cuts)
         return Ingested(self.store(data, chunks, encode=encode), chunks.lengths)
-
-    def _store(self, fresh: dict[bytes, memoryview], encode: Callable[[memoryview], codec.Encoded]) -> dict[bytes, int]:
-        """Encode and append chunks, but those that another thread was faster with; return all their numbers.
-
-        A damaged chunk is stored anew under its number, and so heals the files that use it.
-        """
-        encoded = []
-        for chunk_id, view in fresh.items():
-            encoding, payload = encode(view)
-            encoded.append(EncodedChunk(chunk_id, len(view), encoding, payload, records.payload_check(payload)))
-        with self._append_lock:
-            numbers = dict(zip(fresh, self._index.lookup(list(fresh)), strict=True))
-            if damaged := self._damaged.among(numbers.values()):
-                again = {numbers[chunk.id]: chunk for chunk in encoded if numbers[chunk.id] in damaged}
-                self._append_chunks(list(again.values()), list(again))
-                self._damaged.heal()
-            missing = [chunk for chunk in encoded if not numbers[chunk.id]]
-            if missing:
-                first = self._mark.number
-                new = range(first, first + len(missing))
-                self._append_chunks(missing, new)
-                numbers.update(zip((chunk.id for chunk in missing), new, strict=True))
-        return numbers
-
-    def _store_waiting(self, data: memoryview, spans: dict[bytes, tuple[int, int]]) -> dict[bytes, int]:
-        """Append chunks of `data`, by offset and size, as they are; return their numbers, as `_store` does.
-
-        This is what a save does, some ten thousand times a second: nothing here is done for one chunk that can be done
-        for all.
-        """
-        with self._append_lock:
-            numbers = dict(zip(spans, self._index.lookup(list(spans)), strict=True))
-            missing = [chunk_id for chunk_id, number in numbers.items() if not number]
-            if missing:
-                first = self._mark.number
-                batch = WaitingRecords(data, [spans[chunk_id] for chunk_id in missing], missing, first)
-                (position,) = self._packs.append([batch])
-                self._index.register_waiting(first, missing, [size for _, size in batch.spans], position)
-                self._mark = self._mark._replace(position=self._packs.position, number=first + len(missing))
-                numbers.update(zip(missing, count(first), strict=False))
-        return numbers
-
-    def _append_again(self, chunks: Sequence[EncodedChunk], numbers: Sequence[int]) -> int:
-        """Append better records of chunks, but where they or their bases were released meanwhile; return how many."""
-        with self._append_lock:
-            before = self._packs.appended_bytes
-            there = [
-                (chunk, number)
-                for chunk, number in zip(chunks, numbers, strict=True)
-                if self._index.has_all((number, *chunk.bases))
-            ]
-            if there:
-                self._append_chunks(*zip(*there, strict=True))
-            self._again_bytes += self._packs.appended_bytes - before
-        return len(there)
-
-    def _append_chunks(self, chunks: Sequence[EncodedChunk], numbers: Sequence[int]) -> None:
-        """Append and register chunks under their numbers, under the append lock."""
-        batch: list[RecordBytes] = [
-            records.build(
-                RecordType.CHUNK,
-                number,
-                chunk.id,
-                chunk.raw_size,
-                chunk.encoding,
-                chunk.payload,
-                check=chunk.check,
-                bases=records.pack_bases(chunk.bases),
-            )
-            for number, chunk in zip(numbers, chunks, strict=True)
-        ]
-        positions = self._packs.append(batch)
-        registered = [
-            Chunk(
-                number, chunk.id, Location(*position, len(chunk.payload), chunk.raw_size, chunk.encoding, chunk.bases)
-            )
-            for number, chunk, position in zip(numbers, chunks, positions, strict=True)
-        ]
-        self._freed.supersede(self._index.register(registered))
-        self._mark = self._mark._replace(position=self._packs.position, number=max(self._mark.number, numbers[-1] + 1))
 
     def read(self, number: int) -> bytes:
         """Return the bytes of a chunk, verified against its id; DamagedError names the place when they do not hold."""
@@ -455,7 +330,7 @@ class ChunkStore:
 
     def check(self, view: View) -> StructureReport:
         """Tell whether the rows about chunks agree with each other and with the packs; reads no chunk."""
-        return check_structure(view, self._packs, self._condensed, self._mark.number, self._damaged.numbers())
+        return check_structure(view, self._packs, self._condensed, self.next_number, self._damaged.numbers())
 
     def verify(self, start: int, stop: int, size_max: int) -> Verified:
         """Read chunks numbered from `start` to `stop` (not included), about `size_max` bytes, and verify each.
@@ -480,7 +355,7 @@ class ChunkStore:
     @property
     def position(self) -> Position:
         """Where the next record goes; all that is journalled lies before."""
-        return self._mark.position
+        return self._end.mark.position
 
     @property
     def punch_count(self) -> int:
@@ -519,30 +394,6 @@ class ChunkStore:
         self._check_writable()
         return self._reencoder.run_plain(numbers, stop)
 
-    def _release(self, chunks: Sequence[Known]) -> list[Chunk]:
-        """Journal that chunks are none any more, and take them out; but those that are watched."""
-        self._check_writable()
-        with self._journal_lock, self._append_lock:
-            # First out of the index: an `ingest` that misses one appends it anew, behind this record.
-            released = self._index.take_out(chunks)
-            if released:
-                rows = [row for chunk in released for row in Known(chunk.id, chunk.number).release_rows]
-                try:
-                    record = self._metadata(rows)
-                    self._with_reserve(lambda: self._append_metadata(record))
-                except BaseException:
-                    self._index.register(released)
-                    raise
-                self._freed.supersede(chunk.location.place(chunk.number) for chunk in released)
-                self._damaged.heal()
-            return released
-
-    def _end_pack(self) -> None:
-        """Let the last pack get no more records."""
-        with self._append_lock:
-            self._with_reserve(self._packs.begin_next)
-            self._mark = self._mark._replace(position=self._packs.position)
-
     # Durability
 
     def append_journal(self, changes: Changes) -> None:
@@ -550,23 +401,9 @@ class ChunkStore:
 
         On a full disk it takes the room that `hold_reserve` has kept back.
         """
-        if not changes.rows:
-            return
-        self._check_writable()
-        with self._journal_lock:
-            record = self._metadata(changes.rows)
-            with self._append_lock:
-                before = self._mark
-                self._with_reserve(lambda: self._append_metadata(record))
-                self._first_marks.setdefault(changes.generation, before)
-
-    def _metadata(self, rows: Sequence[Row]) -> RecordBytes:
-        """Build the next metadata record, under the journal lock."""
-        return records.build_metadata(self._mark.sequence, self._packs.synced, rows, self.config.seed)
-
-    def _append_metadata(self, record: RecordBytes) -> None:
-        self._packs.append([record])
-        self._mark = self._mark._replace(position=self._packs.position, sequence=self._mark.sequence + 1)
+        if changes.rows:
+            self._check_writable()
+            self._end.journal(changes)
 
     def sync(self) -> None:
         """Make durable what was put and journalled before this call."""
@@ -580,44 +417,7 @@ class ChunkStore:
         journalled meanwhile: those are replayed after a crash.
         """
         self._check_writable()
-        with self._checkpoint_lock:
-            with self._journal_lock, self._append_lock:
-                if not self._index.is_frozen:
-                    # The index that calls places free has to have the new ones, and the packs have to tell without it.
-                    if rows := [build_row(place) for place in self._freed.superseded()]:
-                        record = self._metadata(rows)
-                        self._with_reserve(lambda: self._append_metadata(record))
-                        self._freed.free(rows)
-                    self._freed.freeze()
-                    self._damaged.freeze()
-                    self._index.freeze()
-                    self._index_cut = self._mark
-                # Rows younger than the frozen ones may be journalled already: the replay begins before them.
-                younger = [mark for generation, mark in self._first_marks.items() if generation > frozen.generation]
-                state = State(min([self._index_cut, *younger]), self._index_cut.position, self._index.frozen_summary)
-            self._packs.sync()
-            *ahead, ids = self._index.frozen_ids()
-            for part in ahead:
-                # Their chunks may not be cut off any more, or the numbers would be given again: the replay finds them.
-                self._state = self._state._replace(kept_until=state.kept_until)
-                self._write_index(self._state, [(Table.CHUNK_IDS, part)])
-            tables = [(table, memtable.items()) for table, memtable in frozen.memtables.items()]
-            indexed = [(Table.CHUNKS, self._index.frozen_locations()), (Table.CHUNK_IDS, ids)]
-            own = [self._freed.frozen_rows(), self._damaged.frozen_rows()]
-            self._write_index(state, [*tables, *indexed, *own])
-            self._reserve.hold_again()
-            self._index.release()
-            self._freed.release()
-            self._damaged.release()
-            with self._append_lock:
-                self._state = state
-                for generation in [each for each in self._first_marks if each <= frozen.generation]:
-                    del self._first_marks[generation]
-
-    def _write_index(self, state: State, tables: Sequence[tuple[Table, Iterable[tuple[bytes, bytes | None]]]]) -> None:
-        """Write rows, and what is true of LMDB with them, in one transaction."""
-        rows = [*tables, (Table.STORE, [(STATE_KEY, pack_state(state))])]
-        self._with_reserve(lambda: self._environment.write(rows))
+        self._checkpoints.run(frozen)
 
     def commit(self, *, durable: bool = True, checkpoint: bool = False) -> None:
         """Journal the changed rows and, when `durable`, sync; `checkpoint` also brings LMDB up to all of it."""
@@ -633,8 +433,7 @@ class ChunkStore:
             return
         if self.tables.frozen is not None:
             self._finish_checkpoint(self.tables.frozen)
-        own_rows = self._index.row_count + self._freed.row_count + self._damaged.row_count
-        if self._state.replay_from != self._mark or own_rows:
+        if self._checkpoints.is_due:
             self._finish_checkpoint(self.tables.freeze())
 
     def _finish_checkpoint(self, frozen: Frozen) -> None:
@@ -675,32 +474,22 @@ class ChunkStore:
         """Return how many bytes of data the disk below still takes, what is to be kept back taken off."""
         return max(self.space().free - self._reserve.missing, 0)
 
-    def _with_reserve(self, write: Callable[[], None]) -> None:
-        """Write what has to succeed on a full disk too: with the room kept back for it, if that is what it takes."""
-        try:
-            write()
-        except NoSpaceError:
-            if not self._reserve.give_up():
-                raise
-            write()
-
     # Accounting
 
     @property
     def appended_bytes(self) -> int:
         """The bytes appended to the packs since the store was opened, for what was new."""
-        return self._packs.appended_bytes - self._again_bytes
+        return self._ingest.appended_bytes
 
     @property
     def next_number(self) -> int:
         """The number that the next new chunk gets; those of all others are smaller."""
-        return self._mark.number
+        return self._end.mark.number
 
     @property
     def waiting_rows(self) -> int:
         """How many rows a checkpoint would bring to LMDB."""
-        own_rows = self._index.row_count + self._freed.row_count + self._damaged.row_count
-        return self.tables.row_count + own_rows
+        return self.tables.row_count + self._checkpoints.row_count
 
     @property
     def waiting_bytes(self) -> int:

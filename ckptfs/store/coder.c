@@ -1,6 +1,6 @@
 /* The entropy coder: bytes whose statistics differ by a key that both sides know.
  *
- * Owns speed and nothing else: reference_coders.py (encode_bytes, decode_bytes) defines every byte, docs/format.md says it
+ * Owns speed and nothing else: reference_coders.py defines every byte, docs/format.md says it
  * in prose. Pure functions over the memory they are given. The decoder believes nothing: it reads and writes nothing out
  * of bounds whatever the bytes are, and says that they are damaged where they are not what the encoder makes.
  *
@@ -11,6 +11,8 @@
 #include "coder.h"
 
 #include <string.h>
+
+#include "little_endian.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAVE_AVX2 1
@@ -64,28 +66,20 @@ static const uint8_t *take_varint(const uint8_t *in, const uint8_t *end, uint32_
     return NULL;
 }
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define LITTLE_ENDIAN_WORD(word) __builtin_bswap16(word)
-#define LITTLE_ENDIAN_LONG(word) __builtin_bswap64(word)
-#else
-#define LITTLE_ENDIAN_WORD(word) (word)
-#define LITTLE_ENDIAN_LONG(word) (word)
-#endif
-
 static inline uint32_t load_word(const uint8_t *at) {
     uint16_t word;
     memcpy(&word, at, sizeof word);
-    return LITTLE_ENDIAN_WORD(word);
+    return LITTLE_ENDIAN_16(word);
 }
 
 static inline uint64_t load_little_endian(const uint8_t *at) {
     uint64_t word;
     memcpy(&word, at, sizeof word);
-    return LITTLE_ENDIAN_LONG(word);
+    return LITTLE_ENDIAN_64(word);
 }
 
 static inline void store_word(uint8_t *at, uint32_t value) {
-    uint16_t word = LITTLE_ENDIAN_WORD((uint16_t)value);
+    uint16_t word = LITTLE_ENDIAN_16((uint16_t)value);
     memcpy(at, &word, sizeof word);
 }
 

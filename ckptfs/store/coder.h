@@ -1,4 +1,4 @@
-/* Entropy-coded bytes; defined by reference_coders.py (encode_bytes, decode_bytes), see coder.c. */
+/* Entropy-coded bytes; defined by reference_coders.py, see coder.c. */
 #ifndef CKPTFS_CODER_H
 #define CKPTFS_CODER_H
 

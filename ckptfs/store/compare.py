@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
-from ckptfs.store.environment import TREE_TABLES, Table, View
 from ckptfs.store.location import build_location, parse_location
+from ckptfs.store.reader import View
+from ckptfs.store.schema import TREE_TABLES, Table
 
 COMPARED = (*TREE_TABLES, Table.CHUNKS, Table.CHUNK_IDS)
 """The others say how far LMDB is, which places are still to be punched, and what was found damaged."""

@@ -15,11 +15,13 @@ from ckptfs.config import FORMAT_VERSION, KIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.disk import Disk
-from ckptfs.store.environment import TREE_TABLES, Environment, Table, View
+from ckptfs.store.environment import Environment
 from ckptfs.store.location import NUMBER
 from ckptfs.store.packfile import Gap, PackFile, PackWindow
 from ckptfs.store.packs import FIRST_PACK, PackIdentity
+from ckptfs.store.reader import View
 from ckptfs.store.records import Position, Record, RecordBytes, RecordType, Row
+from ckptfs.store.schema import TREE_TABLES, Table
 from ckptfs.store.state import STATE_KEY, Mark, unpack_state
 
 NAME = "journal.condensed"

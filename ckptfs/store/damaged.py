@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from ckptfs.store.delta import DELTA_CHAIN_MAX
-from ckptfs.store.environment import Environment, Table
+from ckptfs.store.environment import Environment
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import NO_CHUNK, NUMBER, Location, build_location, parse_location, parse_number
+from ckptfs.store.schema import Table
 
 
 class DamagedChunks:

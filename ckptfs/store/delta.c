@@ -1,6 +1,6 @@
 /* Differences of floats: what an element has become, counted in representable numbers from what it was.
  *
- * Owns speed and nothing else: reference_coders.py (encode_difference, decode_difference) defines every byte, docs/format.md
+ * Owns speed and nothing else: reference_differences.py defines every byte, docs/format.md
  * says it in prose. A float's bits are mapped to an integer that sorts like the float, subtracted, and folded so that
  * small steps in either direction are small numbers. How far an element moves depends above all on its exponent, which
  * the base tells both sides: so that is the key by which the coder (coder.c) tells the bytes of a plane apart.
@@ -10,19 +10,9 @@
 #include <string.h>
 
 #include "coder.h"
+#include "little_endian.h"
 
 /* ---- elements of one width ----------------------------------------------------------------------------------- */
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define LITTLE_ENDIAN_16(element) __builtin_bswap16(element)
-#define LITTLE_ENDIAN_32(element) __builtin_bswap32(element)
-#define LITTLE_ENDIAN_64(element) __builtin_bswap64(element)
-#else
-#define LITTLE_ENDIAN_16(element) (element)
-#define LITTLE_ENDIAN_32(element) (element)
-#define LITTLE_ENDIAN_64(element) (element)
-#endif
-#define LITTLE_ENDIAN_8(element) (element)
 
 /* The loops over `count` elements. `keys` writes what lies below the sign of each; `fold` the planes of the folded
  * steps; `unfold` what has become of `base` by them. */

@@ -1,4 +1,4 @@
-/* The difference of two runs of elements, coded; defined by reference_coders.py, see delta.c. */
+/* The difference of two runs of elements, coded; defined by reference_differences.py, see delta.c. */
 #ifndef CKPTFS_DELTA_H
 #define CKPTFS_DELTA_H
 

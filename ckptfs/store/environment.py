@@ -1,186 +1,33 @@
-"""LMDB: the named tables of a store's index, as committed, and views of them.
+"""LMDB: the named tables of a store's index, as committed.
 
-Environment owns the file, and no other module imports lmdb. It does not know what a row means, but that those of
+Environment owns the file; beside it only reader.py imports lmdb. It does not know what a row means, but that those of
 CHUNK_IDS are packed. LMDB syncs at every commit, so what `write` wrote is durable or, after a crash in the middle, not
-there at all. Any thread may write; a Reader or a View is used by one thread at a time. What LMDB finds wrong with its
-pages is a DamagedError here.
+there at all. Any thread may write. What LMDB finds wrong with its pages is a DamagedError here.
 """
 
 from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from enum import IntEnum
 from pathlib import Path
 
 import lmdb
 
 from ckptfs.config import GIB, KIB
-from ckptfs.errors import DamagedError, NoSpaceError
+from ckptfs.errors import NoSpaceError
 from ckptfs.store.disk import FILE_MODE, Disk
+from ckptfs.store.reader import PACKED, Cursor, Reader, View, begin, damaged, failure
+from ckptfs.store.schema import Memtable, Table
 
 MAP_SIZE = 64 * GIB
 """The address space that LMDB maps at first; the file is sparse and only as large as what is in it."""
-
-_PACKED = b"\0"
-"""The one key that LMDB has for all packed rows; they are its sorted duplicates."""
 
 _MAP_GROWTH = 2
 _DATABASES_MAX = 16
 _LOCK_SIZE = 8 * KIB
 """LMDB's own size for 126 readers; it takes a larger file as it is."""
-
-
-class Table(IntEnum):
-    """The tables; the numbers are part of the format of metadata records."""
-
-    INODES = 1
-    DIRENTS = 2
-    XATTRS = 3
-    MANIFESTS = 4
-    CHANGES = 5
-    SNAPSHOTS = 6
-    NAMES = 7
-    META = 8
-    CHUNKS = 9
-    CHUNK_IDS = 10
-    STORE = 11
-    FREED = 12
-    DAMAGED = 13
-
-
-PACKED_KEY_SIZE = 16
-"""The rows of CHUNK_IDS are *packed*: in LMDB they are bare records of key and value, all of one size, 24 bytes in a
-page rather than 34. The keys are random, so the pages are two thirds full, and this is the largest table."""
-
-TREE_TABLES = tuple(table for table in Table if table <= Table.META)
-"""The tables of the tree, all of whose rows are journalled; the others are the store's own."""
-
-Memtable = dict[bytes, bytes | None]
-"""Rows in memory, above those of LMDB; None marks a deletion, which hides the row below."""
-
-
-class Cursor:
-    """A cursor over the rows of one table, ascending; DamagedError where LMDB finds its pages damaged."""
-
-    __slots__ = ("_cursor", "_path", "key", "value")
-
-    def __init__(self, cursor: lmdb.Cursor[bytes], path: Path) -> None:
-        self._cursor = cursor
-        self._path = path
-        self.key: Callable[[], bytes] = cursor.key
-        """Return the key of the row that the cursor is at."""
-        self.value: Callable[[], bytes] = cursor.value
-        """Return the value of the row that the cursor is at."""
-
-    def _move(self, move: Callable[..., bool], *target: bytes) -> bool:
-        try:
-            return move(*target)
-        except lmdb.Error as error:
-            raise _failure(self._path, error) from error
-
-    def first(self) -> bool:
-        """Move to the first row; this and all other moves tell whether there is one."""
-        return self._move(self._cursor.first)
-
-    def last(self) -> bool:
-        """Move to the last row."""
-        return self._move(self._cursor.last)
-
-    def next(self) -> bool:
-        """Move to the next row; from nowhere, to the first."""
-        return self._move(self._cursor.next)
-
-    def prev(self) -> bool:
-        """Move to the row before; from nowhere, to the last."""
-        return self._move(self._cursor.prev)
-
-    def set_key(self, key: bytes) -> bool:
-        """Move to the row of a key."""
-        return self._move(self._cursor.set_key, key)
-
-    def set_range(self, key: bytes) -> bool:
-        """Move to the first row from a key on."""
-        return self._move(self._cursor.set_range, key)
-
-    def seek_packed(self, key: bytes) -> bool:
-        """Move to the packed row of a key."""
-        return self.set_packed_range(key) and self.value().startswith(key)
-
-    def set_packed_range(self, key: bytes) -> bool:
-        """Move to the first packed row from a key on."""
-        return self._move(self._cursor.set_range_dup, _PACKED, key)
-
-    def next_packed(self) -> bool:
-        """Move to the next packed row."""
-        return self._move(self._cursor.next_dup)
-
-    def rows(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all rows from the one that the cursor is at, from nowhere from the first."""
-        try:
-            yield from self._cursor
-        except lmdb.Error as error:
-            raise _failure(self._path, error) from error
-
-
-class Reader:
-    """A read transaction with a cursor for each table, begun at first use. `lock` guards it; its user holds it."""
-
-    def __init__(
-        self, env: lmdb.Environment, path: Path, databases: Mapping[Table, lmdb._Database], lock: threading.Lock
-    ) -> None:
-        self.lock = lock
-        self._env = env
-        self._path = path
-        self._databases = databases
-        self._transaction: lmdb.Transaction[bytes] | None = None
-        self._cursors: dict[Table, Cursor] = {}
-
-    def has(self, table: Table) -> bool:
-        """Tell whether there is such a table: not in a store of an older version that is open for reading only."""
-        return table in self._databases
-
-    def cursor(self, table: Table) -> Cursor:
-        """Return the cursor of a table; it is good until the next `renew`."""
-        cursor = self._cursors.get(table)
-        if cursor is None:
-            if self._transaction is None:
-                self._transaction = _begin(self._env, self._path)
-            cursor = Cursor(self._transaction.cursor(self._databases[table]), self._path)
-            self._cursors[table] = cursor
-        return cursor
-
-    def get(self, table: Table, key: bytes) -> bytes | None:
-        """Return the value of a key, or None."""
-        cursor = self.cursor(table)
-        return cursor.value() if cursor.set_key(key) else None
-
-    def find_packed(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
-        """Return the packed rows of those keys that there are; sorted keys walk the tree once, from left to right."""
-        cursor = self.cursor(Table.CHUNK_IDS)
-        return {key: cursor.value()[PACKED_KEY_SIZE:] for key in keys if cursor.seek_packed(key)}
-
-    def packed_from(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the packed rows from the key `start` on, ascending; good until the lock is let go."""
-        cursor = self.cursor(Table.CHUNK_IDS)
-        if not self._databases[Table.CHUNK_IDS].flags()["dupfixed"]:
-            # In an index of an older version that is open for reading only they are rows like others.
-            if cursor.set_range(start):
-                yield from cursor.rows()
-            return
-        more = cursor.set_packed_range(start)
-        while more:
-            yield _split(cursor.value())
-            more = cursor.next_packed()
-
-    def renew(self) -> None:
-        """Let go of the transaction: the next use sees what is committed by then."""
-        self._cursors.clear()
-        if self._transaction is not None:
-            self._transaction.abort()
-            self._transaction = None
 
 
 class Environment:
@@ -220,14 +67,14 @@ class Environment:
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {path}") from error
         except lmdb.Error as error:
-            raise _failure(path, error) from error
+            raise failure(path, error) from error
 
     def _check_names(self) -> None:
         """Refuse a table of an unknown name: it is one of the others, and that would be made anew, empty."""
-        with _begin(self._env, self.path) as transaction:
+        with begin(self._env, self.path) as transaction:
             names = {name for name, _ in Cursor(transaction.cursor(), self.path).rows()}
         if unknown := names.difference(table.name.lower().encode() for table in Table):
-            raise _damaged(self.path, f"unknown table {unknown.pop()!r}")
+            raise damaged(self.path, f"unknown table {unknown.pop()!r}")
 
     def _open_table(self, table: Table, *, create: bool = True) -> lmdb._Database:
         packed = table == Table.CHUNK_IDS
@@ -283,7 +130,7 @@ class Environment:
         with self._views_lock:
             self._views += 1
         try:
-            with _begin(self._env, self.path) as transaction:
+            with begin(self._env, self.path) as transaction:
                 yield View(transaction, self._databases, overlays, self.path)
         finally:
             with self._views_lock:
@@ -331,13 +178,13 @@ class Environment:
 
     def read_one(self, table: Table, key: bytes) -> bytes | None:
         """Return the committed value of a key, or None."""
-        with _begin(self._env, self.path) as transaction:
+        with begin(self._env, self.path) as transaction:
             cursor = Cursor(transaction.cursor(self._databases[table]), self.path)
             return cursor.value() if cursor.set_key(key) else None
 
     def count(self, table: Table) -> int:
         """Return how many rows a table has."""
-        with _begin(self._env, self.path) as transaction:
+        with begin(self._env, self.path) as transaction:
             return int(transaction.stat(self._databases[table])["entries"])
 
     def stored_size(self) -> int:
@@ -349,38 +196,6 @@ class Environment:
         for reader in self._readers:
             reader.renew()
         self._env.close()
-
-
-class View:
-    """Rows of a store at one moment, made by `ChunkStore.view`; for one thread at a time."""
-
-    def __init__(
-        self,
-        transaction: lmdb.Transaction[bytes],
-        databases: Mapping[Table, lmdb._Database],
-        overlays: Mapping[Table, Memtable],
-        path: Path,
-    ) -> None:
-        self._path = path
-        self._transaction = transaction
-        self._databases = databases
-        self._overlays = overlays
-
-    def get(self, table: Table, key: bytes) -> bytes | None:
-        """Return the value of a key, or None; not for packed rows."""
-        overlay = self._overlays[table]
-        return overlay[key] if key in overlay else self._transaction.get(key, db=self._databases[table])
-
-    def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the rows of a table, ascending."""
-        return merged(self._stored(table), self._overlays[table])
-
-    def _stored(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        database = self._databases.get(table)
-        if database is None:
-            return iter(())
-        stored = Cursor(self._transaction.cursor(database), self._path).rows()
-        return (_split(row) for _, row in stored) if database.flags()["dupfixed"] else stored
 
 
 def _write_rows(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
@@ -396,57 +211,8 @@ def _write_rows(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | 
 def _write_packed(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
     puts: list[tuple[bytes, bytes]] = []
     for key, value in rows:
-        if cursor.set_range_dup(_PACKED, key) and cursor.value().startswith(key):
+        if cursor.set_range_dup(PACKED, key) and cursor.value().startswith(key):
             cursor.delete()
         if value is not None:
-            puts.append((_PACKED, key + value))
+            puts.append((PACKED, key + value))
     cursor.putmulti(puts)
-
-
-def _split(packed: bytes) -> tuple[bytes, bytes]:
-    """Return key and value of a packed row."""
-    return packed[:PACKED_KEY_SIZE], packed[PACKED_KEY_SIZE:]
-
-
-def _begin(env: lmdb.Environment, path: Path) -> lmdb.Transaction[bytes]:
-    """Begin to read."""
-    try:
-        return env.begin()
-    except lmdb.Error as error:
-        raise _failure(path, error) from error
-
-
-def _failure(path: Path, error: lmdb.Error) -> Exception:
-    """Return what a person is told of an error of LMDB, which refuses everything when a commit has failed half-way."""
-    if isinstance(error, lmdb.PanicError):
-        return OSError(errno.EIO, "an earlier write of the index failed, open the store again", str(path))
-    return _damaged(path, str(error))
-
-
-def _damaged(path: Path, reason: str) -> DamagedError:
-    return DamagedError(
-        f"the index {path} cannot be read ({reason}); `ckptfs repair --rebuild-index` makes it anew from the packs"
-    )
-
-
-def merged(stored: Iterator[tuple[bytes, bytes]], overlay: Memtable) -> Iterator[tuple[bytes, bytes]]:
-    """Yield stored rows, ascending, and over them those in memory."""
-    keys = sorted(overlay)
-    index = 0
-    for key, value in stored:
-        while index < len(keys) and keys[index] < key:
-            above = overlay[keys[index]]
-            if above is not None:
-                yield keys[index], above
-            index += 1
-        if key not in overlay:
-            yield key, value
-    for key in keys[index:]:
-        above = overlay[key]
-        if above is not None:
-            yield key, above
-
-
-def sorted_rows(rows: Mapping[bytes, bytes | None]) -> Sequence[tuple[bytes, bytes | None]]:
-    """Return the rows of a plain dict in the order that `Environment.write` wants."""
-    return sorted(rows.items())

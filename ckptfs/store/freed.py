@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
-from ckptfs.store.environment import Environment, Memtable, Table
+from ckptfs.store.environment import Environment
 from ckptfs.store.records import Journal, Place, Position, Row
+from ckptfs.store.schema import Memtable, Table
 
 PIECE_SIZE = 16 * MIB
 

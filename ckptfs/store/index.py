@@ -7,12 +7,11 @@ records of the packs, so nothing here is journalled: what a crash takes from mem
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import NamedTuple
 
 from ckptfs.store.codec import Encoding
-from ckptfs.store.environment import Environment, Memtable, Table, sorted_rows
+from ckptfs.store.environment import Environment
 from ckptfs.store.location import (
     FIRST_NUMBER,
     HEIGHT_MAX,
@@ -27,6 +26,8 @@ from ckptfs.store.location import (
     parse_number,
 )
 from ckptfs.store.records import Place, Position, Row, record_size
+from ckptfs.store.schema import Memtable, Table, sorted_rows
+from ckptfs.store.totals import Summary, Tally, Totals
 
 _WALK_ROWS = 1024
 _PART_ROWS = 2048
@@ -40,56 +41,11 @@ _BASE_COUNT = slice(20, 22)
 _NO_BASES = bytes(2)
 
 
-class Totals(NamedTuple):
-    """What all chunks of the index amount to, decoded, and those of them that wait for an encoding or are deltas."""
-
-    raw_bytes: int = 0
-    waiting_chunks: int = 0
-    waiting_bytes: int = 0
-    delta_chunks: int = 0
-    delta_bytes: int = 0
-
-
-class Summary(NamedTuple):
-    """What the index says beside its rows; every chunk numbered below `tried_until` has the encoding it keeps."""
-
-    totals: Totals = Totals()
-    tried_until: int = FIRST_NUMBER
-
-
 class _Rows(NamedTuple):
     """Rows in memory: chunk id -> number (or _RELEASED), packed number -> packed location (or _NOWHERE)."""
 
     numbers: dict[bytes, int]
     locations: dict[bytes, bytes]
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What the totals have to be raised by."""
-
-    chunks: int = 0
-    raw_bytes: int = 0
-    waiting_chunks: int = 0
-    waiting_bytes: int = 0
-    delta_chunks: int = 0
-    delta_bytes: int = 0
-
-    def add(self, location: Location, count: int = 1) -> None:
-        """Note that there is a chunk more that is stored so; with a `count` of -1, one fewer."""
-        self.chunks += count
-        self.raw_bytes += count * location.raw_size
-        if location.encoding == Encoding.WAITING:
-            self.waiting_chunks += count
-            self.waiting_bytes += count * location.raw_size
-        elif location.encoding == Encoding.DELTA:
-            self.delta_chunks += count
-            self.delta_bytes += count * location.raw_size
-
-    def move(self, before: Location, after: Location) -> None:
-        """Note that a chunk has another location."""
-        self.add(before, -1)
-        self.add(after)
 
 
 class ChunkIndex:
@@ -174,7 +130,7 @@ class ChunkIndex:
         """
         replaced = []
         rows = [(chunk, NUMBER.pack(chunk.number), build_location(chunk.location)) for chunk in chunks]
-        totals = _Tally()
+        totals = Tally()
         with self._lock:
             for (number, chunk_id, location), key, packed in rows:
                 # A number above all others needs no look-up, and that is how chunks are put.
@@ -217,7 +173,7 @@ class ChunkIndex:
             self._active.numbers.update(zip(ids, numbers, strict=True))
             self._active.locations.update(zip(map(NUMBER.pack, numbers), locations, strict=True))
             self._next_number = numbers.stop
-            self._count(_Tally(len(ids), raw_bytes, len(ids), raw_bytes))
+            self._count(Tally(len(ids), raw_bytes, len(ids), raw_bytes))
 
     def _raise_bases(self, location: Location, height: int) -> None:
         for base in location.bases:
@@ -234,11 +190,9 @@ class ChunkIndex:
             self._active.locations[key] = build_location(location._replace(height=height))
             self._raise_bases(location, height)
 
-    def _count(self, tally: "_Tally") -> None:
+    def _count(self, tally: Tally) -> None:
         """Bring the totals up to locations that were set or taken away."""
-        added = (tally.raw_bytes, tally.waiting_chunks, tally.waiting_bytes, tally.delta_chunks, tally.delta_bytes)
-        totals = Totals._make(map(int.__add__, self._summary.totals, added))
-        self._summary = self._summary._replace(totals=totals)
+        self._summary = self._summary._replace(totals=tally.added_to(self._summary.totals))
         self.count += tally.chunks
 
     # Chunks that nothing needs
@@ -323,7 +277,7 @@ class ChunkIndex:
 
     def _drop(self, rows: Iterable[Row]) -> list[Place]:
         places = []
-        totals = _Tally()
+        totals = Tally()
         for table, key, _ in rows:
             if table == Table.CHUNK_IDS:
                 self._active.numbers[key] = _RELEASED
@@ -360,7 +314,7 @@ class ChunkIndex:
             if before is not None and before.encoding == Encoding.WAITING:
                 after = before._replace(encoding=Encoding.RAW)
                 self._active.locations[key] = build_location(after)
-                tally = _Tally()
+                tally = Tally()
                 tally.move(before, after)
                 self._count(tally)
 

@@ -1,10 +1,10 @@
 /* The loops over every byte: content-defined cut points and chunk ids, plane entropies, marks; and the doors to the
  * coders.
  *
- * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py or
- * reference_coders.py and returns the same bytes; docs/format.md has the definitions in prose. It keeps no state, reads
- * only the buffers it is given (`mark` and `raw_records` write to one), and runs without the GIL, so any number of threads may be inside
- * at once.
+ * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py,
+ * reference_coders.py or reference_differences.py and returns the same bytes; docs/format.md has the definitions in
+ * prose. It keeps no state, reads only the buffers it is given (`mark` and `raw_records` write to one), and runs without
+ * the GIL, so any number of threads may be inside at once.
  *
  * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is in
  * hash.h, byte planes are in planes.h, the entropy coder in coder.h, differences of floats in delta.h, records in
@@ -19,6 +19,7 @@
 #include "coder.h"
 #include "delta.h"
 #include "hash.h"
+#include "little_endian.h"
 #include "planes.h"
 #include "raw_records.h"
 
@@ -43,10 +44,7 @@ typedef size_t (*scan_function)(const uint8_t *chunk, size_t from, size_t end, u
 static inline uint64_t load_little_endian(const uint8_t *at) {
     uint64_t word;
     memcpy(&word, at, sizeof word);
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    word = __builtin_bswap64(word);
-#endif
-    return word;
+    return LITTLE_ENDIAN_64(word);
 }
 
 static inline uint8_t prefilter_sum(const uint8_t *at) {

@@ -1,7 +1,7 @@
 """Choose the kernel that this machine runs, once, and hand its functions out.
 
-Owns the choice and the contract of the functions; what they compute is defined by reference.py and
-reference_coders.py, and done by kernels.c.
+Owns the choice and the contract of the functions; what they compute is defined by reference.py, reference_coders.py
+and reference_differences.py, and done by kernels.c.
 The environment variable CKPTFS_KERNEL (avx512, avx2, portable, python) forces a choice. Pure functions without state:
 any number of threads may be inside, and the C ones hold the GIL only to build their result.
 """
@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 
 from ckptfs.errors import UsageError
-from ckptfs.store import reference, reference_coders
+from ckptfs.store import reference, reference_coders, reference_differences
 from ckptfs.store.reference import Buffer
 
 VARIABLE = "CKPTFS_KERNEL"
@@ -76,8 +76,8 @@ def available_kernels() -> dict[str, Kernel]:
         reference.raw_records,
         reference_coders.encode_bytes,
         reference_coders.decode_bytes,
-        reference_coders.encode_difference,
-        reference_coders.decode_differences,
+        reference_differences.encode_difference,
+        reference_differences.decode_differences,
         is_slow=True,
     )
     return kernels

@@ -7,8 +7,8 @@ import struct
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
-from ckptfs.store.environment import Table
 from ckptfs.store.records import HEADER_SIZE, Place, Position, Row, pack_bases, record_size
+from ckptfs.store.schema import Table
 
 NO_CHUNK = 0
 """The number of no chunk: a hole in a manifest, an id that is not known."""

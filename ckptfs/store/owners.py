@@ -8,9 +8,10 @@ import struct
 from array import array
 from typing import Final
 
-from ckptfs.store.environment import Table, View
 from ckptfs.store.location import NUMBER, parse_location
+from ckptfs.store.reader import View
 from ckptfs.store.records import record_size
+from ckptfs.store.schema import Table
 
 _PACKED = struct.Struct("<Q")
 _NOBODY: Final = -1

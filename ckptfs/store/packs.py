@@ -13,6 +13,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from typing import NamedTuple
 from ckptfs.config import FORMAT_VERSION, MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
-from ckptfs.store.appender import Appender, AppendFile
+from ckptfs.store.appender import Appender, AppendFile, Prepared
 from ckptfs.store.disk import CANNOT_PUNCH, Disk
 from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, Skipped, pack_name, pack_numbers
 from ckptfs.store.records import HEADER_SIZE, Appendable, Header, Place, Position, Record, RecordBytes
@@ -125,6 +126,10 @@ class Packs:
             self.position = Position(pack, ends[-1])
             self.appended_bytes += ends[-1] - start
             return positions
+
+    def prepare(self, batch: Sequence[Appendable], position: Position) -> AbstractContextManager[Prepared]:
+        """Build records for the body to append, while others do; best at `position`, if that is reached then."""
+        return self._appender.prepare(batch, position.offset)
 
     def _mend(self) -> None:
         """Cut off what a failed append left and could not cut off then."""

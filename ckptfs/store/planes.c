@@ -3,15 +3,7 @@
 
 #include <string.h>
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define LITTLE_ENDIAN_16(element) __builtin_bswap16(element)
-#define LITTLE_ENDIAN_32(element) __builtin_bswap32(element)
-#define LITTLE_ENDIAN_64(element) __builtin_bswap64(element)
-#else
-#define LITTLE_ENDIAN_16(element) (element)
-#define LITTLE_ENDIAN_32(element) (element)
-#define LITTLE_ENDIAN_64(element) (element)
-#endif
+#include "little_endian.h"
 
 /* `turn` is 0 or 1, and a constant wherever these are inlined, so that the compiler can make shuffles of the loops. */
 #define DEFINE_MOVES(BITS, UINT)                                                                                       \

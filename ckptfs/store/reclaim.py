@@ -18,12 +18,14 @@ from typing import NamedTuple
 
 from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.condensed import Condensed
-from ckptfs.store.environment import Environment, Table, View
+from ckptfs.store.environment import Environment
 from ckptfs.store.freed import FreedPlaces, merge, parse_row, pieces
 from ckptfs.store.location import NUMBER, parse_location
 from ckptfs.store.packs import Packs
+from ckptfs.store.reader import View
 from ckptfs.store.records import Place, Position
 from ckptfs.store.reencode import Reencoder, never
+from ckptfs.store.schema import Table
 from ckptfs.store.state import STATE_KEY, unpack_state
 from ckptfs.store.usage import Usage, pages_with_data
 

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import xxhash
 import zstandard
@@ -131,8 +131,15 @@ class WaitingRecords(NamedTuple):
         kernels.raw_records(out, Encoding.WAITING, self.data, packed, b"".join(self.ids), self.number)
 
 
-Appendable = RecordBytes | WaitingRecords
-"""What takes `size` bytes of a pack and can `fill` them."""
+class Appendable(Protocol):
+    """What takes `size` bytes of a pack and can fill them."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes."""
+
+    def fill(self, out: memoryview) -> None:
+        """Put them into `out`, which has this size."""
 
 
 class EncodedChunk(NamedTuple):

@@ -1,16 +1,16 @@
-"""The definition of the coders, in plain Python: bytes whose statistics differ by a key, and differences of floats.
+"""The definition of coded bytes, in plain Python: an entropy coder for bytes whose statistics differ by a key.
 
-Owns what coder.c and delta.c have to return bit for bit, which tests/unit/test_coders.py holds. What the decoders take
-is format; what the encoders choose (how bytes are stored, which keys have a table in common) is not. It is also what
-runs, slowly, where the C extension was not built. Pure functions without state: any thread may call them.
+Owns what coder.c has to return bit for bit, which tests/unit/test_coders.py holds. What the decoder takes is format;
+what the encoder chooses (how bytes are stored, which keys have a table in common) is not. It is also what runs, slowly,
+where the C extension was not built. Pure functions without state: any thread may call them.
 
 rANS is Duda's (Asymmetric numeral systems, arXiv:1311.2540), with words of 16 bits and interleaved states as in
-Giesen's Interleaved entropy coders (arXiv:1402.3392). The decoders raise ValueError where the bytes are not what an
-encoder makes, and allocate nothing on their word.
+Giesen's Interleaved entropy coders (arXiv:1402.3392). The decoder raises ValueError where the bytes are not what an
+encoder makes, and allocates nothing on their word.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import IntEnum
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -51,7 +51,7 @@ Frequencies = list[int]
 """Of each byte, with the sum SCALE."""
 
 
-class _Input:
+class Input:
     """The bytes that a decoder has not taken yet."""
 
     def __init__(self, data: Buffer) -> None:
@@ -214,7 +214,7 @@ def _put_table(last_key: int, frequencies: Frequencies) -> bytes:
     return out + bytes([0, present[-1] - before - 2] if present[-1] > before + 1 else [])
 
 
-def _take_table(coded: _Input) -> tuple[int, Frequencies]:
+def _take_table(coded: Input) -> tuple[int, Frequencies]:
     last_key, value, last = coded.take(3)
     frequencies, rest = [0] * 256, SCALE
     while value < last:
@@ -257,7 +257,7 @@ def _put_rans(data: bytes, keys: bytes, tables: list[_Table], lanes: int) -> byt
     return out + b"".join(word.to_bytes(2, "little") for word in reversed(words))
 
 
-def _take_rans(coded: _Input, keys: bytes) -> bytes:
+def _take_rans(coded: Input, keys: bytes) -> bytes:
     lanes = coded.number(1)
     if lanes not in LANES:
         raise ValueError(DAMAGED)
@@ -296,7 +296,7 @@ def _take_rans(coded: _Input, keys: bytes) -> bytes:
 class _Bits:
     """The bits of bytes that a decoder has not taken yet, the low ones of each byte first."""
 
-    def __init__(self, coded: _Input) -> None:
+    def __init__(self, coded: Input) -> None:
         self._coded = coded
         self._waiting: list[int] = []
 
@@ -361,7 +361,7 @@ def _put_few(data: bytes, keys: bytes, tables: list[_Table]) -> bytes:
     return head + bytes(packed)
 
 
-def _take_few(coded: _Input, keys: bytes) -> bytes:
+def _take_few(coded: Input, keys: bytes) -> bytes:
     out, tables = bytearray(len(keys)), [(-1, 0)]
     while tables[-1][0] < KEYS - 1:
         last_key, parameters = coded.take(2)
@@ -401,7 +401,8 @@ def _take_value(bits: _Bits, order: int) -> int:
     return value
 
 
-def _put_bytes(data: bytes, keys: bytes) -> bytes:
+def put_bytes(data: bytes, keys: bytes) -> bytes:
+    """Return bytes coded, at least one; each has a key."""
     size, filled = len(data), len(data) - data.count(0)
     raw = bytes([Coded.RAW]) + data
     if data.count(data[0]) == size:
@@ -421,7 +422,7 @@ def _put_bytes(data: bytes, keys: bytes) -> bytes:
     return raw if len(coded) > size else coded
 
 
-def _take_bytes(coded: _Input, keys: bytes) -> bytes:
+def take_bytes(coded: Input, keys: bytes) -> bytes:
     """Take as many bytes as there are keys, and at least one."""
     kind, size = coded.number(1), len(keys)
     if kind == Coded.RAW:
@@ -437,105 +438,15 @@ def _take_bytes(coded: _Input, keys: bytes) -> bytes:
 
 def encode_bytes(data: Buffer) -> bytes:
     """Return bytes entropy-coded; see `kernels.encode_bytes`."""
-    return _put_bytes(bytes(data), bytes(len(data))) if len(data) else b""
+    return put_bytes(bytes(data), bytes(len(data))) if len(data) else b""
 
 
 def decode_bytes(coded: Buffer, size: int) -> bytes:
     """Undo `encode_bytes`."""
     if size < 0:
         raise ValueError(DAMAGED)
-    rest = _Input(coded)
-    data = _take_bytes(rest, bytes(size)) if size else b""
+    rest = Input(coded)
+    data = take_bytes(rest, bytes(size)) if size else b""
     if rest.rest:
         raise ValueError(DAMAGED)
     return data
-
-
-# Differences
-
-
-class _Elements:
-    """Where in `size` bytes the whole elements of `width` lie, from `phase` on, and what surrounds them."""
-
-    def __init__(self, size: int, width: int, phase: int) -> None:
-        if width not in (1, 2, 4, 8) or not 0 <= phase < width:
-            raise ValueError("need a width of 1, 2, 4 or 8, a smaller phase, and a base of equal size")
-        self.width = width
-        self.begin = min(phase, size)
-        self.count = (size - self.begin) // width
-        self.end = self.begin + self.count * width
-        self.outside = [*range(self.begin), *range(self.end, size)]
-
-    def numbers(self, data: bytes) -> list[int]:
-        """Return the elements as unsigned integers."""
-        starts = range(self.begin, self.end, self.width)
-        return [int.from_bytes(data[start : start + self.width], "little") for start in starts]
-
-    def keys(self, base: list[int]) -> bytes:
-        """Return the 8 bits below the sign of each element of the base, for a width of 1 all of it."""
-        shift = 0 if self.width == 1 else 8 * self.width - 9
-        return bytes(element >> shift & 0xFF for element in base)
-
-
-def _sortable(bits: int, width: int) -> int:
-    """Map the bits of a float to an integer that sorts like it; on integers it keeps steps small as well."""
-    top = 1 << (8 * width - 1)
-    return bits ^ (2 * top - 1) if bits & top else bits | top
-
-
-def _fold(target: int, base: int, width: int) -> int:
-    """Return the step from one element to the other, modulo 2^bits, with the sign in the lowest bit."""
-    top = 1 << (8 * width - 1)
-    step = (_sortable(target, width) - _sortable(base, width)) % (2 * top)
-    return (2 * step) % (2 * top) ^ (2 * top - 1 if step & top else 0)
-
-
-def _unfold(folded: int, base: int, width: int) -> int:
-    """Undo `_fold`."""
-    top = 1 << (8 * width - 1)
-    step = folded >> 1 ^ (2 * top - 1 if folded & 1 else 0)
-    moved = (_sortable(base, width) + step) % (2 * top)
-    return moved ^ top if moved & top else moved ^ (2 * top - 1)
-
-
-def encode_difference(target: Buffer, base: Buffer, width: int, phase: int) -> bytes:
-    """Return what `target` differs in from `base`; see `kernels.encode_difference`."""
-    after, before = bytes(target), bytes(base)
-    elements = _Elements(len(before), width, phase)
-    if len(after) != len(before):
-        raise ValueError("need a width of 1, 2, 4 or 8, a smaller phase, and a base of equal size")
-    olds, news = elements.numbers(before), elements.numbers(after)
-    folded = [_fold(new, old, width) for new, old in zip(news, olds, strict=True)]
-    coded = b""
-    for plane in range(width if elements.count else 0):
-        coded += _put_bytes(bytes(each >> 8 * plane & 0xFF for each in folded), elements.keys(olds))
-    return coded + bytes((after[at] - before[at]) % 256 for at in elements.outside)
-
-
-def _decode_difference(coded: Buffer, before: bytes, width: int, phase: int) -> bytes:
-    elements = _Elements(len(before), width, phase)
-    rest = _Input(coded)
-    olds = elements.numbers(before)
-    keys = elements.keys(olds)
-    planes = [_take_bytes(rest, keys) for _ in range(width if elements.count else 0)]
-    outside = rest.take(len(elements.outside))
-    if rest.rest:
-        raise ValueError(DAMAGED)
-    out = bytearray(before)
-    for index, old in enumerate(olds):
-        folded = sum(plane[index] << 8 * k for k, plane in enumerate(planes))
-        start = elements.begin + index * width
-        out[start : start + width] = _unfold(folded, old, width).to_bytes(width, "little")
-    for at, step in zip(elements.outside, outside, strict=True):
-        out[at] = (before[at] + step) % 256
-    return bytes(out)
-
-
-def decode_differences(differences: Sequence[tuple[Buffer, Buffer, int, int]], out: bytearray | memoryview) -> None:
-    """Undo `encode_difference` for several targets; see `kernels.decode_differences`."""
-    if sum(len(base) for _, base, _, _ in differences) != len(out):
-        raise ValueError("the bases do not have as many bytes as there is room for")
-    start = 0
-    for coded, base, width, phase in differences:
-        out[start : start + len(base)] = _decode_difference(coded, bytes(base), width, phase)
-        start += len(base)

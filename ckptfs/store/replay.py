@@ -21,13 +21,13 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
-from ckptfs.store.environment import TREE_TABLES, Table
 from ckptfs.store.freed import FreedPlaces, journal_places, merge, parse_row
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import FIRST_NUMBER, NO_CHUNK, NUMBER, Chunk, Location, parse_location, parse_number
 from ckptfs.store.packfile import Found, Gap, Skipped
 from ckptfs.store.packs import FIRST_PACK, Packs
 from ckptfs.store.records import Header, Journal, Place, Position, Record, RecordType, Row
+from ckptfs.store.schema import TREE_TABLES, Table
 from ckptfs.store.state import Mark, State, unpack_state
 from ckptfs.store.tables import Tables
 

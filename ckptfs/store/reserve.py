@@ -7,6 +7,7 @@ what is written. After a crash the file is there, or is made again; every method
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from ckptfs.config import MIB
@@ -68,3 +69,12 @@ class Reserve:
             self._disk.close(fd)
             logger.info("the disk below the store is full: what was kept back for the index is used")
             return True
+
+    def spend_on(self, write: Callable[[], object]) -> None:
+        """Write what has to succeed on a full disk too: with the room kept back for it, if that is what it takes."""
+        try:
+            write()
+        except NoSpaceError:
+            if not self.give_up():
+                raise
+            write()

@@ -7,9 +7,9 @@ import struct
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
-from ckptfs.store.index import Summary, Totals
 from ckptfs.store.location import FIRST_NUMBER
 from ckptfs.store.records import Position
+from ckptfs.store.totals import Summary, Totals
 
 STATE_KEY = b"state"
 STATE = struct.Struct("<IIQQQQIIQQQQQQ")

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from sortedcontainers import SortedDict
 
-from ckptfs.store.environment import TREE_TABLES, Environment, Memtable, Table, merged
+from ckptfs.store.environment import Environment
 from ckptfs.store.records import Row
+from ckptfs.store.schema import TREE_TABLES, Memtable, Table, merged
 
 KEY_SIZE_MAX = 511
 END = b"\xff" * KEY_SIZE_MAX

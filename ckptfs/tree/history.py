@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from ckptfs.errors import UsageError
 from ckptfs.store import Table
+from ckptfs.tree.dirent import decode_dirent
 from ckptfs.tree.inode import ROOT_INO, Inode
-from ckptfs.tree.namespace import Namespace, decode_dirent
+from ckptfs.tree.namespace import Namespace
 from ckptfs.tree.rows import id_prefix, name_prefix, split_name_prefix
 from ckptfs.tree.snapshots import Snapshot, Snapshots
 

@@ -14,8 +14,8 @@ from itertools import groupby
 from typing import NamedTuple
 
 from ckptfs.store import Table, View
+from ckptfs.tree.dirent import DIRENT_STRUCT, decode_dirent
 from ckptfs.tree.inode import INODE_STRUCT, ROOT_INO, Inode
-from ckptfs.tree.namespace import DIRENT_STRUCT, decode_dirent
 from ckptfs.tree.rows import LIVE, split_name_prefix
 
 LIVE_NAME = "the live tree"

@@ -14,24 +14,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
-from ckptfs.errors import DamagedError
 from ckptfs.store import Table
+from ckptfs.tree.dirent import Dirent, decode_dirent, encode_dirent
 from ckptfs.tree.epoch import OpenEpoch
 from ckptfs.tree.inode import INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
-from ckptfs.tree.rows import LIVE, Rows, id_prefix, name_prefix, split_name_prefix
+from ckptfs.tree.places import Places
+from ckptfs.tree.rows import LIVE, Rows, id_prefix, name_prefix
 
 NAME_MAX = 255
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
-
-DIRENT_STRUCT = struct.Struct("<QB")
-
-
-class Dirent(NamedTuple):
-    """A directory entry: the inode number and the file type (`S_IFMT` of the mode)."""
-
-    ino: int
-    file_type: int
 
 
 class Owner(NamedTuple):
@@ -46,14 +38,6 @@ def fail(code: int, subject: object = "") -> NoReturn:
     raise OSError(code, os.strerror(code), str(subject))
 
 
-def decode_dirent(value: bytes) -> Dirent:
-    """Return the entry of a row's value; DamagedError when it is none."""
-    if len(value) != DIRENT_STRUCT.size:
-        raise DamagedError(f"the row of a directory entry has {len(value)} bytes, it must have {DIRENT_STRUCT.size}")
-    ino, kind = DIRENT_STRUCT.unpack(value)
-    return Dirent(ino, kind << 12)
-
-
 class Namespace:
     """The tree of names. `on_unlinked(ino)` is called when an inode has lost its last name."""
 
@@ -65,7 +49,7 @@ class Namespace:
         self.users: list[Callable[[int], bool]] = []
         """Asked whether somebody uses an inode, with or without a name."""
         self._nameless: dict[int, Inode] = {}
-        self._places: dict[int, tuple[int, bytes]] = {}
+        self._places = Places(rows, self.entry)
         self._uncommitted_names: dict[int, set[bytes]] = {}
         for table, prefix in rows.live_only():
             if table is Table.DIRENTS and (value := rows.get(table, prefix)):
@@ -102,7 +86,7 @@ class Namespace:
         if entry is None:
             fail(errno.ENOENT, name)
         if epoch == LIVE:
-            self._places[entry.ino] = (parent, name)
+            self._places.note(entry.ino, parent, name)
         return self.inode(entry.ino, epoch)
 
     def entries(self, parent: int, epoch: int = LIVE) -> Iterator[tuple[bytes, Dirent]]:
@@ -123,28 +107,7 @@ class Namespace:
 
     def path(self, ino: int) -> str:
         """Return a live path of an inode relative to the root, "" for the root; "#N" for one without a name."""
-        names: list[bytes] = []
-        current = ino
-        while current != ROOT_INO:
-            place = self._place(current)
-            if place is None:
-                return f"#{ino}"
-            current, name = place
-            names.append(name)
-        return os.fsdecode(b"/".join(reversed(names)))
-
-    def _place(self, ino: int) -> tuple[int, bytes] | None:
-        """Return (parent, name) of an inode: the place seen last, else by a search through all entries."""
-        place = self._places.get(ino)
-        if place and (entry := self.entry(*place)) and entry.ino == ino:
-            return place
-        self._places.pop(ino, None)
-        for key, _ in self.rows.tables.scan(Table.DIRENTS, b"", b"\xff" * 8):
-            parent, name = split_name_prefix(key[:-4])
-            entry = self.entry(parent, name)
-            if entry:
-                self._places.setdefault(entry.ino, (parent, name))
-        return self._places.get(ino)
+        return self._places.path(ino)
 
     # Making and removing names
 
@@ -255,7 +218,7 @@ class Namespace:
             fail(errno.EEXIST, new_name)
         elif other.ino == moved.ino:
             return
-        if moved.is_dir and self._is_below(new_parent, moved.ino):
+        if moved.is_dir and self._places.is_below(new_parent, moved.ino):
             fail(errno.EINVAL, new_name)
         if other is not None:
             if not moved.flags & UNCOMMITTED:
@@ -300,7 +263,7 @@ class Namespace:
             other = two if inode is one[2] else one
             if inode.flags & UNCOMMITTED:
                 fail(errno.EBUSY, name)
-            if inode.is_dir and self._is_below(other[0], inode.ino):
+            if inode.is_dir and self._places.is_below(other[0], inode.ino):
                 fail(errno.EINVAL, name)
         now = self.now_ns()
         step = one[2].is_dir - two[2].is_dir if one[0] != two[0] else 0
@@ -311,15 +274,6 @@ class Namespace:
             self._note(inode)
         self.touch(one[0], nlink=-step)
         self.touch(two[0], nlink=step)
-
-    def _is_below(self, directory: int, ancestor: int) -> bool:
-        """Whether `directory` is `ancestor` or lies below it."""
-        while directory != ancestor:
-            place = self._place(directory) if directory != ROOT_INO else None
-            if place is None:
-                return False
-            directory = place[0]
-        return True
 
     def _check_new(self, parent: int, name: bytes) -> Inode:
         if len(name) > NAME_MAX:
@@ -337,13 +291,13 @@ class Namespace:
 
     def _set_name(self, parent: int, name: bytes, inode: Inode) -> None:
         prefix = name_prefix(parent, name)
-        value = DIRENT_STRUCT.pack(inode.ino, stat.S_IFMT(inode.mode) >> 12)
+        value = encode_dirent(inode.ino, inode.mode)
         if inode.flags & UNCOMMITTED:
             self.rows.put(Table.DIRENTS, prefix, value, LIVE)
             self._uncommitted_names.setdefault(inode.ino, set()).add(prefix)
         else:
             self.rows.put(Table.DIRENTS, prefix, value)
-        self._places[inode.ino] = (parent, name)
+        self._places.note(inode.ino, parent, name)
 
     def _remove_name(self, parent: int, name: bytes) -> None:
         """Take a name away; a committed file that a live-only name hides goes with it."""
@@ -378,7 +332,7 @@ class Namespace:
         for key, _ in list(self.rows.scan(Table.XATTRS, prefix)):
             self.rows.remove(Table.XATTRS, key)
         self._uncommitted_names.pop(inode.ino, None)
-        self._places.pop(inode.ino, None)
+        self._places.forget(inode.ino)
         self.rows.has_garbage = True
         if any(uses(inode.ino) for uses in self.users):
             self._nameless[inode.ino] = replace(inode, nlink=0)
@@ -398,7 +352,7 @@ class Namespace:
     def forget(self, ino: int) -> None:
         """Drop what is remembered of an inode unless somebody uses it: its place, and all of one without a name."""
         if not any(uses(ino) for uses in self.users):
-            self._places.pop(ino, None)
+            self._places.forget(ino)
             self._nameless.pop(ino, None)
 
     # Attributes and versions

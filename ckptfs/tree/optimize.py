@@ -23,10 +23,10 @@ from typing import NamedTuple
 from ckptfs.config import KIB, MIB
 from ckptfs.errors import DamagedError, StoreReadOnlyError
 from ckptfs.store import Bitmap, ChunkStore, DeltaCandidate, Table
+from ckptfs.tree.dirent import decode_dirent
 from ckptfs.tree.extents import has_manifest, load_manifest, part_numbers
 from ckptfs.tree.inode import Inode
 from ckptfs.tree.lineage import FileVersion, Pair, pairs
-from ckptfs.tree.namespace import decode_dirent
 from ckptfs.tree.pairing import pair_chunks
 from ckptfs.tree.rows import LIVE, Rows, split_epoch, split_name_prefix, with_next
 from ckptfs.tree.tree import Tree

@@ -13,9 +13,10 @@ from stat import S_IFDIR, S_IFMT
 
 from ckptfs.errors import OpenFilesError, UsageError
 from ckptfs.store import Table
+from ckptfs.tree.dirent import Dirent
 from ckptfs.tree.files import Files, OpenFile
 from ckptfs.tree.inode import INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
-from ckptfs.tree.namespace import Dirent, Namespace
+from ckptfs.tree.namespace import Namespace
 from ckptfs.tree.rows import LIVE, id_prefix
 from ckptfs.tree.xattrs import Xattrs
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from ckptfs.config import KIB, MIB
 from ckptfs.tree.reader import Bytes
 
-PIECE_SIZE = 4 * MIB
+PIECE_SIZE = 8 * MIB
 """Bytes that are cut and stored at once."""
 HEADROOM = 256 * KIB
 """Room in front of a piece; a rest that is longer is copied together with the piece."""
 SMALL_SIZE = 64 * KIB
 """A piece of no more bytes than this lies in memory of its own."""
-POOLED_MAX = 16
+POOLED_MAX = 8
 
 
 class BufferPool:

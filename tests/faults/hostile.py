@@ -18,8 +18,8 @@ from pathlib import Path
 from ckptfs.config import GIB
 from ckptfs.errors import CkptfsError
 from ckptfs.store import ChunkStore, Disk
-from ckptfs.store.environment import TREE_TABLES
 from ckptfs.store.records import Row
+from ckptfs.store.schema import TREE_TABLES
 from ckptfs.store.tables import Changes
 from tests.faults.crashes import scratch
 from tests.faults.workload import Promises, Workload, state_of

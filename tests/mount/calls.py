@@ -32,6 +32,21 @@ def libc(name: str, *args: object) -> int:
     return done
 
 
+def in_child(act: Act) -> int:
+    """Do something in a child; return the errno that it fails with, or 0."""
+    pid = os.fork()
+    if not pid:
+        code = 255
+        try:
+            act()
+            code = 0
+        except OSError as error:
+            code = error.errno or 255
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def renameat2(old: str, new: str, flags: int) -> None:
     """Rename with flags."""
     libc("renameat2", AT_FDCWD, os.fsencode(old), AT_FDCWD, os.fsencode(new), flags)

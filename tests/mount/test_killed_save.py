@@ -71,6 +71,14 @@ def interrupted(mount: RunningMount) -> list[str]:
     return mount.json("stats")["interrupted"]
 
 
+def tear(mount: RunningMount, name: str, signum: int = signal.SIGKILL) -> None:
+    """Kill a process that has written one piece of a save, and return when ckptfs knows."""
+    writer = start(WRITER, mount.path / name, "plain")
+    write_piece(writer, "a")
+    end(writer, signum)
+    mount.wait_for(lambda: interrupted(mount) == [name])
+
+
 pytestmark = pytest.mark.expects_log("interrupted")
 
 
@@ -104,20 +112,14 @@ def test_a_killed_torch_save_leaves_the_version_before_it(mount: RunningMount) -
 
 
 def test_a_killed_first_save_is_in_no_snapshot(mount: RunningMount) -> None:
-    writer = start(WRITER, mount.path / "step-1.pt", "plain")
-    write_piece(writer, "a")
-    end(writer, signal.SIGKILL)
-    mount.wait_for(lambda: interrupted(mount) == ["step-1.pt"])
+    tear(mount, "step-1.pt")
     mount.snapshot("after")
     assert os.listdir(mount.at("after")) == []
     assert (mount.path / "step-1.pt").stat().st_size == PIECE
 
 
 def test_a_later_complete_save_clears_it(mount: RunningMount) -> None:
-    writer = start(WRITER, mount.path / "last.pt", "plain")
-    write_piece(writer, "a")
-    end(writer, signal.SIGKILL)
-    mount.wait_for(lambda: interrupted(mount) == ["last.pt"])
+    tear(mount, "last.pt")
     before = mount.versions()
     (mount.path / "last.pt").write_bytes(b"complete")
     name = mount.wait_for_version(before)
@@ -128,10 +130,7 @@ def test_a_later_complete_save_clears_it(mount: RunningMount) -> None:
 def test_a_killed_save_under_a_temporary_name_leaves_the_target_alone(mount: RunningMount) -> None:
     (mount.path / "model.safetensors").write_bytes(b"previous")
     mount.snapshot("before")
-    writer = start(WRITER, mount.path / ".tmpAbC123", "plain")
-    write_piece(writer, "a")
-    end(writer, signal.SIGTERM)
-    mount.wait_for(lambda: interrupted(mount) == [".tmpAbC123"])
+    tear(mount, ".tmpAbC123", signal.SIGTERM)
     mount.snapshot("after")
     assert os.listdir(mount.at("after")) == ["model.safetensors"]
     assert (mount.path / "model.safetensors").read_bytes() == b"previous"
@@ -151,10 +150,7 @@ def test_a_process_that_ends_by_itself_has_completed_its_save(mount: RunningMoun
 def test_a_torn_file_survives_a_remount_as_such(mount: RunningMount) -> None:
     (mount.path / "last.pt").write_bytes(b"previous")
     mount.snapshot("before")
-    writer = start(WRITER, mount.path / "last.pt", "plain")
-    write_piece(writer, "a")
-    end(writer, signal.SIGKILL)
-    mount.wait_for(lambda: interrupted(mount) == ["last.pt"])
+    tear(mount, "last.pt")
     mount.remount()
     assert interrupted(mount) == ["last.pt"]
     assert (mount.path / "last.pt").read_bytes() == b"a" * PIECE
@@ -164,10 +160,7 @@ def test_a_torn_file_survives_a_remount_as_such(mount: RunningMount) -> None:
 def test_a_rollback_puts_the_previous_version_in_place_of_the_torn_file(mount: RunningMount) -> None:
     (mount.path / "last.pt").write_bytes(b"previous")
     mount.snapshot("before")
-    writer = start(WRITER, mount.path / "last.pt", "plain")
-    write_piece(writer, "a")
-    end(writer, signal.SIGKILL)
-    mount.wait_for(lambda: interrupted(mount) == ["last.pt"])
+    tear(mount, "last.pt")
     assert mount.json("snapshot", "rollback", "before")["removed_partial"] == ["last.pt"]
     assert (mount.path / "last.pt").read_bytes() == b"previous"
     assert interrupted(mount) == []

@@ -9,20 +9,7 @@ from pathlib import Path
 
 import pytest
 
-
-def in_child(act: Callable[[], object]) -> int:
-    """Do something in a child; return the errno that it fails with, or 0."""
-    pid = os.fork()
-    if not pid:
-        code = 255
-        try:
-            act()
-            code = 0
-        except OSError as error:
-            code = error.errno or 255
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+from tests.mount.calls import in_child
 
 
 @pytest.mark.parametrize("lock", [fcntl.flock, fcntl.lockf])

@@ -18,6 +18,7 @@ import pytest
 from ckptfs.errors import UsageError
 from ckptfs.mount import protocol
 from ckptfs.mount.client import Client
+from tests.mount.calls import in_child
 from tests.mount.running import RunningMount
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
@@ -27,21 +28,15 @@ MEMBER, STRANGER = 4002, 4003
 
 
 def as_user(uid: int, act: Callable[[], object], *, gid: int = 4999, groups: Sequence[int] = ()) -> int:
-    """Do something as another user, in a child; return the errno that it fails with, or 0."""
-    pid = os.fork()
-    if not pid:
-        code = 255
-        try:
-            os.setgroups(list(groups))
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
-            act()
-            code = 0
-        except OSError as error:
-            code = error.errno or 255
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    """Do something as another user, as `in_child` does."""
+
+    def become_and_act() -> None:
+        os.setgroups(list(groups))
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        act()
+
+    return in_child(become_and_act)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,31 @@
-"""What several unit tests of mounts share: the kernel's table, and FUSE, as the test says."""
+"""What several unit tests share: a tree, and for tests of mounts the kernel's table and FUSE, as the test says."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ckptfs.mount import mountinfo, options
 from ckptfs.mount.options import MountOptions
+from ckptfs.tree import Tree
+from tests.unit import tree_support as support
+from tests.unit.tree_support import Clock, check_tree
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Give the clock of `tree`."""
+    return Clock()
+
+
+@pytest.fixture
+def tree(tmp_path: Path, clock: Clock) -> Iterator[Tree]:
+    """Give an empty tree; whatever the test does with it, its rows agree at the end."""
+    tree = support.new_tree(tmp_path / "store", clock)
+    yield tree
+    check_tree(tree)
+    tree.close()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import Table
 from ckptfs.store.location import NUMBER, Location, build_location
 from ckptfs.tree import Commands, Tree
-from ckptfs.tree.namespace import DIRENT_STRUCT
+from ckptfs.tree.dirent import DIRENT_STRUCT
 from ckptfs.tree.rows import id_prefix, name_prefix
 from tests.unit.tree_support import (
     check_tree,

@@ -157,7 +157,7 @@ def long_chain(tree: Tree) -> None:
         location = Location(1, 1 << 20, 60, 60, Encoding.DELTA if bases else Encoding.RAW, bases, number)
         tree.store._index._active.locations[NUMBER.pack(number)] = build_location(location)
         tree.store._index._active.numbers[number.to_bytes(16, "big")] = number
-    tree.store._mark = tree.store._mark._replace(number=DELTA_CHAIN_MAX + 3)
+    tree.store._end.mark = tree.store._end.mark._replace(number=DELTA_CHAIN_MAX + 3)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The commands: JSON-able answers, all or nothing."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,7 @@ from ckptfs.errors import StoreReadOnlyError, UnknownSnapshotError, UsageError
 from ckptfs.store import ChunkStore
 from ckptfs.tree import Commands, Tree
 from tests.unit import tree_support as support
-from tests.unit.tree_support import check_tree, read, save
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
-    tree = support.new_tree(tmp_path / "store")
-    yield tree
-    check_tree(tree)
-    tree.close()
+from tests.unit.tree_support import read, save
 
 
 @pytest.fixture

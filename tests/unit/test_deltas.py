@@ -90,7 +90,7 @@ def location(store: ChunkStore, number: int) -> Location:
 
 def deltas(store: ChunkStore) -> list[int]:
     """Return the chunks that are deltas, which the store has counted."""
-    located = {number: store._index.locate(number) for number in range(1, store._mark.number)}
+    located = {number: store._index.locate(number) for number in range(1, store.next_number)}
     found = [number for number, at in located.items() if at is not None and at.encoding == Encoding.DELTA]
     stats = store.stats()
     assert stats.delta_chunks == len(found)
@@ -309,7 +309,7 @@ def append_delta(store: ChunkStore, number: int, base: int, kept: dict[int, byte
     chunk_id = store._fetcher.read_with_id(number)[1]
     payload = encode_delta(kept[number], kept[base], OVER)
     check = records.payload_check(payload, records.pack_bases([base]))
-    store._append_again([EncodedChunk(chunk_id, CHUNK_SIZE, Encoding.DELTA, payload, check, (base,))], [number])
+    store._ingest.append_again([EncodedChunk(chunk_id, CHUNK_SIZE, Encoding.DELTA, payload, check, (base,))], [number])
 
 
 def test_a_cycle_is_damage_and_ends(path: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_cycle_is_damage_and_ends(path: Path) -> None:
         append_delta(store, 1, 2, kept)
         payload = encode_delta(kept[2], kept[1], OVER)
         check = records.payload_check(payload, records.pack_bases([1]))
-        store._append_again([EncodedChunk(chunk_id, CHUNK_SIZE, Encoding.DELTA, payload, check, (1,))], [2])
+        store._ingest.append_again([EncodedChunk(chunk_id, CHUNK_SIZE, Encoding.DELTA, payload, check, (1,))], [2])
         for number in (1, 2):
             with pytest.raises(DamagedError, match="more than 8 deltas rest on one another"):
                 store.read(number)

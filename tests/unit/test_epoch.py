@@ -16,11 +16,6 @@ SETTLE = 2.0
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def store(tmp_path: Path) -> ChunkStore:
     return support.new_store(tmp_path / "store")
 

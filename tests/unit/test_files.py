@@ -2,7 +2,6 @@
 
 import errno
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,6 @@ from ckptfs.tree.files import LOG_AGE_SECONDS, LOG_RATE
 from ckptfs.tree.inode import INTERRUPTED, UNCOMMITTED
 from tests.unit import tree_support as support
 from tests.unit.tree_support import Clock, check_tree, close_file, create, open_path, read, save
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def tree(tmp_path: Path, clock: Clock) -> Iterator[Tree]:
-    tree = support.new_tree(tmp_path / "store", clock)
-    yield tree
-    check_tree(tree)
-    tree.close()
 
 
 def test_a_new_file_is_a_version_when_it_is_closed(tree: Tree) -> None:

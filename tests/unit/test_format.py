@@ -16,9 +16,9 @@ from ckptfs.store import ChunkStore, Table, codec, delta, freed, location, plane
 from ckptfs.store.description import NAME as DESCRIPTION_NAME
 from ckptfs.tree import Tree
 from ckptfs.tree import extents as extents_module
+from ckptfs.tree.dirent import DIRENT_STRUCT
 from ckptfs.tree.extents import Extents, store_manifest
 from ckptfs.tree.inode import INODE_STRUCT, INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
-from ckptfs.tree.namespace import DIRENT_STRUCT
 from ckptfs.tree.rows import LIVE
 from ckptfs.tree.snapshots import Snapshot
 from tests.unit import golden_store

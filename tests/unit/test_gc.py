@@ -6,7 +6,6 @@ import shutil
 import time
 import tracemalloc
 from array import array
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,13 +31,9 @@ from tests.unit.tree_support import append_delta, check_tree, open_path, read, s
 SEED = 5150
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
+@pytest.fixture(autouse=True)
+def seed() -> None:
     print(f"seed {SEED}")
-    tree = support.new_tree(tmp_path / "store")
-    yield tree
-    check_tree(tree)
-    tree.close()
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -492,7 +487,7 @@ def many_versions(tree: Tree) -> set[int]:
             (Table.MANIFESTS, parts),
         ]
     )
-    tree.store._mark = tree.store._mark._replace(number=CHUNKS_MANY + 1)
+    tree.store._end.mark = tree.store._end.mark._replace(number=CHUNKS_MANY + 1)
     tree.store._index._next_number = CHUNKS_MANY + 1
     tree.rows._next_id = SNAPSHOTS_MANY + 2
     tree.rows.open_epoch = SNAPSHOTS_MANY + 1

@@ -1,6 +1,5 @@
 """What each snapshot changed, which snapshots changed a path, and what a restart finds again."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,7 @@ from ckptfs.errors import UsageError
 from ckptfs.tree import Tree
 from ckptfs.tree.history import PathChange
 from tests.unit import tree_support as support
-from tests.unit.tree_support import check_tree, save
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
-    tree = support.new_tree(tmp_path / "store")
-    yield tree
-    check_tree(tree)
-    tree.close()
+from tests.unit.tree_support import save
 
 
 def changing(tree: Tree, path: str) -> list[str]:

@@ -2,9 +2,8 @@
 
 import errno
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,14 +19,6 @@ from tests.unit import tree_support as support
 from tests.unit.tree_support import OWNER, check_tree, close_file, create, link, make_directory, read, rename, save
 
 EXCLUSIVE = RENAME_NOREPLACE | RENAME_EXCHANGE
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
-    tree = support.new_tree(tmp_path / "store")
-    yield tree
-    check_tree(tree)
-    tree.close()
 
 
 @pytest.fixture

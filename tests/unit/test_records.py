@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
-from ckptfs.store.environment import Table
 from ckptfs.store.records import Position, Record, RecordType, Row
+from ckptfs.store.schema import Table
 
 SEED = 0x0123456789ABCDEF
 

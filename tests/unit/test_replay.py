@@ -77,7 +77,7 @@ def live(tmp_path: Path, *, checkpoint_at: int | None, synced: bool = False, loo
             store.commit(checkpoint=True)
             steps[-1] = Kept(store._packs.position, dict(rows), dict(chunks))
     boundaries = [found.end for found in store._packs.scan(Position(1, 0)) if isinstance(found, Found)]
-    checkpointed = store._state.replay_from.position
+    checkpointed = store._checkpoints.state.replay_from.position
     crashed = tmp_path / "crashed"
     shutil.copytree(path, crashed)
     store.close(commit=False)

@@ -1,6 +1,5 @@
 """Rollback: the live tree becomes what a snapshot shows, nothing else is lost, and it can be undone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,6 @@ from ckptfs.tree import Tree
 from ckptfs.tree.rows import LIVE, Row, id_prefix
 from tests.unit import tree_support as support
 from tests.unit.tree_support import check_tree, dump, read, save
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
-    tree = support.new_tree(tmp_path / "store")
-    yield tree
-    check_tree(tree)
-    tree.close()
 
 
 def test_rollback_brings_back_names_contents_and_attributes(tree: Tree) -> None:

@@ -17,7 +17,7 @@ COMPARISON = """
 import ctypes, functools, itertools, random, struct, sys
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
-from ckptfs.store import reference, reference_coders
+from ckptfs.store import reference, reference_coders, reference_differences
 
 loader = ExtensionFileLoader("_kernels", sys.argv[1])
 kernels = module_from_spec(ModuleSpec("_kernels", loader, origin=sys.argv[1]))
@@ -91,7 +91,7 @@ for size in [*range(24), *(generator.randrange(24, 12000) for _ in range(40))]:
     for name in kernels.cut_kernels():
         assert kernels.encode_bytes(name, exactly(data)) == coded
         difference = kernels.encode_difference(name, exactly(data), exactly(base), *shape)
-        assert difference == reference_coders.encode_difference(data, base, *shape)
+        assert difference == reference_differences.encode_difference(data, base, *shape)
         assert kernels.decode_bytes(name, exactly(coded), size) == data
         decode = functools.partial(kernels.decode_differences, name)
         assert decode_differences(decode, exactly(difference), exactly(base), *shape) == data
@@ -105,7 +105,7 @@ for size in [*range(24), *(generator.randrange(24, 12000) for _ in range(40))]:
             mine = outcome(kernels.decode_bytes, name, exactly(hostile[0]), size)
             assert mine == outcome(reference_coders.decode_bytes, hostile[0], size), (name, hostile[0], size)
             mine = outcome(decode_differences, decode, exactly(hostile[1]), exactly(base), *shape)
-            theirs = outcome(decode_differences, reference_coders.decode_differences, hostile[1], base, *shape)
+            theirs = outcome(decode_differences, reference_differences.decode_differences, hostile[1], base, *shape)
             assert mine == theirs, (name, hostile[1], base, shape)
             compared += 1
 for bad in (("neon", b"", 16, 8, 16, True), ("portable", b"", 15, 8, 16, True), ("portable", b"", 16, 7, 16, True)):

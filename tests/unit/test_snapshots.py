@@ -1,7 +1,6 @@
 """Snapshots: named, found, kept as they were, and deleted in any order."""
 
 import random
-from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 
@@ -14,19 +13,6 @@ from tests.unit import tree_support as support
 from tests.unit.tree_support import Clock, check_tree, dump, save
 
 SEED = 20250117
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def tree(tmp_path: Path, clock: Clock) -> Iterator[Tree]:
-    tree = support.new_tree(tmp_path / "store", clock)
-    yield tree
-    check_tree(tree)
-    tree.close()
 
 
 def test_a_snapshot_tells_what_it_is(tree: Tree) -> None:

@@ -14,7 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ckptfs.store import ChunkStore, Frozen, Table
 from ckptfs.store.disk import Disk
-from ckptfs.store.environment import PACKED_KEY_SIZE, Environment, Reader
+from ckptfs.store.environment import Environment
+from ckptfs.store.reader import Reader
+from ckptfs.store.schema import PACKED_KEY_SIZE
 from ckptfs.store.tables import END, KEY_SIZE_MAX, Tables
 
 keys = st.binary(min_size=1, max_size=3).map(lambda key: key.translate(bytes(97 + byte % 3 for byte in range(256))))

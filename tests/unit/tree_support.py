@@ -167,7 +167,7 @@ def append_delta(store: ChunkStore, number: int, base: int) -> None:
     raw, chunk_id = store._fetcher.read_with_id(number)
     payload = encode_delta(raw, store.read(base), Alignment(0, 1, 0))
     check = records.payload_check(payload, records.pack_bases([base]))
-    store._append_again([EncodedChunk(chunk_id, len(raw), Encoding.DELTA, payload, check, (base,))], [number])
+    store._ingest.append_again([EncodedChunk(chunk_id, len(raw), Encoding.DELTA, payload, check, (base,))], [number])
 
 
 # Names

@@ -1,0 +1,16 @@
+/* Elements as they lie on the disk, least byte first, whatever the machine. */
+#ifndef CKPTFS_LITTLE_ENDIAN_H
+#define CKPTFS_LITTLE_ENDIAN_H
+
+#define LITTLE_ENDIAN_8(element) (element)
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define LITTLE_ENDIAN_16(element) __builtin_bswap16(element)
+#define LITTLE_ENDIAN_32(element) __builtin_bswap32(element)
+#define LITTLE_ENDIAN_64(element) __builtin_bswap64(element)
+#else
+#define LITTLE_ENDIAN_16(element) (element)
+#define LITTLE_ENDIAN_32(element) (element)
+#define LITTLE_ENDIAN_64(element) (element)
+#endif
+
+#endif

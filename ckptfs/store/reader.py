@@ -1,0 +1,200 @@
+"""Reading LMDB: cursors over committed rows, and views of all rows of one moment.
+
+Reader and View own a read transaction each; environment.py makes them, and beside it no other module imports lmdb.
+They do not know what a row means, but that those of CHUNK_IDS are packed. A Reader or a View is used by one thread at a
+time. What LMDB finds wrong with its pages is a DamagedError here.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import lmdb
+
+from ckptfs.errors import DamagedError
+from ckptfs.store.schema import PACKED_KEY_SIZE, Memtable, Table, merged
+
+PACKED = b"\0"
+"""The one key that LMDB has for all packed rows; they are its sorted duplicates."""
+
+
+class Cursor:
+    """A cursor over the rows of one table, ascending; DamagedError where LMDB finds its pages damaged."""
+
+    __slots__ = ("_cursor", "_path", "key", "value")
+
+    def __init__(self, cursor: lmdb.Cursor[bytes], path: Path) -> None:
+        self._cursor = cursor
+        self._path = path
+        self.key: Callable[[], bytes] = cursor.key
+        """Return the key of the row that the cursor is at."""
+        self.value: Callable[[], bytes] = cursor.value
+        """Return the value of the row that the cursor is at."""
+
+    def _move(self, move: Callable[..., bool], *target: bytes) -> bool:
+        try:
+            return move(*target)
+        except lmdb.Error as error:
+            raise failure(self._path, error) from error
+
+    def first(self) -> bool:
+        """Move to the first row; this and all other moves tell whether there is one."""
+        return self._move(self._cursor.first)
+
+    def last(self) -> bool:
+        """Move to the last row."""
+        return self._move(self._cursor.last)
+
+    def next(self) -> bool:
+        """Move to the next row; from nowhere, to the first."""
+        return self._move(self._cursor.next)
+
+    def prev(self) -> bool:
+        """Move to the row before; from nowhere, to the last."""
+        return self._move(self._cursor.prev)
+
+    def set_key(self, key: bytes) -> bool:
+        """Move to the row of a key."""
+        return self._move(self._cursor.set_key, key)
+
+    def set_range(self, key: bytes) -> bool:
+        """Move to the first row from a key on."""
+        return self._move(self._cursor.set_range, key)
+
+    def seek_packed(self, key: bytes) -> bool:
+        """Move to the packed row of a key."""
+        return self.set_packed_range(key) and self.value().startswith(key)
+
+    def set_packed_range(self, key: bytes) -> bool:
+        """Move to the first packed row from a key on."""
+        return self._move(self._cursor.set_range_dup, PACKED, key)
+
+    def next_packed(self) -> bool:
+        """Move to the next packed row."""
+        return self._move(self._cursor.next_dup)
+
+    def rows(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all rows from the one that the cursor is at, from nowhere from the first."""
+        try:
+            yield from self._cursor
+        except lmdb.Error as error:
+            raise failure(self._path, error) from error
+
+
+class Reader:
+    """A read transaction with a cursor for each table, begun at first use. `lock` guards it; its user holds it."""
+
+    def __init__(
+        self, env: lmdb.Environment, path: Path, databases: Mapping[Table, lmdb._Database], lock: threading.Lock
+    ) -> None:
+        self.lock = lock
+        self._env = env
+        self._path = path
+        self._databases = databases
+        self._transaction: lmdb.Transaction[bytes] | None = None
+        self._cursors: dict[Table, Cursor] = {}
+
+    def has(self, table: Table) -> bool:
+        """Tell whether there is such a table: not in a store of an older version that is open for reading only."""
+        return table in self._databases
+
+    def cursor(self, table: Table) -> Cursor:
+        """Return the cursor of a table; it is good until the next `renew`."""
+        cursor = self._cursors.get(table)
+        if cursor is None:
+            if self._transaction is None:
+                self._transaction = begin(self._env, self._path)
+            cursor = Cursor(self._transaction.cursor(self._databases[table]), self._path)
+            self._cursors[table] = cursor
+        return cursor
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """Return the value of a key, or None."""
+        cursor = self.cursor(table)
+        return cursor.value() if cursor.set_key(key) else None
+
+    def find_packed(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Return the packed rows of those keys that there are; sorted keys walk the tree once, from left to right."""
+        cursor = self.cursor(Table.CHUNK_IDS)
+        return {key: cursor.value()[PACKED_KEY_SIZE:] for key in keys if cursor.seek_packed(key)}
+
+    def packed_from(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the packed rows from the key `start` on, ascending; good until the lock is let go."""
+        cursor = self.cursor(Table.CHUNK_IDS)
+        if not self._databases[Table.CHUNK_IDS].flags()["dupfixed"]:
+            # In an index of an older version that is open for reading only they are rows like others.
+            if cursor.set_range(start):
+                yield from cursor.rows()
+            return
+        more = cursor.set_packed_range(start)
+        while more:
+            yield _split(cursor.value())
+            more = cursor.next_packed()
+
+    def renew(self) -> None:
+        """Let go of the transaction: the next use sees what is committed by then."""
+        self._cursors.clear()
+        if self._transaction is not None:
+            self._transaction.abort()
+            self._transaction = None
+
+
+class View:
+    """Rows of a store at one moment, made by `ChunkStore.view`; for one thread at a time."""
+
+    def __init__(
+        self,
+        transaction: lmdb.Transaction[bytes],
+        databases: Mapping[Table, lmdb._Database],
+        overlays: Mapping[Table, Memtable],
+        path: Path,
+    ) -> None:
+        self._path = path
+        self._transaction = transaction
+        self._databases = databases
+        self._overlays = overlays
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """Return the value of a key, or None; not for packed rows."""
+        overlay = self._overlays[table]
+        return overlay[key] if key in overlay else self._transaction.get(key, db=self._databases[table])
+
+    def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows of a table, ascending."""
+        return merged(self._stored(table), self._overlays[table])
+
+    def _stored(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        database = self._databases.get(table)
+        if database is None:
+            return iter(())
+        stored = Cursor(self._transaction.cursor(database), self._path).rows()
+        return (_split(row) for _, row in stored) if database.flags()["dupfixed"] else stored
+
+
+def _split(packed: bytes) -> tuple[bytes, bytes]:
+    """Return key and value of a packed row."""
+    return packed[:PACKED_KEY_SIZE], packed[PACKED_KEY_SIZE:]
+
+
+def begin(env: lmdb.Environment, path: Path) -> lmdb.Transaction[bytes]:
+    """Begin to read."""
+    try:
+        return env.begin()
+    except lmdb.Error as error:
+        raise failure(path, error) from error
+
+
+def failure(path: Path, error: lmdb.Error) -> Exception:
+    """Return what a person is told of an error of LMDB, which refuses everything when a commit has failed half-way."""
+    if isinstance(error, lmdb.PanicError):
+        return OSError(errno.EIO, "an earlier write of the index failed, open the store again", str(path))
+    return damaged(path, str(error))
+
+
+def damaged(path: Path, reason: str) -> DamagedError:
+    return DamagedError(
+        f"the index {path} cannot be read ({reason}); `ckptfs repair --rebuild-index` makes it anew from the packs"
+    )
