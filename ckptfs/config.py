@@ -9,7 +9,7 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 SETTLE_SECONDS = 2.0
 """How long the tree has to be quiet before a completed save becomes an automatic snapshot."""

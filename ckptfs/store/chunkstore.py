@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from ckptfs.config import StoreConfig
-from ckptfs.errors import DamagedError, NoSpaceError, NotAStoreError, StoreReadOnlyError
+from ckptfs.config import FORMAT_VERSION, StoreConfig
+from ckptfs.errors import DamagedError, NoSpaceError, NotAStoreError, StoreReadOnlyError, StoreVersionError
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.check import StructureReport, Verified, check_structure
 from ckptfs.store.compare import COMPARED, differences
@@ -182,14 +182,12 @@ class ChunkStore:
         when that has more than a rebuild finds. With `follow` nothing is appended, since another store's records come
         next: an index that would need it stays as it is, and the next opening replays more.
         Raises NotAStoreError, StoreVersionError, StoreInUseError, StoreReadOnlyError, and DamagedError when durable
-        records are not what was written.
+        records are not what was written. An index of an older version is made anew.
         """
         disk = disk or Disk()
         config = description.read(path, disk)
         with ExitStack() as resources:
             lock = resources.enter_context(StoreLock(path, disk, shared=read_only))
-            if not read_only:
-                config = description.raise_version(path, config, disk)
             packs = Packs(
                 path / PACKS_NAME,
                 disk,
@@ -203,7 +201,13 @@ class ChunkStore:
             if aside.exists() and not read_only:
                 # A rebuild was cut short: the index before it is whole.
                 disk.rename(aside, index_path)
-            rebuild = rebuild and index_path.exists()
+            outdated = config.version < FORMAT_VERSION
+            if outdated and read_only and index_path.exists():
+                raise StoreVersionError(
+                    f"the index of {path} has the format {config.version}; mount the store for writing once, or run "
+                    "`ckptfs repair --rebuild-index`"
+                )
+            rebuild = (rebuild or outdated) and index_path.exists()
             seal = Seal(index_path, disk)
             damage = seal.damage()
             if damage is not None and not rebuild:
@@ -222,11 +226,14 @@ class ChunkStore:
             store = cls(path, config, packs, environment, seal, lock, disk=disk, read_only=read_only)
             store._replay(salvage=salvage, follow=follow)
             if rebuild:
-                if damage is None:  # LMDB is not to be trusted with another one
+                if damage is None and not outdated:  # LMDB is not to be trusted with a damaged one
                     store._compare_index(aside)
                 undo.pop_all()
                 disk.unlink(aside)
                 seal.remove()
+            if not read_only:
+                # Last: until then the index that an older version reads is put back after a crash.
+                store.config = description.raise_version(path, config, disk)
             store._resources = resources.pop_all()
             return store
 

@@ -2,8 +2,9 @@
 
 Environment owns the file, and no other module imports lmdb. It does not know what a row means, but that those of
 CHUNK_IDS are packed. LMDB syncs at every commit, so what `write` wrote is durable or, after a crash in the middle, not
-there at all. Any thread may write; a Reader or a View is used by one thread at a time. What LMDB finds wrong with its
-pages is a DamagedError here.
+there at all. Any thread may write; a Reader or a View is used by one thread at a time. LMDB has no checksums, so every
+row ends with a check of its own here, which is held against it whenever the row is read. A row that is not what was
+written, and what LMDB finds wrong with its pages, is a DamagedError.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 
 import lmdb
+import xxhash
 
 from ckptfs.config import GIB, KIB
 from ckptfs.errors import DamagedError, NoSpaceError
@@ -52,8 +54,10 @@ class Table(IntEnum):
 
 
 PACKED_KEY_SIZE = 16
-"""The rows of CHUNK_IDS are *packed*: in LMDB they are bare records of key and value, all of one size, 24 bytes in a
-page rather than 34. The keys are random, so the pages are two thirds full, and this is the largest table."""
+"""The rows of CHUNK_IDS are *packed*: in LMDB they are bare records of key, value and check, all of one size, 28 bytes
+in a page rather than 38. The keys are random, so the pages are two thirds full, and this is the largest table."""
+
+_CHECK_SIZE = 4
 
 TREE_TABLES = tuple(table for table in Table if table <= Table.META)
 """The tables of the tree, all of whose rows are journalled; the others are the store's own."""
@@ -63,17 +67,20 @@ Memtable = dict[bytes, bytes | None]
 
 
 class Cursor:
-    """A cursor over the rows of one table, ascending; DamagedError where LMDB finds its pages damaged."""
+    """A cursor over the rows of one table, ascending; DamagedError where they or LMDB's pages are damaged."""
 
-    __slots__ = ("_cursor", "_path", "key", "value")
+    __slots__ = ("_cursor", "_path", "_table", "key")
 
-    def __init__(self, cursor: lmdb.Cursor[bytes], path: Path) -> None:
+    def __init__(self, cursor: lmdb.Cursor[bytes], table: Table, path: Path) -> None:
         self._cursor = cursor
+        self._table = table
         self._path = path
         self.key: Callable[[], bytes] = cursor.key
-        """Return the key of the row that the cursor is at."""
-        self.value: Callable[[], bytes] = cursor.value
+        """Return the key of the row that the cursor is at, which `value` verifies."""
+
+    def value(self) -> bytes:
         """Return the value of the row that the cursor is at."""
+        return _unsealed(self._table, self._cursor.key(), self._cursor.value(), self._path)
 
     def _move(self, move: Callable[..., bool], *target: bytes) -> bool:
         try:
@@ -105,9 +112,14 @@ class Cursor:
         """Move to the first row from a key on."""
         return self._move(self._cursor.set_range, key)
 
+    def packed_row(self) -> tuple[bytes, bytes]:
+        """Return key and value of the packed row that the cursor is at."""
+        key, value = _split(self._cursor.value())
+        return key, _unsealed(self._table, key, value, self._path)
+
     def seek_packed(self, key: bytes) -> bool:
         """Move to the packed row of a key."""
-        return self.set_packed_range(key) and self.value().startswith(key)
+        return self.set_packed_range(key) and self._cursor.value().startswith(key)
 
     def set_packed_range(self, key: bytes) -> bool:
         """Move to the first packed row from a key on."""
@@ -118,9 +130,13 @@ class Cursor:
         return self._move(self._cursor.next_dup)
 
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all rows from the one that the cursor is at, from nowhere from the first."""
+        """Yield all rows, packed or not."""
+        stored: Iterable[tuple[bytes, bytes]] = self._cursor
+        if self._table == Table.CHUNK_IDS:
+            stored = (_split(packed) for _, packed in self._cursor)
         try:
-            yield from self._cursor
+            for key, sealed in stored:
+                yield key, _unsealed(self._table, key, sealed, self._path)
         except lmdb.Error as error:
             raise _failure(self._path, error) from error
 
@@ -148,7 +164,7 @@ class Reader:
         if cursor is None:
             if self._transaction is None:
                 self._transaction = _begin(self._env, self._path)
-            cursor = Cursor(self._transaction.cursor(self._databases[table]), self._path)
+            cursor = Cursor(self._transaction.cursor(self._databases[table]), table, self._path)
             self._cursors[table] = cursor
         return cursor
 
@@ -160,19 +176,14 @@ class Reader:
     def find_packed(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the packed rows of those keys that there are; sorted keys walk the tree once, from left to right."""
         cursor = self.cursor(Table.CHUNK_IDS)
-        return {key: cursor.value()[PACKED_KEY_SIZE:] for key in keys if cursor.seek_packed(key)}
+        return dict(cursor.packed_row() for key in keys if cursor.seek_packed(key))
 
     def packed_from(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the packed rows from the key `start` on, ascending; good until the lock is let go."""
         cursor = self.cursor(Table.CHUNK_IDS)
-        if not self._databases[Table.CHUNK_IDS].flags()["dupfixed"]:
-            # In an index of an older version that is open for reading only they are rows like others.
-            if cursor.set_range(start):
-                yield from cursor.rows()
-            return
         more = cursor.set_packed_range(start)
         while more:
-            yield _split(cursor.value())
+            yield cursor.packed_row()
             more = cursor.next_packed()
 
     def renew(self) -> None:
@@ -215,8 +226,6 @@ class Environment:
                 # Tables that a store open for reading only does not have yet are empty.
                 with suppress(lmdb.NotFoundError):
                     self._databases[table] = self._open_table(table, create=not read_only)
-            if not read_only:
-                self._pack_rows()
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {path}") from error
         except lmdb.Error as error:
@@ -225,27 +234,16 @@ class Environment:
     def _check_names(self) -> None:
         """Refuse a table of an unknown name: it is one of the others, and that would be made anew, empty."""
         with _begin(self._env, self.path) as transaction:
-            names = {name for name, _ in Cursor(transaction.cursor(), self.path).rows()}
+            names = {name for name, _ in transaction.cursor()}
         if unknown := names.difference(table.name.lower().encode() for table in Table):
             raise _damaged(self.path, f"unknown table {unknown.pop()!r}")
 
-    def _open_table(self, table: Table, *, create: bool = True) -> lmdb._Database:
+    def _open_table(self, table: Table, *, create: bool) -> lmdb._Database:
         packed = table == Table.CHUNK_IDS
-        return self._env.open_db(table.name.lower().encode(), create=create, dupsort=packed, dupfixed=packed)
-
-    def _pack_rows(self) -> None:
-        """Pack the rows of CHUNK_IDS in an index of format version 1 or 2, whole or not at all."""
-        with self._env.begin(write=True) as transaction:
-            database = self._databases[Table.CHUNK_IDS]
-            if database.flags()["dupfixed"]:
-                return
-            rows = list(transaction.cursor(database))
-            transaction.drop(database)
-            name = Table.CHUNK_IDS.name.lower().encode()
-            self._databases[Table.CHUNK_IDS] = database = self._env.open_db(
-                name, transaction, dupsort=True, dupfixed=True
-            )
-            _write_packed(transaction.cursor(database), rows)
+        database = self._env.open_db(table.name.lower().encode(), create=create, dupsort=packed, dupfixed=packed)
+        if database.flags()["dupfixed"] != packed:
+            raise _damaged(self.path, f"the table {table.name.lower()} is of another kind than it must be")
+        return database
 
     def _make(self) -> None:
         """Make an empty index: whole when it has its name, for LMDB does not sync the first pages of a new file."""
@@ -316,7 +314,7 @@ class Environment:
             with self._env.begin(write=True) as transaction:
                 for table, rows in tables:
                     with transaction.cursor(self._databases[table]) as cursor:
-                        (_write_packed if table == Table.CHUNK_IDS else _write_rows)(cursor, rows)
+                        (_write_packed if table == Table.CHUNK_IDS else _write_rows)(cursor, table, rows)
         except lmdb.MapFullError as error:
             raise NoSpaceError(f"the map of {self.path} is full; opening the store again enlarges it") from error
         except lmdb.DiskError as error:
@@ -332,7 +330,7 @@ class Environment:
     def read_one(self, table: Table, key: bytes) -> bytes | None:
         """Return the committed value of a key, or None."""
         with _begin(self._env, self.path) as transaction:
-            cursor = Cursor(transaction.cursor(self._databases[table]), self.path)
+            cursor = Cursor(transaction.cursor(self._databases[table]), table, self.path)
             return cursor.value() if cursor.set_key(key) else None
 
     def count(self, table: Table) -> int:
@@ -369,7 +367,10 @@ class View:
     def get(self, table: Table, key: bytes) -> bytes | None:
         """Return the value of a key, or None; not for packed rows."""
         overlay = self._overlays[table]
-        return overlay[key] if key in overlay else self._transaction.get(key, db=self._databases[table])
+        if key in overlay:
+            return overlay[key]
+        stored = self._transaction.get(key, db=self._databases[table])
+        return None if stored is None else _unsealed(table, key, stored, self._path)
 
     def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """Yield the rows of a table, ascending."""
@@ -379,32 +380,44 @@ class View:
         database = self._databases.get(table)
         if database is None:
             return iter(())
-        stored = Cursor(self._transaction.cursor(database), self._path).rows()
-        return (_split(row) for _, row in stored) if database.flags()["dupfixed"] else stored
+        return Cursor(self._transaction.cursor(database), table, self._path).rows()
 
 
-def _write_rows(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
+def _check(table: Table, key: bytes, value: bytes) -> bytes:
+    """Return the check of a row: the low 32 bits of XXH3-64 over its key and value, seeded with the table's number."""
+    return xxhash.xxh3_64_digest(key + value, table)[-_CHECK_SIZE:]
+
+
+def _unsealed(table: Table, key: bytes, sealed: bytes, path: Path) -> bytes:
+    """Return the value that a row has before its check, which has to hold."""
+    value = sealed[:-_CHECK_SIZE]
+    if _check(table, key, value) != sealed[-_CHECK_SIZE:]:
+        raise _damaged(path, f"a row of the table {table.name.lower()} is not what was written")
+    return value
+
+
+def _write_rows(cursor: lmdb.Cursor[bytes], table: Table, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
     puts: list[tuple[bytes, bytes]] = []
     for key, value in rows:
         if value is not None:
-            puts.append((key, value))
+            puts.append((key, value + _check(table, key, value)))
         elif cursor.set_key(key):
             cursor.delete()
     cursor.putmulti(puts)
 
 
-def _write_packed(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
+def _write_packed(cursor: lmdb.Cursor[bytes], table: Table, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
     puts: list[tuple[bytes, bytes]] = []
     for key, value in rows:
         if cursor.set_range_dup(_PACKED, key) and cursor.value().startswith(key):
             cursor.delete()
         if value is not None:
-            puts.append((_PACKED, key + value))
+            puts.append((_PACKED, key + value + _check(table, key, value)))
     cursor.putmulti(puts)
 
 
 def _split(packed: bytes) -> tuple[bytes, bytes]:
-    """Return key and value of a packed row."""
+    """Return the key of a packed row, and its value and check."""
     return packed[:PACKED_KEY_SIZE], packed[PACKED_KEY_SIZE:]
 
 

@@ -1,8 +1,9 @@
 """Stores that somebody has tampered with: bytes changed anywhere, and rows that are well sealed and make no sense.
 
 Whatever is in a store, opening it, reading all of it and saving end, in bounded time and memory, as they should or with
-an error of `ckptfs.errors` or an OSError, which the mount turns into an errno. A process of its own does it: a crash
-of the interpreter, or one that goes on for ever, is seen as well.
+an error of `ckptfs.errors` or an OSError, which the mount turns into an errno. Where only the index was tampered with,
+what is shown is what was written. A process of its own does it: a crash of the interpreter, or one that goes on for
+ever, is seen as well.
 """
 
 import logging
@@ -13,6 +14,7 @@ import shutil
 import signal
 import traceback
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 from ckptfs.config import GIB
@@ -22,7 +24,7 @@ from ckptfs.store.environment import TREE_TABLES
 from ckptfs.store.records import Row
 from ckptfs.store.tables import Changes
 from tests.faults.crashes import scratch
-from tests.faults.workload import Promises, Workload, state_of
+from tests.faults.workload import Promises, State, Workload, state_of
 from tests.unit import tree_support as support
 
 STEPS = 25
@@ -90,6 +92,7 @@ def judge_hostile(seeds: Iterable[int]) -> list[str]:
     with scratch() as name:
         original, path = Path(name) / "original", Path(name) / "changed"
         make_store(original, STORE_SEED)
+        written = read_state(original)
         packs = tuple(f"packs/{pack.name}" for pack in (original / "packs").iterdir())
         for seed in seeds:
             source = random.Random(seed)
@@ -105,16 +108,23 @@ def judge_hostile(seeds: Iterable[int]) -> list[str]:
                 change_bytes(path, source, packs)
                 if way == "packs without an index":
                     (path / "index.lmdb").unlink()
-            if said := outcome(path):
+            if said := outcome(path, written=written if way == "index" else None):
                 losses.append(f"--tampering {seed}: {way}: {said}")
             shutil.rmtree(path)
     return losses
 
 
-def outcome(path: Path, *, read_only: bool = False) -> str:
+def read_state(path: Path) -> State:
+    """Return all that a store shows; it is not changed."""
+    tree = support.open_tree(path, read_only=True)
+    with closing(tree.store):
+        return state_of(tree)
+
+
+def outcome(path: Path, *, read_only: bool = False, written: State | None = None) -> str:
     """Open a store, read all of it and save, in a child; return what is not as it should be, "" for nothing.
 
-    Nothing is saved when it is opened `read_only`.
+    Nothing is saved when it is opened `read_only`. With `written`, what is shown has to be just that, or an error.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -125,10 +135,16 @@ def outcome(path: Path, *, read_only: bool = False) -> str:
         code = _BUG
         try:
             tree = support.open_tree(path, read_only=read_only)
-            state_of(tree)
+            shown = state_of(tree)
+            assert written in (None, shown), "other bytes or names are shown than were written"
             if not read_only:
                 support.save(tree, "afterwards", b"saved" * 500)
                 tree.store.commit(checkpoint=True)
+                tree.store.close(commit=False)
+                if written is not None:
+                    after = read_state(path)
+                    assert after.live.pop("/afterwards").data == b"saved" * 500
+                    assert (after.live, after.snapshots) == (shown.live, shown.snapshots), "a save changed the rest"
             code = _WHOLE
         except (CkptfsError, OSError):
             code = _ERROR

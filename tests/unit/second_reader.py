@@ -38,7 +38,7 @@ class SecondReader:
     def __init__(self, path: Path) -> None:
         description = json.loads((path / "store.json").read_text())
         assert description["kind"] == "ckptfs store"
-        assert description["version"] in (1, 2, 4)
+        assert description["version"] in (1, 2, 4, 5)
         self.seed = int(description["seed"], 16)
         self.tables: dict[int, dict[bytes, bytes]] = {table: {} for table in (*range(1, 9), FREED)}
         self.chunks: dict[int, bytes] = {}
