@@ -22,7 +22,7 @@ from ckptfs.config import FORMAT_VERSION, StoreConfig
 from ckptfs.errors import DamagedError, NoSpaceError, NotAStoreError, StoreReadOnlyError, StoreVersionError
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.check import StructureReport, Verified, check_structure
-from ckptfs.store.compare import COMPARED, differences
+from ckptfs.store.compare import COMPARED, differences, lacks
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
@@ -246,10 +246,11 @@ class ChunkStore:
                 self.view() as new,
             ):
                 self.opening = self.opening._replace(differences=differences(old, new))
+                has_less = bool(self.opening.losses) and lacks(new, old)
         except DamagedError as error:
             logger.info("there is nothing to compare the index with: %s", error)
             return
-        if self.opening.losses and self.opening.differences:
+        if has_less:
             lost = "; ".join(self.opening.losses)
             raise DamagedError(f"the packs do not have all that the index has, which stays as it is: {lost}")
 
