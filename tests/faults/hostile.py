@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
+from ckptfs.cli.main import main
 from ckptfs.config import GIB
-from ckptfs.errors import CkptfsError
+from ckptfs.errors import CkptfsError, DamagedError, NotAStoreError, StoreVersionError
 from ckptfs.store import ChunkStore, Disk
 from ckptfs.store.environment import TREE_TABLES
 from ckptfs.store.records import Row
@@ -30,8 +31,12 @@ from tests.unit import tree_support as support
 STEPS = 25
 STORE_SEED = 3
 WAYS = ("packs", "packs without an index", "rows", "rows", "description", "index", "index", "index")
+REPAIRED_EVERY = 3
+"""One of so many stores goes through `ckptfs repair` before it is opened."""
 SECONDS_MAX = 20
 MEMORY_MAX = 1 * GIB
+REFUSALS = (0, DamagedError.exit_code, NotAStoreError.exit_code, StoreVersionError.exit_code)
+"""What a repair of a store that was tampered with may end with."""
 _WHOLE, _ERROR, _BUG = 0, 1, 2
 
 
@@ -108,7 +113,11 @@ def judge_hostile(seeds: Iterable[int]) -> list[str]:
                 change_bytes(path, source, packs)
                 if way == "packs without an index":
                     (path / "index.lmdb").unlink()
-            if said := outcome(path, written=written if way == "index" else None):
+            repaired = seed % REPAIRED_EVERY == 0
+            said = outcome(path, repaired=repaired, written=written if way == "index" else None)
+            if left := {each.name for each in Path(name).iterdir()} - {"original", "changed"}:
+                said += f"files outside of the store: {left}"
+            if said:
                 losses.append(f"--tampering {seed}: {way}: {said}")
             shutil.rmtree(path)
     return losses
@@ -121,10 +130,11 @@ def read_state(path: Path) -> State:
         return state_of(tree)
 
 
-def outcome(path: Path, *, read_only: bool = False, written: State | None = None) -> str:
+def outcome(path: Path, *, read_only: bool = False, repaired: bool = False, written: State | None = None) -> str:
     """Open a store, read all of it and save, in a child; return what is not as it should be, "" for nothing.
 
     Nothing is saved when it is opened `read_only`. With `written`, what is shown has to be just that, or an error.
+    It is `repaired` before, where that is asked for, by the command that also verifies every byte.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -133,7 +143,12 @@ def outcome(path: Path, *, read_only: bool = False, written: State | None = None
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_MAX, MEMORY_MAX))
         signal.alarm(SECONDS_MAX)
         code = _BUG
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
         try:
+            if repaired:
+                _repair(path)
             tree = support.open_tree(path, read_only=read_only)
             shown = state_of(tree)
             assert written in (None, shown), "other bytes or names are shown than were written"
@@ -159,3 +174,9 @@ def outcome(path: Path, *, read_only: bool = False, written: State | None = None
     if os.WIFSIGNALED(status):
         return f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
     return said if os.WEXITSTATUS(status) == _BUG else ""
+
+
+def _repair(path: Path) -> None:
+    """Run `ckptfs repair --rebuild-index`; it may find damage, and not fail over it."""
+    code = main(["repair", str(path), "--rebuild-index"])
+    assert code in REFUSALS, f"a repair ended with {code}"

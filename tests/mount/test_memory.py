@@ -9,6 +9,7 @@ import pytest
 import xxhash
 
 from tests.mount.running import RunningMount
+from tests.unit.harmful_files import HARMFUL
 
 MIB = 1024 * 1024
 MEMORY_MAX = 512 * MIB
@@ -64,3 +65,17 @@ def test_a_large_file_is_written_and_read_in_bounded_memory(mount: RunningMount)
     assert read.digest() == written.digest()
     assert peak_written < MEMORY_MAX
     assert peak_memory(pid) < MEMORY_MAX
+
+
+def test_files_made_to_do_harm_to_parsers_are_saved_in_bounded_memory(mount: RunningMount) -> None:
+    pid = mount.pid()
+    before = peak_memory(pid)
+    for number, (kind, make) in enumerate(HARMFUL.items()):
+        data = make()
+        path = mount.path / f"{number}.pt"
+        path.write_bytes(data)
+        assert path.read_bytes() == data, kind
+    mount.run("optimize")
+    assert peak_memory(pid) - before < MEMORY_MAX
+    mount.snapshot("whole")
+    assert len(os.listdir(mount.at("whole"))) == len(HARMFUL)
