@@ -322,6 +322,10 @@ class ChunkStore:
             found.ids.extend(ids)
         return found
 
+    def knows(self, chunks: Chunked) -> bool:
+        """Tell whether all these chunks are stored already, so that storing them takes no room."""
+        return NO_CHUNK not in self._damaged.left_out(self._index.lookup(chunks.ids))
+
     def store(self, data: memoryview, chunks: Chunked, *, encode: bool = True) -> list[int]:
         """Store the chunks that `data` was cut into and return their numbers.
 

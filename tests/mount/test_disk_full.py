@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from ckptfs.errors import DaemonError
 from tests.faults import recorder
@@ -65,6 +66,22 @@ def test_data_is_refused_rather_than_accepted_and_lost(small: RunningMount) -> N
         for _ in range(2 * ROOM // MIB):
             file.write(os.urandom(MIB))
     assert "cannot be written" in small.log()
+    assert "cannot be stored" not in small.log()
+
+
+def test_a_save_of_nothing_but_known_bytes_takes_no_room(small: RunningMount, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    state = {name: torch.randn(300_000, generator=generator) for name in "abcd"}
+    torch.save(state, small.path / "model.pt")
+    data = (small.path / "model.pt").read_bytes()
+    give_room(tmp_path / "recorded", 256 * 1024)
+    small.wait_for(lambda: os.statvfs(small.path).f_bavail == 0)
+    (small.path / "again.pt").write_bytes(data)
+    torch.save(state, small.path / "model.pt")
+    assert (small.path / "again.pt").read_bytes() == data
+    assert (small.path / "model.pt").read_bytes() == data
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        (small.path / "again.pt").write_bytes(data[: 2 * MIB] + os.urandom(MIB))
     assert "cannot be stored" not in small.log()
 
 
