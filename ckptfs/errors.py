@@ -49,7 +49,7 @@ class NotAStoreError(CkptfsError):
 
 
 class StoreVersionError(CkptfsError):
-    """The store was made by a newer ckptfs; upgrade ckptfs."""
+    """The store is of another version: of a newer ckptfs (upgrade), or to be written once before it is read only."""
 
     exit_code = 8
 

@@ -1,4 +1,4 @@
-"""What every test shares: CKPTFS_NO_SKIP, and the fixtures that mount a real ckptfs.
+"""What every test shares: CKPTFS_NO_SKIP, what tests have counted, and the fixtures that mount a real ckptfs.
 
 With CKPTFS_NO_SKIP set, a skipped test or module is a failure: where FUSE must work (CI), nobody may look away.
 A fixture that mounts ends by unmounting and by reading the daemon's log, which may warn of nothing unexpected.
@@ -41,6 +41,13 @@ def pytest_make_collect_report() -> Iterator[None]:
     report = yield
     _skipped_is_failed(report)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have counted (`record_property`)."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            terminalreporter.line(f"{report.nodeid}: {value} {name}")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ journal append, one sync and one checkpoint at a time. Waiting callers share the
 journal, never waits for a sync.
 """
 
-import logging
 import math
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -14,9 +13,8 @@ import trio
 
 from ckptfs.errors import CkptfsError
 from ckptfs.mount.offload import Offload
+from ckptfs.mount.trouble import Trouble
 from ckptfs.store import Changes, ChunkStore, View
-
-log = logging.getLogger(__name__)
 
 JOURNAL_SECONDS = 0.02
 """How long changes that nobody waits for gather before they are journalled together."""
@@ -112,6 +110,7 @@ class Committer:
 
     async def run(self) -> None:
         """Do in the background what `wake` asks for, for ever; a failure is logged and tried again."""
+        trouble = Trouble("bringing the store up to date")
         while True:
             with trio.move_on_at(self._checkpoint_at):
                 await self._work.wait()
@@ -121,8 +120,9 @@ class Committer:
                 await self.commit(durable=False)
                 if trio.current_time() >= self._checkpoint_at or self._store.waiting_rows > CHECKPOINT_ROWS:
                     await self.checkpoint()
+                trouble.over()
             except (CkptfsError, OSError) as error:
-                log.error("the store cannot be brought up to date, trying again: %s", error)
+                trouble.met(error)
                 self._checkpoint_at = trio.current_time() + RETRY_SECONDS
                 await trio.sleep(RETRY_SECONDS)
                 self._work.set()

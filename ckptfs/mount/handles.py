@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
-from ckptfs.errors import CkptfsError
+from ckptfs.errors import CkptfsError, NoSpaceError
 from ckptfs.mount import process
 from ckptfs.mount.accesstimes import AccessTimes
 from ckptfs.mount.committer import Committer
@@ -148,25 +148,44 @@ class Handles:
         handle = self._handles[number]
         if handle.file is None:
             fail(errno.EBADF)
-        if not self._room.take(len(data)):
-            await self._make_room(handle.file, len(data))
+        has_room = self._room.take(len(data)) or await self._make_room(handle.file, len(data))
         self._files.write(handle.file, offset, data)
-        if handle.content.buffered >= PIECE_SIZE:
+        if not has_room:
+            await self._store_known(handle.file)
+        elif handle.content.buffered >= PIECE_SIZE:
             await self._jobs.accept(handle.file)
 
-    async def _make_room(self, file: OpenFile, size: int) -> None:
-        """Make room on the disk below for `size` bytes; NoSpaceError, sticky, where there is none to be made.
+    async def _make_room(self, file: OpenFile, size: int) -> bool:
+        """Make room on the disk below for `size` bytes; False where there is none to be made.
 
-        The bytes may come from the kernel's cache, for which nobody waits: so the error stays with the file, whose
-        content is torn. Nothing overtakes them meanwhile: the kernel has one write under way for each range.
+        Nothing overtakes the bytes meanwhile: the kernel has one write under way for each range.
         """
         file.raise_error()
         try:
             await self._room.make(size)
+        except NoSpaceError:
+            return False
         except (CkptfsError, OSError) as error:
-            file.error = error
-            log.error("%s cannot be written: %s", self._tree.names.path(file.ino), error)
+            self._fail(file, error)
             raise
+        return True
+
+    async def _store_known(self, file: OpenFile) -> None:
+        """Take bytes for which there is no room if they are stored already; else NoSpaceError, sticky."""
+        try:
+            await self._jobs.store_known(file)
+        except (CkptfsError, OSError) as error:
+            self._fail(file, error)
+            raise
+
+    def _fail(self, file: OpenFile, error: Exception) -> None:
+        """Note that bytes cannot be taken.
+
+        They may come from the kernel's cache, for which nobody waits: so the error stays with the file, whose content
+        is torn.
+        """
+        file.error = error
+        log.error("%s cannot be written: %s", self._tree.names.path(file.ino), error)
 
     async def flush(self, number: int) -> None:
         """Store what was written, and commit it if the process that opened the file has it open no more."""

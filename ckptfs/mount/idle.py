@@ -16,6 +16,7 @@ from ckptfs.errors import CkptfsError
 from ckptfs.mount.collector import Collector
 from ckptfs.mount.committer import Committer
 from ckptfs.mount.offload import Offload
+from ckptfs.mount.trouble import Trouble
 from ckptfs.tree import Tree
 from ckptfs.tree.commands import PART_SECONDS
 from ckptfs.tree.optimize import Optimizer, Progress
@@ -63,6 +64,7 @@ class Idle:
 
     async def run(self) -> None:
         """Work whenever the mount is idle, for ever; a failure is logged and tried again."""
+        trouble = Trouble("what is to be done in idle time")
         while True:
             await trio.sleep(QUIET_SECONDS)
             try:
@@ -71,8 +73,9 @@ class Idle:
                         if time.monotonic() >= self._collect_at:
                             await self._collect()
                         await self._work(self._is_busy, optimizing=self._optimizing)
+                    trouble.over()
             except (CkptfsError, OSError) as error:
-                log.error("what is to be done in idle time cannot be done now, trying again: %s", error)
+                trouble.met(error)
                 await trio.sleep(RETRY_SECONDS)
 
     async def optimize(self) -> Progress:

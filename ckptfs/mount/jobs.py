@@ -10,7 +10,7 @@ import logging
 import trio
 
 from ckptfs.config import KIB, MIB
-from ckptfs.errors import CkptfsError
+from ckptfs.errors import CkptfsError, NoSpaceError
 from ckptfs.mount.offload import Offload
 from ckptfs.tree.content import Job, StreamJob
 from ckptfs.tree.files import OpenFile
@@ -67,7 +67,8 @@ class Jobs:
                 file.error = error
                 file.content.abandon_jobs()
             unforeseen = not isinstance(error, (CkptfsError, OSError))
-            log.error("%s cannot be stored: %s", self._tree.names.path(file.ino), error, exc_info=unforeseen)
+            if not isinstance(job, StreamJob) or not job.known_only:  # else whoever wrote says so
+                log.error("%s cannot be stored: %s", self._tree.names.path(file.ino), error, exc_info=unforeseen)
         else:
             if job in jobs:
                 file.content.finish_job()
@@ -100,6 +101,15 @@ class Jobs:
                 await self._carry_out(file, job, True)
             else:
                 await self._step.wait()
+
+    async def store_known(self, file: OpenFile) -> None:
+        """Store what was written to a file, but for less than a chunk at its end; NoSpaceError if it is new."""
+        await self.idle(file)
+        job = file.content.take_known_job()
+        if job is None:
+            raise NoSpaceError(f"the disk below the store is full: {self._tree.store.path}")
+        await self._carry_out(file, job, False)
+        file.raise_error()
 
     async def accept(self, file: OpenFile) -> None:
         """Put a file that was written to to work, and return when another write to it may be accepted."""

@@ -39,19 +39,21 @@ _TRIAL_WRITES = 8
 class AppendFile:
     """A pack that is open for appending; `direct_fd` writes past the page cache, None where the disk cannot."""
 
-    __slots__ = ("_disk", "direct_fd", "fd", "path")
+    __slots__ = ("_disk", "_owned", "direct_fd", "fd", "path")
 
     def __init__(self, disk: Disk, path: Path, *, create: bool = False) -> None:
         self._disk = disk
         self.path = path
-        self.direct_fd: int | None = None
+        self._owned: list[int] = []
         self.fd = disk.open_write(path, create=create, empty=create)
+        self._owned.append(self.fd)
         self.direct_fd = disk.open_direct(path)
+        if self.direct_fd is not None:
+            self._owned.append(self.direct_fd)
 
     def __del__(self) -> None:
-        for fd in (self.fd, self.direct_fd):
-            if fd is not None:
-                self._disk.close(fd)
+        for fd in self._owned:
+            self._disk.close(fd)
 
 
 class Prepared:
@@ -135,7 +137,6 @@ class Appender:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
             logger.info("%s: the disk below takes no direct writes: %s", file.path, error)
-            self._disk.close(file.direct_fd)
             file.direct_fd = None
             self._disk.pwrite(file.fd, [staged], offset, file.path)
             return

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from ckptfs.config import StoreConfig
-from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError
+from ckptfs.config import FORMAT_VERSION, StoreConfig
+from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError, StoreVersionError
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.check import StructureReport, Verified, check_structure
 from ckptfs.store.checkpoint import Checkpoints
-from ckptfs.store.compare import COMPARED, differences
+from ckptfs.store.compare import COMPARED, differences, lacks
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
@@ -169,14 +169,12 @@ class ChunkStore:
         when that has more than a rebuild finds. With `follow` nothing is appended, since another store's records come
         next: an index that would need it stays as it is, and the next opening replays more.
         Raises NotAStoreError, StoreVersionError, StoreInUseError, StoreReadOnlyError, and DamagedError when durable
-        records are not what was written.
+        records are not what was written. An index of an older version is made anew.
         """
         disk = disk or Disk()
         config = description.read(path, disk)
         with ExitStack() as resources:
             lock = resources.enter_context(StoreLock(path, disk, shared=read_only))
-            if not read_only:
-                config = description.raise_version(path, config, disk)
             packs = Packs(
                 path / PACKS_NAME,
                 disk,
@@ -190,7 +188,13 @@ class ChunkStore:
             if aside.exists() and not read_only:
                 # A rebuild was cut short: the index before it is whole.
                 disk.rename(aside, index_path)
-            rebuild = rebuild and index_path.exists()
+            outdated = config.version < FORMAT_VERSION
+            if outdated and read_only and index_path.exists():
+                raise StoreVersionError(
+                    f"the index of {path} has the format {config.version}; mount the store for writing once, or run "
+                    "`ckptfs repair --rebuild-index`"
+                )
+            rebuild = (rebuild or outdated) and index_path.exists()
             seal = Seal(index_path, disk)
             damage = seal.damage()
             if damage is not None and not rebuild:
@@ -209,11 +213,14 @@ class ChunkStore:
             store = cls(path, config, packs, environment, seal, lock, disk=disk, read_only=read_only)
             store._replay(salvage=salvage, follow=follow)
             if rebuild:
-                if damage is None:  # LMDB is not to be trusted with another one
+                if damage is None and not outdated:  # LMDB is not to be trusted with a damaged one
                     store._compare_index(aside)
                 undo.pop_all()
                 disk.unlink(aside)
                 seal.remove()
+            if not read_only:
+                # Last: until then the index that an older version reads is put back after a crash.
+                store.config = description.raise_version(path, config, disk)
             store._resources = resources.pop_all()
             return store
 
@@ -226,10 +233,11 @@ class ChunkStore:
                 self.view() as new,
             ):
                 self.opening = self.opening._replace(differences=differences(old, new))
+                has_less = bool(self.opening.losses) and lacks(new, old)
         except DamagedError as error:
             logger.info("there is nothing to compare the index with: %s", error)
             return
-        if self.opening.losses and self.opening.differences:
+        if has_less:
             lost = "; ".join(self.opening.losses)
             raise DamagedError(f"the packs do not have all that the index has, which stays as it is: {lost}")
 
@@ -286,6 +294,10 @@ class ChunkStore:
         more.
         """
         return self._ingest.cut(data, final, cuts)
+
+    def knows(self, chunks: Chunked) -> bool:
+        """Tell whether all these chunks are stored already, so that storing them takes no room."""
+        return self._ingest.knows(chunks)
 
     def store(self, data: memoryview, chunks: Chunked, *, encode: bool = True) -> list[int]:
         """Store the chunks that `data` was cut into and return their numbers.

@@ -18,6 +18,26 @@ def differences(one: View, two: View) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+def lacks(new: View, old: View) -> bool:
+    """Tell whether an index has not all that another one has: its rows, and its chunks, wherever they lie."""
+    return any(_misses(_needed(new, table), _needed(old, table)) for table in COMPARED)
+
+
+def _needed(view: View, table: Table) -> Iterator[tuple[bytes, bytes]]:
+    return ((key, b"" if table is Table.CHUNKS else value) for key, value in view.scan(table))
+
+
+def _misses(one: Iterator[tuple[bytes, bytes]], two: Iterator[tuple[bytes, bytes]]) -> bool:
+    """Tell whether the ascending run `two` has a row that `one` has not."""
+    left = next(one, None)
+    for right in two:
+        while left is not None and left[0] < right[0]:
+            left = next(one, None)
+        if left != right:
+            return True
+    return False
+
+
 def _comparable(view: View, table: Table) -> Iterator[tuple[bytes, bytes]]:
     """Yield rows but for what LMDB alone knows: that a waiting chunk was tried and stays raw, and old heights."""
     for key, value in view.scan(table):

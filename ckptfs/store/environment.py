@@ -2,7 +2,8 @@
 
 Environment owns the file; beside it only reader.py imports lmdb. It does not know what a row means, but that those of
 CHUNK_IDS are packed. LMDB syncs at every commit, so what `write` wrote is durable or, after a crash in the middle, not
-there at all. Any thread may write. What LMDB finds wrong with its pages is a DamagedError here.
+there at all. Any thread may write. LMDB has no checksums, so every row ends with a check of its own, which reader.py
+holds against it. What LMDB finds wrong with its pages is a DamagedError.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ckptfs.config import GIB, KIB
 from ckptfs.errors import NoSpaceError
 from ckptfs.store.disk import FILE_MODE, Disk
 from ckptfs.store.reader import PACKED, Cursor, Reader, View, begin, damaged, failure
-from ckptfs.store.schema import Memtable, Table
+from ckptfs.store.schema import Memtable, Table, row_check
 
 MAP_SIZE = 64 * GIB
 """The address space that LMDB maps at first; the file is sparse and only as large as what is in it."""
@@ -62,8 +63,6 @@ class Environment:
                 # Tables that a store open for reading only does not have yet are empty.
                 with suppress(lmdb.NotFoundError):
                     self._databases[table] = self._open_table(table, create=not read_only)
-            if not read_only:
-                self._pack_rows()
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {path}") from error
         except lmdb.Error as error:
@@ -72,27 +71,16 @@ class Environment:
     def _check_names(self) -> None:
         """Refuse a table of an unknown name: it is one of the others, and that would be made anew, empty."""
         with begin(self._env, self.path) as transaction:
-            names = {name for name, _ in Cursor(transaction.cursor(), self.path).rows()}
+            names = {name for name, _ in transaction.cursor()}
         if unknown := names.difference(table.name.lower().encode() for table in Table):
             raise damaged(self.path, f"unknown table {unknown.pop()!r}")
 
-    def _open_table(self, table: Table, *, create: bool = True) -> lmdb._Database:
+    def _open_table(self, table: Table, *, create: bool) -> lmdb._Database:
         packed = table == Table.CHUNK_IDS
-        return self._env.open_db(table.name.lower().encode(), create=create, dupsort=packed, dupfixed=packed)
-
-    def _pack_rows(self) -> None:
-        """Pack the rows of CHUNK_IDS in an index of format version 1 or 2, whole or not at all."""
-        with self._env.begin(write=True) as transaction:
-            database = self._databases[Table.CHUNK_IDS]
-            if database.flags()["dupfixed"]:
-                return
-            rows = list(transaction.cursor(database))
-            transaction.drop(database)
-            name = Table.CHUNK_IDS.name.lower().encode()
-            self._databases[Table.CHUNK_IDS] = database = self._env.open_db(
-                name, transaction, dupsort=True, dupfixed=True
-            )
-            _write_packed(transaction.cursor(database), rows)
+        database = self._env.open_db(table.name.lower().encode(), create=create, dupsort=packed, dupfixed=packed)
+        if database.flags()["dupfixed"] != packed:
+            raise damaged(self.path, f"the table {table.name.lower()} is of another kind than it must be")
+        return database
 
     def _make(self) -> None:
         """Make an empty index: whole when it has its name, for LMDB does not sync the first pages of a new file."""
@@ -163,7 +151,7 @@ class Environment:
             with self._env.begin(write=True) as transaction:
                 for table, rows in tables:
                     with transaction.cursor(self._databases[table]) as cursor:
-                        (_write_packed if table == Table.CHUNK_IDS else _write_rows)(cursor, rows)
+                        (_write_packed if table == Table.CHUNK_IDS else _write_rows)(cursor, table, rows)
         except lmdb.MapFullError as error:
             raise NoSpaceError(f"the map of {self.path} is full; opening the store again enlarges it") from error
         except lmdb.DiskError as error:
@@ -179,7 +167,7 @@ class Environment:
     def read_one(self, table: Table, key: bytes) -> bytes | None:
         """Return the committed value of a key, or None."""
         with begin(self._env, self.path) as transaction:
-            cursor = Cursor(transaction.cursor(self._databases[table]), self.path)
+            cursor = Cursor(transaction.cursor(self._databases[table]), table, self.path)
             return cursor.value() if cursor.set_key(key) else None
 
     def count(self, table: Table) -> int:
@@ -198,21 +186,21 @@ class Environment:
         self._env.close()
 
 
-def _write_rows(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
+def _write_rows(cursor: lmdb.Cursor[bytes], table: Table, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
     puts: list[tuple[bytes, bytes]] = []
     for key, value in rows:
         if value is not None:
-            puts.append((key, value))
+            puts.append((key, value + row_check(table, key, value)))
         elif cursor.set_key(key):
             cursor.delete()
     cursor.putmulti(puts)
 
 
-def _write_packed(cursor: lmdb.Cursor[bytes], rows: Iterable[tuple[bytes, bytes | None]]) -> None:
+def _write_packed(cursor: lmdb.Cursor[bytes], table: Table, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
     puts: list[tuple[bytes, bytes]] = []
     for key, value in rows:
         if cursor.set_range_dup(PACKED, key) and cursor.value().startswith(key):
             cursor.delete()
         if value is not None:
-            puts.append((PACKED, key + value))
+            puts.append((PACKED, key + value + row_check(table, key, value)))
     cursor.putmulti(puts)

@@ -79,11 +79,17 @@ class Ingest:
             found.ids.extend(ids)
         return found
 
+    def knows(self, chunks: Chunked) -> bool:
+        """Tell whether all chunks are stored, as `ChunkStore.knows` says."""
+        return NO_CHUNK not in self._lookup(chunks)
+
+    def _lookup(self, chunks: Chunked) -> list[int]:
+        numbers = self._index.lookup(chunks.ids)
+        return self._damaged.left_out(numbers) if self._damaged else numbers
+
     def store(self, data: memoryview, chunks: Chunked, *, encode: bool = True) -> list[int]:
         """Store what bytes were cut into and return the numbers, as `ChunkStore.store` says."""
-        numbers = self._index.lookup(chunks.ids)
-        if self._damaged:
-            numbers = self._damaged.left_out(numbers)
+        numbers = self._lookup(chunks)
         if NO_CHUNK not in numbers:
             return numbers
         self._check_writable()

@@ -2,7 +2,7 @@
 
 Reader and View own a read transaction each; environment.py makes them, and beside it no other module imports lmdb.
 They do not know what a row means, but that those of CHUNK_IDS are packed. A Reader or a View is used by one thread at a
-time. What LMDB finds wrong with its pages is a DamagedError here.
+time. A row that is not what was written, and what LMDB finds wrong with its pages, is a DamagedError.
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from pathlib import Path
 import lmdb
 
 from ckptfs.errors import DamagedError
-from ckptfs.store.schema import PACKED_KEY_SIZE, Memtable, Table, merged
+from ckptfs.store.schema import CHECK_SIZE, PACKED_KEY_SIZE, Memtable, Table, merged, row_check
 
 PACKED = b"\0"
 """The one key that LMDB has for all packed rows; they are its sorted duplicates."""
 
 
 class Cursor:
-    """A cursor over the rows of one table, ascending; DamagedError where LMDB finds its pages damaged."""
+    """A cursor over the rows of one table, ascending; DamagedError where they or LMDB's pages are damaged."""
 
-    __slots__ = ("_cursor", "_path", "key", "value")
+    __slots__ = ("_cursor", "_path", "_table", "key")
 
-    def __init__(self, cursor: lmdb.Cursor[bytes], path: Path) -> None:
+    def __init__(self, cursor: lmdb.Cursor[bytes], table: Table, path: Path) -> None:
         self._cursor = cursor
+        self._table = table
         self._path = path
         self.key: Callable[[], bytes] = cursor.key
-        """Return the key of the row that the cursor is at."""
-        self.value: Callable[[], bytes] = cursor.value
+        """Return the key of the row that the cursor is at, which `value` verifies."""
+
+    def value(self) -> bytes:
         """Return the value of the row that the cursor is at."""
+        return _unsealed(self._table, self._cursor.key(), self._cursor.value(), self._path)
 
     def _move(self, move: Callable[..., bool], *target: bytes) -> bool:
         try:
@@ -64,9 +67,14 @@ class Cursor:
         """Move to the first row from a key on."""
         return self._move(self._cursor.set_range, key)
 
+    def packed_row(self) -> tuple[bytes, bytes]:
+        """Return key and value of the packed row that the cursor is at."""
+        key, value = _split(self._cursor.value())
+        return key, _unsealed(self._table, key, value, self._path)
+
     def seek_packed(self, key: bytes) -> bool:
         """Move to the packed row of a key."""
-        return self.set_packed_range(key) and self.value().startswith(key)
+        return self.set_packed_range(key) and self._cursor.value().startswith(key)
 
     def set_packed_range(self, key: bytes) -> bool:
         """Move to the first packed row from a key on."""
@@ -77,9 +85,13 @@ class Cursor:
         return self._move(self._cursor.next_dup)
 
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all rows from the one that the cursor is at, from nowhere from the first."""
+        """Yield all rows, packed or not."""
+        stored: Iterable[tuple[bytes, bytes]] = self._cursor
+        if self._table == Table.CHUNK_IDS:
+            stored = (_split(packed) for _, packed in self._cursor)
         try:
-            yield from self._cursor
+            for key, sealed in stored:
+                yield key, _unsealed(self._table, key, sealed, self._path)
         except lmdb.Error as error:
             raise failure(self._path, error) from error
 
@@ -107,7 +119,7 @@ class Reader:
         if cursor is None:
             if self._transaction is None:
                 self._transaction = begin(self._env, self._path)
-            cursor = Cursor(self._transaction.cursor(self._databases[table]), self._path)
+            cursor = Cursor(self._transaction.cursor(self._databases[table]), table, self._path)
             self._cursors[table] = cursor
         return cursor
 
@@ -119,19 +131,14 @@ class Reader:
     def find_packed(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the packed rows of those keys that there are; sorted keys walk the tree once, from left to right."""
         cursor = self.cursor(Table.CHUNK_IDS)
-        return {key: cursor.value()[PACKED_KEY_SIZE:] for key in keys if cursor.seek_packed(key)}
+        return dict(cursor.packed_row() for key in keys if cursor.seek_packed(key))
 
     def packed_from(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the packed rows from the key `start` on, ascending; good until the lock is let go."""
         cursor = self.cursor(Table.CHUNK_IDS)
-        if not self._databases[Table.CHUNK_IDS].flags()["dupfixed"]:
-            # In an index of an older version that is open for reading only they are rows like others.
-            if cursor.set_range(start):
-                yield from cursor.rows()
-            return
         more = cursor.set_packed_range(start)
         while more:
-            yield _split(cursor.value())
+            yield cursor.packed_row()
             more = cursor.next_packed()
 
     def renew(self) -> None:
@@ -160,7 +167,10 @@ class View:
     def get(self, table: Table, key: bytes) -> bytes | None:
         """Return the value of a key, or None; not for packed rows."""
         overlay = self._overlays[table]
-        return overlay[key] if key in overlay else self._transaction.get(key, db=self._databases[table])
+        if key in overlay:
+            return overlay[key]
+        stored = self._transaction.get(key, db=self._databases[table])
+        return None if stored is None else _unsealed(table, key, stored, self._path)
 
     def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """Yield the rows of a table, ascending."""
@@ -170,13 +180,20 @@ class View:
         database = self._databases.get(table)
         if database is None:
             return iter(())
-        stored = Cursor(self._transaction.cursor(database), self._path).rows()
-        return (_split(row) for _, row in stored) if database.flags()["dupfixed"] else stored
+        return Cursor(self._transaction.cursor(database), table, self._path).rows()
 
 
 def _split(packed: bytes) -> tuple[bytes, bytes]:
-    """Return key and value of a packed row."""
+    """Return the key of a packed row, and its value and check."""
     return packed[:PACKED_KEY_SIZE], packed[PACKED_KEY_SIZE:]
+
+
+def _unsealed(table: Table, key: bytes, sealed: bytes, path: Path) -> bytes:
+    """Return the value that a row has before its check, which has to hold."""
+    value = sealed[:-CHECK_SIZE]
+    if row_check(table, key, value) != sealed[-CHECK_SIZE:]:
+        raise damaged(path, f"a row of the table {table.name.lower()} is not what was written")
+    return value
 
 
 def begin(env: lmdb.Environment, path: Path) -> lmdb.Transaction[bytes]:

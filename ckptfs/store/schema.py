@@ -1,10 +1,12 @@
-"""The tables of a store's index: their names and numbers, and how rows in memory lie over stored ones.
+"""The tables of a store's index: names, numbers, the checks of rows, and how rows in memory lie over stored ones.
 
 Owns what everybody who reads or writes a row agrees on; it does not know what a row means. Pure.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
+
+import xxhash
 
 
 class Table(IntEnum):
@@ -26,14 +28,22 @@ class Table(IntEnum):
 
 
 PACKED_KEY_SIZE = 16
-"""The rows of CHUNK_IDS are *packed*: in LMDB they are bare records of key and value, all of one size, 24 bytes in a
-page rather than 34. The keys are random, so the pages are two thirds full, and this is the largest table."""
+"""The rows of CHUNK_IDS are *packed*: in LMDB they are bare records of key, value and check, all of one size, 28 bytes
+in a page rather than 38. The keys are random, so the pages are two thirds full, and this is the largest table."""
+
+CHECK_SIZE = 4
+"""The bytes of the check behind the value of every row in LMDB."""
 
 TREE_TABLES = tuple(table for table in Table if table <= Table.META)
 """The tables of the tree, all of whose rows are journalled; the others are the store's own."""
 
 Memtable = dict[bytes, bytes | None]
 """Rows in memory, above those of LMDB; None marks a deletion, which hides the row below."""
+
+
+def row_check(table: Table, key: bytes, value: bytes) -> bytes:
+    """Return the check of a row: the low 32 bits of XXH3-64 over its key and value, seeded with the table's number."""
+    return xxhash.xxh3_64_digest(key + value, table)[-CHECK_SIZE:]
 
 
 def merged(stored: Iterator[tuple[bytes, bytes]], overlay: Memtable) -> Iterator[tuple[bytes, bytes]]:

@@ -1,9 +1,8 @@
 """The seal of the index: a digest of `index.lmdb`, set when a store is closed and broken when it is opened to write.
 
 LMDB has no checksums: a flipped bit may show an old row, another chunk, or end the process. The packs vouch for chunks;
-the seal vouches for the rows that say which chunks a file has. Whoever finds it broken makes the index anew from the
-packs. After a kill there is no seal: then only what LMDB would stumble over is looked for, and rows are taken at their
-word.
+the seal vouches for the whole index. Whoever finds it broken makes the index anew from the packs. After a kill there is
+none: then the pages are looked at (`lmdb_pages.py`), and every row that is read has a check (`environment.py`).
 """
 
 import logging

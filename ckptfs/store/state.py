@@ -13,8 +13,6 @@ from ckptfs.store.totals import Summary, Totals
 
 STATE_KEY = b"state"
 STATE = struct.Struct("<IIQQQQIIQQQQQQ")
-_STATE_SIZES_OLD = (56, 80)
-"""The sizes in stores of version 1, in which no chunk waits, and of version 2, in which none is a delta."""
 
 FIRST_SEQUENCE = 1
 
@@ -48,8 +46,6 @@ def pack_state(state: State) -> bytes:
 
 def unpack_state(packed: bytes) -> State:
     """Return the state that a checkpoint wrote."""
-    if len(packed) in _STATE_SIZES_OLD:
-        packed += bytes(STATE.size - len(packed))
     if len(packed) != STATE.size:
         raise DamagedError("the state row of the index has another size than it must have; rebuild the index")
     pack, _, offset, sequence, number, raw_bytes, kept_pack, _, kept_offset, *behind = STATE.unpack(packed)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ckptfs.config import MIB
+from ckptfs.errors import NoSpaceError
 from ckptfs.formats import TensorCuts
 from ckptfs.store import Chunked, ChunkStore
 from ckptfs.tree.extents import Extent, Extents
@@ -46,7 +47,8 @@ class Job(Protocol):
 class StreamJob:
     """Cut a piece of the stream and store its chunks; `joined` is a last extent whose bytes come before it.
 
-    `offset` is where in the file the bytes to cut begin, `joined` included.
+    `offset` is where in the file the bytes to cut begin, `joined` included. Where there is no room for new chunks, it
+    stores `known_only`: NoSpaceError when there is a new one.
     """
 
     store: ChunkStore
@@ -56,6 +58,7 @@ class StreamJob:
     joined: Extent | None
     piece: Piece
     final: bool
+    known_only: bool = False
     is_handed_on: bool = False
     chunks: Chunked | None = None
     numbers: list[int] = field(default_factory=list)
@@ -81,6 +84,8 @@ class StreamJob:
         cuts = [cut - self.offset for cut in self.tensor_cuts.between(self.offset, self.offset + len(view))]
         self.chunks = self.store.cut(view, self.final, cuts)
         self.rest = bytes(view[self.end - self.offset :])
+        if self.known_only and not self.store.knows(self.chunks):
+            raise NoSpaceError(f"the disk below the store is full: {self.store.path}")
         on_cut()
         self.numbers = self.store.store(view, self.chunks, encode=False)
 
@@ -209,6 +214,15 @@ class FileContent:
             self._overlay = Ranges()
         else:
             return None
+        self._jobs.append(job)
+        return job
+
+    def take_known_job(self) -> StreamJob | None:
+        """Return work on the stream as it is now that stores nothing new; None where other work comes first."""
+        if self._jobs or self._overlay or self._joinable() or (piece := self._stream.take(final=True)) is None:
+            return None
+        offset = self.extents.size
+        job = StreamJob(self._store, self._reader, self._tensor_cuts, offset, None, piece, False, known_only=True)
         self._jobs.append(job)
         return job
 

@@ -218,18 +218,20 @@ def judge_seed(seed: int, steps: int = STEPS, torn_tries: int = TORN_TRIES) -> J
     with scratch() as name:
         recording = record(seed, Path(name), steps)
         for count, crash in enumerate(crashes(recording, torn_tries)):
-            _note(judgement, recording, crash, Path(name))
-            if count % RECOVERY_EVERY == RECOVERY_EVERY - 1:
+            whole = _note(judgement, recording, crash, Path(name))
+            if whole and count % RECOVERY_EVERY == RECOVERY_EVERY - 1:
                 recovery = record_recovery(recording, crash, Path(name))
                 for second in crashes(recovery, torn_tries):
                     _note(judgement, recovery, second, Path(name))
     return judgement
 
 
-def _note(judgement: Judgement, recording: Recording, crash: Crash, directory: Path) -> None:
+def _note(judgement: Judgement, recording: Recording, crash: Crash, directory: Path) -> bool:
+    """Judge a crash state and note what comes of it; tell whether it is whole."""
     judgement.digests.add(crash.image.digest())
     if loss := judge(recording, crash, directory):
         judgement.losses.append(loss)
+    return not loss
 
 
 def replay(seed: int, cuts: Sequence[Cut], keep: Path) -> str:

@@ -1,8 +1,9 @@
 """Stores that somebody has tampered with: bytes changed anywhere, and rows that are well sealed and make no sense.
 
 Whatever is in a store, opening it, reading all of it and saving end, in bounded time and memory, as they should or with
-an error of `ckptfs.errors` or an OSError, which the mount turns into an errno. A process of its own does it: a crash
-of the interpreter, or one that goes on for ever, is seen as well.
+an error of `ckptfs.errors` or an OSError, which the mount turns into an errno. Where only the index was tampered with,
+what is shown is what was written. A process of its own does it: a crash of the interpreter, or one that goes on for
+ever, is seen as well.
 """
 
 import logging
@@ -13,23 +14,29 @@ import shutil
 import signal
 import traceback
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
+from ckptfs.cli.main import main
 from ckptfs.config import GIB
-from ckptfs.errors import CkptfsError
+from ckptfs.errors import CkptfsError, DamagedError, NotAStoreError, StoreVersionError
 from ckptfs.store import ChunkStore, Disk
 from ckptfs.store.records import Row
 from ckptfs.store.schema import TREE_TABLES
 from ckptfs.store.tables import Changes
 from tests.faults.crashes import scratch
-from tests.faults.workload import Promises, Workload, state_of
+from tests.faults.workload import Promises, State, Workload, state_of
 from tests.unit import tree_support as support
 
 STEPS = 25
 STORE_SEED = 3
 WAYS = ("packs", "packs without an index", "rows", "rows", "description", "index", "index", "index")
+REPAIRED_EVERY = 3
+"""One of so many stores goes through `ckptfs repair` before it is opened."""
 SECONDS_MAX = 20
 MEMORY_MAX = 1 * GIB
+REFUSALS = (0, DamagedError.exit_code, NotAStoreError.exit_code, StoreVersionError.exit_code)
+"""What a repair of a store that was tampered with may end with."""
 _WHOLE, _ERROR, _BUG = 0, 1, 2
 
 
@@ -90,6 +97,7 @@ def judge_hostile(seeds: Iterable[int]) -> list[str]:
     with scratch() as name:
         original, path = Path(name) / "original", Path(name) / "changed"
         make_store(original, STORE_SEED)
+        written = read_state(original)
         packs = tuple(f"packs/{pack.name}" for pack in (original / "packs").iterdir())
         for seed in seeds:
             source = random.Random(seed)
@@ -105,16 +113,28 @@ def judge_hostile(seeds: Iterable[int]) -> list[str]:
                 change_bytes(path, source, packs)
                 if way == "packs without an index":
                     (path / "index.lmdb").unlink()
-            if said := outcome(path):
+            repaired = seed % REPAIRED_EVERY == 0
+            said = outcome(path, repaired=repaired, written=written if way == "index" else None)
+            if left := {each.name for each in Path(name).iterdir()} - {"original", "changed"}:
+                said += f"files outside of the store: {left}"
+            if said:
                 losses.append(f"--tampering {seed}: {way}: {said}")
             shutil.rmtree(path)
     return losses
 
 
-def outcome(path: Path, *, read_only: bool = False) -> str:
+def read_state(path: Path) -> State:
+    """Return all that a store shows; it is not changed."""
+    tree = support.open_tree(path, read_only=True)
+    with closing(tree.store):
+        return state_of(tree)
+
+
+def outcome(path: Path, *, read_only: bool = False, repaired: bool = False, written: State | None = None) -> str:
     """Open a store, read all of it and save, in a child; return what is not as it should be, "" for nothing.
 
-    Nothing is saved when it is opened `read_only`.
+    Nothing is saved when it is opened `read_only`. With `written`, what is shown has to be just that, or an error.
+    It is `repaired` before, where that is asked for, by the command that also verifies every byte.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -123,12 +143,23 @@ def outcome(path: Path, *, read_only: bool = False) -> str:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_MAX, MEMORY_MAX))
         signal.alarm(SECONDS_MAX)
         code = _BUG
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
         try:
+            if repaired:
+                _repair(path)
             tree = support.open_tree(path, read_only=read_only)
-            state_of(tree)
+            shown = state_of(tree)
+            assert written in (None, shown), "other bytes or names are shown than were written"
             if not read_only:
                 support.save(tree, "afterwards", b"saved" * 500)
                 tree.store.commit(checkpoint=True)
+                tree.store.close(commit=False)
+                if written is not None:
+                    after = read_state(path)
+                    assert after.live.pop("/afterwards").data == b"saved" * 500
+                    assert (after.live, after.snapshots) == (shown.live, shown.snapshots), "a save changed the rest"
             code = _WHOLE
         except (CkptfsError, OSError):
             code = _ERROR
@@ -143,3 +174,9 @@ def outcome(path: Path, *, read_only: bool = False) -> str:
     if os.WIFSIGNALED(status):
         return f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
     return said if os.WEXITSTATUS(status) == _BUG else ""
+
+
+def _repair(path: Path) -> None:
+    """Run `ckptfs repair --rebuild-index`; it may find damage, and not fail over it."""
+    code = main(["repair", str(path), "--rebuild-index"])
+    assert code in REFUSALS, f"a repair ended with {code}"

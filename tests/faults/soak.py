@@ -14,6 +14,7 @@ It ends with exit code 1 when anything was lost. What it prints for a loss is wh
 import argparse
 import logging
 import multiprocessing
+import subprocess
 import sys
 import tempfile
 import time
@@ -98,7 +99,7 @@ class Soak:
                     saves.close()
                 mount.umount()
                 assert not mount.unexpected_in_log(), mount.unexpected_in_log()
-            except AssertionError as error:
+            except (AssertionError, subprocess.SubprocessError) as error:
                 self._note("kills", 0, [f"--seed {seed} --kills {KILLS_PER_SEED}: {error}"])
             finally:
                 mount.clean_up()

@@ -1,5 +1,6 @@
 """The disk below may fail at any operation, while the process goes on: nothing that was promised is lost."""
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -14,18 +15,22 @@ SEEDS = (4, 28)
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("fault", Fault)
-def test_a_failure_of_any_operation_loses_nothing(fault: Fault, seed: int, pool: ProcessPoolExecutor) -> None:
+def test_a_failure_of_any_operation_loses_nothing(
+    fault: Fault, seed: int, pool: ProcessPoolExecutor, record_property: Callable[[str, object], None]
+) -> None:
     count = count_operations(seed, fault)
-    print(f"seed {seed}, {count} operations")
+    record_property(f"failing operations, seed {seed}", count)
     losses = list(filter(None, pool.map(partial(judge_fault, seed, fault), range(count), chunksize=8)))
     assert not losses, "\n".join(losses[:10])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_failure_of_any_write_or_sync_loses_nothing(seed: int, fuse: None, pool: ProcessPoolExecutor) -> None:
+def test_a_failure_of_any_write_or_sync_loses_nothing(
+    seed: int, fuse: None, pool: ProcessPoolExecutor, record_property: Callable[[str, object], None]
+) -> None:
     """Those of LMDB are among them, which the disk of the other test does not see."""
     count = count_writes(seed)
-    print(f"seed {seed}, {count} writes and syncs")
-    halves = pool.map(partial(judge_failing, seed), (range(0, count, 6), range(3, count, 6)))
+    halves = pool.map(partial(judge_failing, seed), parts := (range(0, count, 6), range(3, count, 6)))
+    record_property(f"failing writes and syncs, seed {seed}", sum(map(len, parts)))
     losses = [loss for half in halves for loss in half]
     assert not losses, "\n".join(losses[:10])

@@ -1,5 +1,6 @@
 """The disk below may fill up at any byte: the versions stay whole, and saving goes on when there is room again."""
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -13,10 +14,12 @@ ROOMS = 80
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_disk_that_fills_up_anywhere_loses_nothing(seed: int, fuse: None, pool: ProcessPoolExecutor) -> None:
+def test_a_disk_that_fills_up_anywhere_loses_nothing(
+    seed: int, fuse: None, pool: ProcessPoolExecutor, record_property: Callable[[str, object], None]
+) -> None:
     size = growth(seed)
     rooms = range(0, size, size // ROOMS)
-    print(f"seed {seed}, up to {size} bytes")
+    record_property(f"full disks, seed {seed}", len(rooms))
     halves = pool.map(partial(judge_full, seed), (rooms[0::2], rooms[1::2]))
     losses = [loss for half in halves for loss in half]
     assert not losses, "\n".join(losses[:10])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from ckptfs.errors import DaemonError
 from tests.faults import recorder
@@ -66,6 +67,20 @@ def test_data_is_refused_rather_than_accepted_and_lost(small: RunningMount) -> N
             file.write(os.urandom(MIB))
     assert "cannot be written" in small.log()
     assert "cannot be stored" not in small.log()
+
+
+def test_a_save_of_nothing_but_known_bytes_takes_no_room(small: RunningMount) -> None:
+    generator = torch.Generator().manual_seed(1)
+    state = {name: torch.randn(300_000, generator=generator) for name in "abcd"}
+    torch.save(state, small.path / "model.pt")
+    data = (small.path / "model.pt").read_bytes()
+    assert fill(small) == errno.ENOSPC
+    (small.path / "again.pt").write_bytes(data)
+    torch.save(state, small.path / "model.pt")
+    assert (small.path / "again.pt").read_bytes() == data
+    assert (small.path / "model.pt").read_bytes() == data
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        (small.path / "one more.pt").write_bytes(data[: 2 * MIB] + os.urandom(8 * MIB))
 
 
 def test_versions_and_files_are_deleted_on_a_full_disk(small: RunningMount) -> None:

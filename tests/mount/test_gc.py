@@ -1,5 +1,6 @@
 """Deleted versions give their disk space back, by themselves or when asked, while saves and loads go on."""
 
+import errno
 import os
 import random
 import threading
@@ -39,6 +40,41 @@ def test_a_deleted_file_that_no_version_holds_shrinks_the_store(mount: RunningMo
     (mount.path / "model").write_bytes(noise(1))
     (mount.path / "model").unlink()
     mount.wait_for(lambda: store_blocks(mount) < SIZE / 10)
+
+
+def test_a_reader_of_a_version_that_is_collected_gets_its_bytes_or_an_error(mount: RunningMount) -> None:
+    (mount.path / "model").write_bytes(noise(1))
+    mount.snapshot("first")
+    (mount.path / "model").write_bytes(noise(2))
+    mount.snapshot("second")
+    mount.remount()  # nothing of the file is in memory
+    rng = random.Random(3)
+    errors = set()
+
+    def read(fd: int) -> None:
+        offset = rng.randrange(SIZE)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # the daemon is to answer, not the page cache
+            found = os.pread(fd, MIB, offset)
+        except OSError as error:
+            errors.add(error.errno)
+        else:
+            assert found == noise(1)[offset : offset + MIB]
+
+    reader = os.open(mount.at("first", "model"), os.O_RDONLY)
+    read(reader)
+    collecting = threading.Thread(target=lambda: (os.rmdir(mount.at("first")), mount.ckptfs("gc", mount.path)))
+    collecting.start()
+    while collecting.is_alive():
+        read(reader)
+    collecting.join()
+    for _ in range(20):
+        read(reader)
+    os.close(reader)
+    assert errors <= {errno.ESTALE}
+    with pytest.raises(OSError, match="No such file"):
+        mount.at("first", "model").read_bytes()
+    assert mount.at("second", "model").read_bytes() == noise(2)
 
 
 def test_gc_says_exactly_what_it_frees(mount: RunningMount) -> None:

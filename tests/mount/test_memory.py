@@ -9,11 +9,14 @@ import pytest
 import xxhash
 
 from tests.mount.running import RunningMount
+from tests.unit.harmful_files import HARMFUL
 
 MIB = 1024 * 1024
 MEMORY_MAX = 512 * MIB
 FILE_SIZE = (4096 if os.environ.get("CKPTFS_TEST_LARGE") else 1024) * MIB
 PIECE = 8 * MIB
+HARMFUL_SAVED = ("many members", "long keys", "tensors in GGUF", "many pieces")
+"""One of each kind of file; `tests/unit/test_formats_hostile.py` has all of them, without a mount."""
 
 
 def peak_memory(pid: int) -> int:
@@ -64,3 +67,16 @@ def test_a_large_file_is_written_and_read_in_bounded_memory(mount: RunningMount)
     assert read.digest() == written.digest()
     assert peak_written < MEMORY_MAX
     assert peak_memory(pid) < MEMORY_MAX
+
+
+def test_files_made_to_do_harm_to_parsers_are_saved_in_bounded_memory(mount: RunningMount) -> None:
+    pid = mount.pid()
+    before = peak_memory(pid)
+    for kind in HARMFUL_SAVED:
+        data = HARMFUL[kind]()
+        (mount.path / kind).write_bytes(data)
+        assert (mount.path / kind).read_bytes() == data, kind
+    mount.run("optimize")
+    assert peak_memory(pid) - before < MEMORY_MAX
+    mount.snapshot("whole")
+    assert set(os.listdir(mount.at("whole"))) == set(HARMFUL_SAVED)

@@ -5,11 +5,13 @@ What a reader gets is the bytes that were written, or an error; whichever byte i
 
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from ckptfs.errors import CkptfsError, DamagedError
@@ -18,11 +20,13 @@ from ckptfs.store.disk import Disk
 from ckptfs.store.seal import Seal
 from ckptfs.tree import Tree
 from ckptfs.tree.reader import ChunkReader
-from tests.faults.hostile import outcome
+from tests.faults.hostile import outcome, read_state
+from tests.faults.workload import state_of
 from tests.unit.tree_support import CONFIG, NoSyncDisk, make_directory, open_tree, read, save
 
 NAMES = ("run/a", "run/b")
 SEED = 20240607
+STEP = 199
 
 Files = dict[tuple[str, str], bytes]
 """The bytes of every file of every version, by the version's name and the path."""
@@ -143,17 +147,61 @@ def test_an_index_whose_seal_is_broken_is_not_opened(store: tuple[Path, Files], 
     tree.store.close()
 
 
-def test_a_flipped_byte_of_an_index_without_a_seal_ends_in_a_clean_error(store: tuple[Path, Files]) -> None:
-    """As a kill leaves it: what LMDB says is believed, but it is not let stumble."""
-    path, files = store
+def test_no_flipped_byte_of_an_index_without_a_seal_shows_anything_else(store: tuple[Path, Files]) -> None:
+    """As a kill leaves it: pages are looked at before LMDB meets them, and rows have checks."""
+    path, _ = store
     (path / "index.lmdb.seal").unlink()
     index = path / "index.lmdb"
+    written = read_state(path)
     rng = random.Random(SEED)
     print(f"seed {SEED}")
-    for offset in range(rng.randrange(199), index.stat().st_size, 199):
+    for offset in range(rng.randrange(STEP), index.stat().st_size, STEP):
         with flipped(index, offset, rng.randrange(8)):
-            assert outcome(path, read_only=True) == "", offset
-    tree = open_tree(path)
+            assert outcome(path, read_only=True, written=written) == "", offset
+    assert read_state(path) == written
+
+
+def test_a_save_into_an_index_with_a_flipped_byte_changes_nothing_else(
+    store: tuple[Path, Files], tmp_path: Path
+) -> None:
+    path, _ = store
+    (path / "index.lmdb.seal").unlink()
+    written = read_state(path)
+    rng = random.Random(SEED)
+    print(f"seed {SEED}")
+    for offset in range(rng.randrange(10 * STEP), (path / "index.lmdb").stat().st_size, 10 * STEP):
+        copy = shutil.copytree(path, tmp_path / "copy")
+        with flipped(copy / "index.lmdb", offset, rng.randrange(8)):
+            assert outcome(copy, written=written) == "", offset
+        shutil.rmtree(copy)
+
+
+def values_in(index: Path) -> Iterator[bytes]:
+    """Yield the values of all rows as LMDB has them: with their checks, packed rows whole."""
+    with lmdb.open(str(index), subdir=False, readonly=True, lock=False, max_dbs=16) as plain, plain.begin() as reading:
+        for name, _ in reading.cursor():
+            yield from reading.cursor(plain.open_db(name, reading)).iternext(keys=False)
+
+
+def test_no_value_that_is_flipped_while_the_index_is_in_use_is_believed(store: tuple[Path, Files]) -> None:
+    path, files = store
+    index = path / "index.lmdb"
+    data = index.read_bytes()
+    places = [match.span() for value in values_in(index) for match in re.finditer(re.escape(value), data)]
+    tree = open_tree(path, read_only=True)
+    written = state_of(tree)
+    rng = random.Random(SEED)
+    print(f"seed {SEED}")
+    caught = 0
+    for start, stop in places:
+        for offset in range(start, stop):
+            with flipped(index, offset, rng.randrange(8)):
+                try:
+                    tree.reader = ChunkReader(tree.store)
+                    assert state_of(tree) == written
+                except CkptfsError:
+                    caught += 1
+    assert caught
     assert read_all(tree, files) == 0
     tree.store.close()
 

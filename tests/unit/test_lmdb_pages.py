@@ -75,3 +75,18 @@ def test_pages_of_noise_end_in_damage_and_nothing_else(index: Path) -> None:
             data[start + source.randrange(64 if source.random() < 0.5 else PAGE)] = source.randrange(256)
         index.write_bytes(data)
         damage_of(index, Disk())
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\xff"])
+def test_a_branch_that_leads_away_from_rows_is_named(index: Path, byte: bytes) -> None:
+    whole = index.read_bytes()
+    found = []
+    for start in range(2 * PAGE, len(whole), PAGE):
+        flags, lower = struct.unpack_from("<HH", whole, start + 10)
+        if flags == 1 and lower > 20:
+            at = start + struct.unpack_from("<H", whole, start + 18)[0]  # the second node: its key says something
+            size = struct.unpack_from("<H", whole, at + 6)[0]
+            index.write_bytes(whole[: at + 8] + byte * size + whole[at + 8 + size :])
+            found.append(damage_of(index, Disk()))
+    assert any(found)
+    assert all(said is None or "belong" in said or "in order" in said for said in found)

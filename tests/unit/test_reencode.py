@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ckptfs.config import FORMAT_VERSION, MIB, ChunkSizes
-from ckptfs.errors import DamagedError
+from ckptfs.errors import DamagedError, StoreVersionError
 from ckptfs.store import ChunkStore, Disk, Table, description, records
 from ckptfs.store.codec import Encoding
 from ckptfs.store.freed import PIECE_SIZE, build_row, merge, pieces
@@ -634,13 +634,17 @@ def test_everything_at_once(path: Path) -> None:
 def test_a_store_of_version_1_is_raised_when_it_is_written(path: Path) -> None:
     with create(path) as store:
         kept = ingest(store, floats(3), encode=True)
+        store.tables.put(Table.META, b"there", b"")
     old = path / "store.json"
     old.write_text(old.read_text().replace(f'"version": {FORMAT_VERSION}', '"version": 1'))
-    with ChunkStore.open(path, read_only=True) as store:
-        assert store.config.version == 1
-        assert_reads(store, kept)
+    with pytest.raises(StoreVersionError, match="has the format 1"):
+        ChunkStore.open(path, read_only=True)
+    (path / "index.lmdb").write_bytes(b"of another format")  # whatever it is, it is made anew
     with ChunkStore.open(path) as store:
         assert store.config.version == FORMAT_VERSION
+        assert_reads(store, kept)
+    with ChunkStore.open(path, read_only=True) as store:
+        assert_reads(store, kept)
     assert description.read(path, Disk()).version == FORMAT_VERSION
 
 

@@ -165,3 +165,28 @@ def test_the_record_before_is_taken_where_a_later_one_of_a_chunk_is_damaged(
         assert damaged(tree) == problems(tree) == []
         assert read(tree, "text") == text
         tree.store.close()
+
+
+@pytest.mark.parametrize("at", [10, 50], ids=["header", "payload"])
+def test_an_index_is_made_anew_with_the_record_before_where_the_one_that_it_had_is_damaged(
+    tmp_path: Path, at: int
+) -> None:
+    path = tmp_path / "store"
+    ChunkStore.create(path, disk=NoSyncDisk(), config=CONFIG).close()
+    tree = open_tree(path)
+    text = bytes(random.Random(1).choices(b"ab", k=20_000))
+    save(tree, "text", text)
+    tree.store.commit(checkpoint=True)
+    assert tree.store.reencode(1 << 20).saved_bytes
+    tree.store.commit(checkpoint=True)  # the index speaks of the later record, and nothing is punched yet
+    flip(tree, tree.store.next_number // 2, at=at)
+    tree.store.close()
+    tree = salvaged(path, rebuild=True)
+    assert tree.store.opening.losses
+    assert tree.store.opening.differences == {"chunks": 1}
+    assert read(tree, "text") == text
+    tree.store.close()
+    tree = open_tree(path)
+    assert damaged(tree) == problems(tree) == []
+    assert read(tree, "text") == text
+    tree.store.close()

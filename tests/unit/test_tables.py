@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from ckptfs.errors import DamagedError
 from ckptfs.store import ChunkStore, Frozen, Table
 from ckptfs.store.disk import Disk
 from ckptfs.store.environment import Environment
@@ -21,6 +22,7 @@ from ckptfs.store.tables import END, KEY_SIZE_MAX, Tables
 
 keys = st.binary(min_size=1, max_size=3).map(lambda key: key.translate(bytes(97 + byte % 3 for byte in range(256))))
 values = st.binary(max_size=3)
+CHECKS = ("a934f56c", "d9702311")
 tables_used = st.sampled_from([Table.INODES, Table.DIRENTS])
 
 
@@ -177,25 +179,40 @@ def assert_walks(reader: Reader, rows: dict[bytes, bytes]) -> None:
         assert list(reader.packed_from(start)) == [row for row in expected if row[0] >= start]
 
 
-def test_an_index_of_format_version_2_gets_packed_rows(tmp_path: Path) -> None:
-    path = tmp_path / "index.lmdb"
-    rows = {random.Random(number).randbytes(PACKED_KEY_SIZE): key_of(number) * 2 for number in range(300)}
-    with lmdb.open(str(path), subdir=False, max_dbs=16) as old, old.begin(write=True) as transaction:
-        transaction.cursor(old.open_db(b"chunk_ids", transaction)).putmulti(rows.items())
-        for table in Table:
-            if table not in (Table.CHUNK_IDS, Table.FREED, Table.DAMAGED):
-                old.open_db(table.name.lower().encode(), transaction)
-    for read_only in (True, False, False, True):
-        environment = Environment(path, Disk(), read_only=read_only)
-        reader = environment.reader(threading.Lock())
-        with reader.lock:
-            if not read_only:
-                assert reader.find_packed(sorted(rows)) == rows
-            assert_walks(reader, rows)
-        with environment.view({Table.CHUNK_IDS: {}, Table.DAMAGED: {}}) as view:
-            assert list(view.scan(Table.CHUNK_IDS)) == sorted(rows.items())
-            assert list(view.scan(Table.DAMAGED)) == []
-        environment.close()
+def test_rows_lie_in_lmdb_as_the_format_says(environment: Environment) -> None:
+    environment.write([(Table.META, [(b"key", b"value")]), (Table.CHUNK_IDS, [(b"i" * PACKED_KEY_SIZE, key_of(7))])])
+    environment.close()
+    with lmdb.open(str(environment.path), subdir=False, max_dbs=16) as plain, plain.begin() as transaction:
+        meta, chunk_ids = (
+            transaction.cursor(plain.open_db(name, transaction, dupsort=packed, dupfixed=packed))
+            for name, packed in ((b"meta", False), (b"chunk_ids", True))
+        )
+        assert list(meta) == [(b"key", b"value" + bytes.fromhex(CHECKS[0]))]
+        assert list(chunk_ids) == [(b"\0", b"i" * PACKED_KEY_SIZE + key_of(7) + bytes.fromhex(CHECKS[1]))]
+
+
+def test_a_row_that_is_not_what_was_written_is_not_read(environment: Environment) -> None:
+    ids = [bytes([number]) * PACKED_KEY_SIZE for number in (1, 2)]
+    environment.write([(Table.META, [(b"key", b"value")]), (Table.CHUNK_IDS, [(each, key_of(7)) for each in ids])])
+    environment.close()
+    data = environment.path.read_bytes()
+    environment.path.write_bytes(data.replace(b"keyvalue", b"keyVALUE").replace(ids[0] + key_of(7), ids[0] + key_of(6)))
+    environment = Environment(environment.path, Disk(), read_only=True)
+    reader = environment.reader(threading.Lock())
+    with environment.view({Table.META: {}, Table.CHUNK_IDS: {}}) as view, reader.lock:
+        assert reader.find_packed([ids[1]]) == {ids[1]: key_of(7)}
+        for read in (
+            lambda: reader.get(Table.META, b"key"),
+            lambda: view.get(Table.META, b"key"),
+            lambda: list(view.scan(Table.META)),
+            lambda: environment.read_one(Table.META, b"key"),
+            lambda: reader.find_packed(ids),
+            lambda: list(reader.packed_from(ids[0])),
+            lambda: list(view.scan(Table.CHUNK_IDS)),
+        ):
+            with pytest.raises(DamagedError, match="is not what was written"):
+                read()
+    environment.close()
 
 
 @pytest.mark.parametrize("key", [b"", bytes(KEY_SIZE_MAX + 1)])
