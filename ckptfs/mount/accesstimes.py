@@ -5,8 +5,6 @@ memory, of the files read last, and end with the mount; only another change of a
 time along. Belongs to the loop.
 """
 
-from dataclasses import replace
-
 from ckptfs.tree import Tree
 from ckptfs.tree.inode import Inode
 
@@ -24,7 +22,7 @@ class AccessTimes:
     def applied_to(self, inode: Inode) -> Inode:
         """Return a live inode with the access time that was noted for it."""
         noted_ns = self._noted_ns.get(inode.ino)
-        return inode if noted_ns is None else replace(inode, atime_ns=noted_ns)
+        return inode if noted_ns is None else inode._replace(atime_ns=noted_ns)
 
     def is_due(self, ino: int) -> bool:
         """Whether a read of this live inode now would move its access time."""

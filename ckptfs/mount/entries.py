@@ -7,7 +7,6 @@ snapshots. It changes nothing but what the kernel is known to have looked up. Be
 import errno
 import os
 import stat
-from dataclasses import replace
 
 from pyfuse3 import EntryAttributes
 
@@ -34,8 +33,8 @@ class Entries:
     def inode(self, node: Node) -> Inode:
         """Return the attributes of any node, the two that only the mount knows included."""
         if node == SNAPSHOTS_NODE:
-            return replace(
-                self._tree.attributes(ROOT_INO), mode=stat.S_IFDIR | 0o755, nlink=2 + len(self._tree.snapshots)
+            return self._tree.attributes(ROOT_INO)._replace(
+                mode=stat.S_IFDIR | 0o755, nlink=2 + len(self._tree.snapshots)
             )
         if node == LATEST_NODE:
             latest = self._tree.snapshots.latest()
@@ -43,7 +42,7 @@ class Entries:
                 fail(errno.ENOENT, LATEST)
             target = os.fsencode(latest.name)
             root = self._tree.attributes(ROOT_INO)
-            return replace(root, mode=stat.S_IFLNK | 0o777, nlink=1, size=len(target), target=target)
+            return root._replace(mode=stat.S_IFLNK | 0o777, nlink=1, size=len(target), target=target)
         inode = self._tree.attributes(node.ino, node.epoch)
         return self._access_times.applied_to(inode) if node.is_live else inode
 

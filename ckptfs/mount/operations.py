@@ -9,7 +9,6 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import pyfuse3
@@ -125,8 +124,7 @@ class Operations(pyfuse3.Operations):
         mtime_ns = _stored_time(attr.st_mtime_ns) if fields.update_mtime else inode.mtime_ns
         if fields.update_mtime and file and file.dirty:
             file.mtime_ns, mtime_ns = mtime_ns, inode.mtime_ns  # it becomes the version's when the file is committed
-        changed = replace(
-            inode,
+        changed = inode._replace(
             mode=stat.S_IFMT(inode.mode) | stat.S_IMODE(attr.st_mode) if fields.update_mode else inode.mode,
             uid=attr.st_uid if fields.update_uid else inode.uid,
             gid=attr.st_gid if fields.update_gid else inode.gid,
@@ -276,7 +274,7 @@ class Operations(pyfuse3.Operations):
         if mode & stat.S_IXGRP:
             mode &= ~stat.S_ISGID
         if mode != inode.mode:
-            self._names.change_attributes(replace(self._names.inode(node.ino), mode=mode))
+            self._names.change_attributes(self._names.inode(node.ino)._replace(mode=mode))
             self._versions.touched()
             node_id = InodeT(self._nodes.node_id(node))
             await trio.to_thread.run_sync(lambda: pyfuse3.invalidate_inode(node_id, attr_only=True))

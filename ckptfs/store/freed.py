@@ -12,6 +12,7 @@ import struct
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, takewhile
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
@@ -132,15 +133,9 @@ class FreedPlaces:
 
     def take(self, count_max: int) -> list[Place]:
         """Return places that are free durably and for good, in order, unmerged; `punched` is told when they are."""
-        places: list[Place] = []
         with self._lock:
-            cursor = self._reader.cursor(Table.FREED)
-            more = cursor.set_range(self._next_key) if self._next_key else cursor.first()
-            while more and len(places) < count_max:
-                if not self._forgotten(cursor.key()):
-                    places.append(parse_row(cursor.key(), cursor.value()))
-                more = cursor.next()
-        return places
+            rows = self._reader.rows_from(Table.FREED, self._next_key)
+            return [parse_row(*row) for row in islice((row for row in rows if not self._forgotten(row[0])), count_max)]
 
     def _forgotten(self, key: bytes) -> bool:
         """Tell whether a row of LMDB is one that a checkpoint under way or to come deletes."""
@@ -152,11 +147,8 @@ class FreedPlaces:
         prefix = _PACK.pack(pack)
         with self._lock:
             keys = {key for key in (*self._active, *self._frozen) if key.startswith(prefix)}
-            cursor = self._reader.cursor(Table.FREED)
-            more = cursor.set_range(prefix)
-            while more and cursor.key().startswith(prefix):
-                keys.add(cursor.key())
-                more = cursor.next()
+            stored = (key for key, _ in self._reader.rows_from(Table.FREED, prefix))
+            keys.update(takewhile(lambda key: key.startswith(prefix), stored))
             self._active.update(dict.fromkeys(keys))
             self._superseded = {at: place for at, place in self._superseded.items() if place.pack != pack}
 

@@ -247,17 +247,9 @@ class ChunkIndex:
                 keys = [*self._active.locations, *(self._frozen.locations if self._frozen else ())]
                 located = ((key, self._locate(key)) for key in keys)
                 return [NUMBER.unpack(key)[0] for key, at in located if at is not None and at.bases], FIRST_NUMBER
-            found: list[int] = []
-            cursor = self._reader.cursor(Table.CHUNKS)
-            more = cursor.set_range(NUMBER.pack(start))
-            for _ in range(_WALK_ROWS):
-                if not more:
-                    return found, None
-                start = parse_number(cursor.key())
-                if cursor.value()[_BASE_COUNT] != _NO_BASES:
-                    found.append(start)
-                more = cursor.next()
-        return found, start + 1
+            rows = list(islice(self._reader.rows_from(Table.CHUNKS, NUMBER.pack(start)), _WALK_ROWS))
+        found = [parse_number(key) for key, packed in rows if packed[_BASE_COUNT] != _NO_BASES]
+        return found, parse_number(rows[-1][0]) + 1 if len(rows) == _WALK_ROWS else None
 
     def take_out(self, chunks: Iterable[Known]) -> list[Chunk]:
         """Take chunks out, but those that are gone already and those watched; return those that were there."""
@@ -323,20 +315,13 @@ class ChunkIndex:
 
         Return the numbers of at most `count_max` that wait as far as LMDB knows, and where to go on, None at the end.
         """
-        found: list[int] = []
         with self._lock:
-            cursor = self._reader.cursor(Table.CHUNKS)
-            more = cursor.set_range(NUMBER.pack(start))
-            for _ in range(_WALK_ROWS):
-                if not more:
-                    return found, None
-                if len(found) == count_max:
-                    break
-                start = parse_number(cursor.key())
-                if parse_location(cursor.value()).encoding == Encoding.WAITING:
-                    found.append(start)
-                more = cursor.next()
-        return found, start + 1
+            rows = list(islice(self._reader.rows_from(Table.CHUNKS, NUMBER.pack(start)), _WALK_ROWS))
+        waiting = (parse_number(key) for key, packed in rows if parse_location(packed).encoding == Encoding.WAITING)
+        found = list(islice(waiting, count_max))
+        if len(found) == count_max:
+            return found, found[-1] + 1
+        return found, parse_number(rows[-1][0]) + 1 if len(rows) == _WALK_ROWS else None
 
     @property
     def tried_until(self) -> int:

@@ -67,6 +67,13 @@ class Cursor:
         """Move to the first row from a key on."""
         return self._move(self._cursor.set_range, key)
 
+    def seek_before(self, key: bytes) -> bool:
+        """Move to the last row before a key."""
+        try:
+            return self._cursor.prev() if self._cursor.set_range(key) else self._cursor.last()
+        except lmdb.Error as error:
+            raise failure(self._path, error) from error
+
     def packed_row(self) -> tuple[bytes, bytes]:
         """Return key and value of the packed row that the cursor is at."""
         key, value = _split(self._cursor.value())
@@ -85,7 +92,7 @@ class Cursor:
         return self._move(self._cursor.next_dup)
 
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all rows, packed or not."""
+        """Yield all rows from the one that the cursor is at, from nowhere from the first; packed ones too."""
         stored: Iterable[tuple[bytes, bytes]] = self._cursor
         if self._table == Table.CHUNK_IDS:
             stored = (_split(packed) for _, packed in self._cursor)
@@ -127,6 +134,11 @@ class Reader:
         """Return the value of a key, or None."""
         cursor = self.cursor(table)
         return cursor.value() if cursor.set_key(key) else None
+
+    def rows_from(self, table: Table, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows of a table from the key `start` on, ascending; good until the lock is let go."""
+        cursor = self.cursor(table)
+        return cursor.rows() if cursor.set_range(start) else iter(())
 
     def find_packed(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the packed rows of those keys that there are; sorted keys walk the tree once, from left to right."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 from sortedcontainers import SortedDict
@@ -82,7 +83,7 @@ class Tables:
                             best, value = key, above
             with self._reader.lock:
                 cursor = self._reader.cursor(table)
-                if cursor.prev() if cursor.set_range(stop) else cursor.last():
+                if cursor.seek_before(stop):
                     key = cursor.key()
                     if key >= start and (best is None or key > best):
                         best, value = key, cursor.value()
@@ -93,41 +94,44 @@ class Tables:
             stop = best
 
     def scan(self, table: Table, start: bytes = b"", stop: bytes = END) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the rows with start <= key < stop, ascending.
+        """Return the rows with start <= key < stop, ascending.
 
         Rows may be put and deleted, and checkpoints may happen, between two steps; the scan shows the rows in memory
         as they were when it began.
         """
-        yield from merged(self._scan_stored(table, start, stop), self._in_memory(table, start, stop))
+        overlay = self._in_memory(table, start, stop)
+        stored = self._scan_stored(table, start, stop)
+        return merged(stored, overlay) if overlay else stored
 
     def _in_memory(self, table: Table, start: bytes, stop: bytes) -> Memtable:
         """Return a copy of the rows in memory with start <= key < stop."""
         overlay: Memtable = {}
         if self._frozen is not None:
             overlay.update(_range(self._below[table], start, stop))
-        overlay.update(_range(self._active[table], start, stop))
+        if self._active[table]:
+            overlay.update(_range(self._active[table], start, stop))
         return overlay
 
     def _scan_stored(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield rows of LMDB, read in batches so that no cursor is held between two steps."""
-        while True:
-            batch: list[tuple[bytes, bytes]] = []
-            with self._reader.lock:
-                cursor = self._reader.cursor(table)
-                more = cursor.set_range(start)
-                while more and len(batch) < _SCAN_ROWS:
-                    key = cursor.key()
-                    if key >= stop:
-                        break
-                    batch.append((key, cursor.value()))
-                    more = cursor.next()
-            yield from batch
-            if len(batch) < _SCAN_ROWS:
-                return
+        """Return rows of LMDB, read in batches so that no cursor is held between two steps."""
+        batch = self._read_batch(table, start, stop)
+        return iter(batch) if len(batch) < _SCAN_ROWS else self._scan_on(table, batch, stop)
+
+    def _scan_on(self, table: Table, batch: list[tuple[bytes, bytes]], stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield a batch and what follows it."""
+        yield from batch
+        while len(batch) == _SCAN_ROWS:
             start = batch[-1][0] + b"\0"
             if len(start) > KEY_SIZE_MAX:
                 # No key can be longer: the next one is the next of this length.
                 start = (int.from_bytes(batch[-1][0], "big") + 1).to_bytes(KEY_SIZE_MAX, "big")
+            batch = self._read_batch(table, start, stop)
+            yield from batch
+
+    def _read_batch(self, table: Table, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
+        with self._reader.lock:
+            rows = takewhile(lambda row: row[0] < stop, self._reader.rows_from(table, start))
+            return list(islice(rows, _SCAN_ROWS))
 
     # Writing
 

@@ -9,7 +9,7 @@ owns the tables.
 import errno
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from weakref import WeakSet
 
 from ckptfs.config import KIB
@@ -123,7 +123,7 @@ class Files:
         mtime = file.mtime_ns or inode.mtime_ns
         allocated = min(inode.allocated + file.content.buffered, file.content.size)
         size = file.content.size
-        return replace(inode, size=size, allocated=allocated, mtime_ns=mtime, ctime_ns=max(inode.ctime_ns, mtime))
+        return inode._replace(size=size, allocated=allocated, mtime_ns=mtime, ctime_ns=max(inode.ctime_ns, mtime))
 
     def write(self, file: OpenFile, offset: int, data: bytes) -> None:
         """Place bytes in an open file; EFBIG beyond the largest size, or the sticky error."""
@@ -148,7 +148,7 @@ class Files:
         if file.dirty:
             file.mtime_ns = now  # it becomes the version's when the file is committed
         else:
-            self._names.change_attributes(replace(self._names.inode(file.ino), mtime_ns=now, ctime_ns=now))
+            self._names.change_attributes(self._names.inode(file.ino)._replace(mtime_ns=now, ctime_ns=now))
 
     def _mark_dirty(self, file: OpenFile, size: int) -> None:
         if not file.dirty:
@@ -189,8 +189,7 @@ class Files:
         if file.replaced and not failed:
             self._names.epoch.overwrite(file.ino)
         committed_before = inode.predecessor if inode.flags else inode.manifest
-        version = replace(
-            inode,
+        version = inode._replace(
             size=content.size,
             allocated=content.extents.allocated,
             manifest=self._store_extents(content),

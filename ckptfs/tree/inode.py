@@ -2,7 +2,7 @@
 
 import stat
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
 
@@ -28,9 +28,8 @@ def manifest_of(value: bytes) -> int:
     return int(_MANIFEST.unpack_from(value)[0])
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
-    """Attributes of an inode; times in nanoseconds since 1970.
+class Inode(NamedTuple):
+    """Attributes of an inode, in the order of its row; times in nanoseconds since 1970.
 
     `size` and `allocated` are in bytes; holes are not allocated. `manifest` is the number of the extents' list (0: no
     content), `predecessor` that of the version which this content succeeds (0: none known): the lineage. `layout` is
@@ -42,16 +41,16 @@ class Inode:
     uid: int
     gid: int
     nlink: int
-    rdev: int
-    size: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-    allocated: int = 0
-    manifest: int = 0
-    predecessor: int = 0
     flags: int = 0
     layout: int = 0
+    rdev: int = 0
+    size: int = 0
+    allocated: int = 0
+    atime_ns: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    manifest: int = 0
+    predecessor: int = 0
     target: bytes = b""
 
     @property
@@ -66,51 +65,14 @@ class Inode:
 
     def encode(self) -> bytes:
         """Return the row's value: 88 fixed bytes and the symlink target."""
-        return (
-            INODE_STRUCT.pack(
-                self.mode,
-                self.uid,
-                self.gid,
-                self.nlink,
-                self.flags,
-                self.layout,
-                self.rdev,
-                self.size,
-                self.allocated,
-                self.atime_ns,
-                self.mtime_ns,
-                self.ctime_ns,
-                self.manifest,
-                self.predecessor,
-            )
-            + self.target
-        )
+        return INODE_STRUCT.pack(*self[1:-1]) + self.target
 
     @classmethod
     def decode(cls, ino: int, value: bytes) -> "Inode":
         """Return the inode `ino` of a row's value; DamagedError when it is none."""
         if len(value) < INODE_STRUCT.size:
             raise DamagedError(f"the row of inode {ino} has {len(value)} bytes, too few for one")
-        mode, uid, gid, nlink, flags, layout, rdev, size, allocated, atime, mtime, ctime, manifest, predecessor = (
-            INODE_STRUCT.unpack_from(value)
-        )
-        if stat.S_IFMT(mode) not in _FILE_TYPES:
-            raise DamagedError(f"the row of inode {ino} has the mode {mode:o}, which is of no type of file")
-        return cls(
-            ino,
-            mode,
-            uid,
-            gid,
-            nlink,
-            rdev,
-            size,
-            atime,
-            mtime,
-            ctime,
-            allocated,
-            manifest,
-            predecessor,
-            flags,
-            layout,
-            value[INODE_STRUCT.size :],
-        )
+        inode = cls._make((ino, *INODE_STRUCT.unpack_from(value), value[INODE_STRUCT.size :]))
+        if stat.S_IFMT(inode.mode) not in _FILE_TYPES:
+            raise DamagedError(f"the row of inode {ino} has the mode {inode.mode:o}, which is of no type of file")
+        return inode

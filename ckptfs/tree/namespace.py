@@ -11,7 +11,6 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from ckptfs.store import Table
@@ -114,7 +113,7 @@ class Namespace:
     def create_root(self, owner: Owner) -> None:
         """Make the root directory of an empty tree."""
         now = self.now_ns()
-        root = Inode(ROOT_INO, stat.S_IFDIR | 0o755, owner.uid, owner.gid, 2, 0, 0, now, now, now)
+        root = Inode(ROOT_INO, stat.S_IFDIR | 0o755, owner.uid, owner.gid, 2, atime_ns=now, mtime_ns=now, ctime_ns=now)
         self.rows.put(Table.INODES, id_prefix(ROOT_INO), root.encode())
 
     def create(
@@ -165,7 +164,7 @@ class Namespace:
         if inode.is_dir:
             fail(errno.EPERM, name)
         self._check_new(parent, name)
-        inode = replace(inode, nlink=inode.nlink + 1, ctime_ns=self.now_ns())
+        inode = inode._replace(nlink=inode.nlink + 1, ctime_ns=self.now_ns())
         self.put_inode(inode)
         self._set_name(parent, name, inode)
         self.touch(parent)
@@ -226,7 +225,7 @@ class Namespace:
             moved = self._replace_target(moved, new_parent, new_name, self.inode(other.ino))
         self._note(moved)
         self._remove_name(parent, name)
-        moved = replace(moved, ctime_ns=self.now_ns())
+        moved = moved._replace(ctime_ns=self.now_ns())
         self.put_inode(moved)
         self._set_name(new_parent, new_name, moved)
         step = 1 if moved.is_dir and parent != new_parent else 0
@@ -255,7 +254,7 @@ class Namespace:
         # What is committed stays in the open epoch, below the name of an uncommitted file, until that is committed.
         moved = self.inode(moved.ino)  # which may have been what the name hid, and then has a link less
         if moved.predecessor == 0 and target.is_file:
-            return replace(moved, predecessor=target.predecessor if target.flags else target.manifest)
+            return moved._replace(predecessor=target.predecessor if target.flags else target.manifest)
         return moved
 
     def _exchange(self, one: tuple[int, bytes, Inode], two: tuple[int, bytes, Inode]) -> None:
@@ -268,7 +267,7 @@ class Namespace:
         now = self.now_ns()
         step = one[2].is_dir - two[2].is_dir if one[0] != two[0] else 0
         for (parent, name, _), (_, _, moved) in ((one, two), (two, one)):
-            inode = replace(self.inode(moved.ino), ctime_ns=now)
+            inode = self.inode(moved.ino)._replace(ctime_ns=now)
             self.put_inode(inode)
             self._set_name(parent, name, inode)
             self._note(inode)
@@ -318,7 +317,7 @@ class Namespace:
         self._uncommitted_names[ino].discard(prefix)
 
     def _drop_link(self, inode: Inode) -> None:
-        inode = replace(inode, nlink=inode.nlink - 1, ctime_ns=self.now_ns())
+        inode = inode._replace(nlink=inode.nlink - 1, ctime_ns=self.now_ns())
         if inode.nlink:
             self.put_inode(inode)
         else:
@@ -335,14 +334,14 @@ class Namespace:
         self._places.forget(inode.ino)
         self.rows.has_garbage = True
         if any(uses(inode.ino) for uses in self.users):
-            self._nameless[inode.ino] = replace(inode, nlink=0)
+            self._nameless[inode.ino] = inode._replace(nlink=0)
         self.on_unlinked(inode.ino)
 
     def touch(self, directory: int, *, nlink: int = 0) -> None:
         """Note in a directory's times, and in its links, that its names changed."""
         now = self.now_ns()
         inode = self.inode(directory)
-        self.put_inode(replace(inode, nlink=inode.nlink + nlink, mtime_ns=now, ctime_ns=now))
+        self.put_inode(inode._replace(nlink=inode.nlink + nlink, mtime_ns=now, ctime_ns=now))
 
     def _note(self, inode: Inode, *, worthy: bool = True) -> None:
         self.epoch.active()
@@ -366,9 +365,9 @@ class Namespace:
         self.rows.put(Table.INODES, prefix, inode.encode(), LIVE if inode.flags else None)
         if inode.flags == INTERRUPTED and (value := self.rows.get(Table.INODES, prefix, self.rows.open_epoch)):
             committed = Inode.decode(inode.ino, value)
-            shared = replace(committed, mode=inode.mode, uid=inode.uid, gid=inode.gid, nlink=inode.nlink)
+            shared = committed._replace(mode=inode.mode, uid=inode.uid, gid=inode.gid, nlink=inode.nlink)
             if shared != committed:
-                self.rows.put(Table.INODES, prefix, replace(shared, ctime_ns=inode.ctime_ns).encode())
+                self.rows.put(Table.INODES, prefix, shared._replace(ctime_ns=inode.ctime_ns).encode())
 
     def change_attributes(self, inode: Inode) -> None:
         """Write an inode whose attributes a caller changed, and note it; that alone asks for no snapshot."""
@@ -380,7 +379,7 @@ class Namespace:
 
     def commit(self, inode: Inode) -> None:
         """Make `inode` a committed file version: it and its names become rows of the open epoch."""
-        inode = replace(inode, flags=0)
+        inode = inode._replace(flags=0)
         for prefix in self._uncommitted_names.get(inode.ino, ()):
             hidden = self.rows.get(Table.DIRENTS, prefix, self.rows.open_epoch)
             if hidden is not None:

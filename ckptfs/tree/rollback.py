@@ -8,7 +8,7 @@ whose names are the same its names are read, of a file that is the same nothing.
 """
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from stat import S_IFDIR, S_IFMT
 
 from ckptfs.errors import OpenFilesError, UsageError
@@ -45,6 +45,10 @@ class Rollback:
         self._result = RollbackResult()
         self._restored: dict[int, int] = {}
         self._shared: set[int] = set()
+        self._present: dict[int, dict[bytes, Dirent]] = {}
+        """The entries of live directories that were looked at, but those that the first walk removed."""
+        self._old: dict[int, dict[bytes, Dirent]] = {}
+        """The entries of directories in the snapshot that were looked at."""
         self._rewritten: set[int] = set()
         """Inodes whose attributes may differ from the snapshot's."""
         self._renamed: set[int] = set()
@@ -104,7 +108,7 @@ class Rollback:
         while pending:
             entry, path = pending.pop()
             if entry.file_type == S_IFDIR:
-                pending += [(child, _join(path, name)) for name, child in self._names.entries(entry.ino)]
+                pending += [(child, _join(path, name)) for name, child in self._entries(entry.ino).items()]
             else:
                 found.setdefault(entry.ino, []).append(path)
         return found
@@ -145,14 +149,29 @@ class Rollback:
 
     def _version(self, old_ino: int, live: Inode) -> Inode:
         """Return what an inode was in the snapshot, with the number and the names of `live`."""
-        return replace(self._names.inode(old_ino, self._epoch), ino=live.ino, nlink=live.nlink)
+        return self._names.inode(old_ino, self._epoch)._replace(ino=live.ino, nlink=live.nlink)
+
+    def _entries(self, directory: int) -> dict[bytes, Dirent]:
+        """Return the entries of a live directory."""
+        entries = self._present.get(directory)
+        if entries is None:
+            entries = self._present[directory] = dict(self._names.entries(directory))
+        return entries
+
+    def _old_entries(self, directory: int) -> dict[bytes, Dirent]:
+        """Return the entries that a directory has in the snapshot."""
+        entries = self._old.get(directory)
+        if entries is None:
+            is_same = directory not in self._renamed
+            entries = dict(self._entries(directory) if is_same else self._names.entries(directory, self._epoch))
+            self._old[directory] = entries
+        return entries
 
     # First walk: remove what the snapshot does not have
 
     def _clear(self, directory: int, path: str) -> None:
-        present = dict(self._names.entries(directory))
-        old = dict(self._names.entries(directory, self._epoch)) if directory in self._renamed else present
-        for name, entry in present.items():
+        old = self._old_entries(directory)
+        for name, entry in list(self._entries(directory).items()):
             self._clear_entry(directory, name, old.get(name), _join(path, name), entry)
 
     def _clear_entry(self, parent: int, name: bytes, old: Dirent | None, path: str, entry: Dirent) -> None:
@@ -167,10 +186,11 @@ class Rollback:
 
     def _remove_tree(self, parent: int, name: bytes, entry: Dirent, path: str) -> None:
         self._result.entries.add((parent, name))
+        self._renamed.add(parent)
+        self._entries(parent).pop(name)
         if entry.file_type == S_IFDIR:
-            for child, child_entry in list(self._names.entries(entry.ino)):
+            for child, child_entry in list(self._entries(entry.ino).items()):
                 self._remove_tree(entry.ino, child, child_entry, _join(path, child))
-            self._renamed.add(parent)
             self._names.rmdir(parent, name)
             return
         inode = self._names.inode(entry.ino)
@@ -181,7 +201,6 @@ class Rollback:
         self._result.changed_files.add(path)
         if not inode.flags & UNCOMMITTED:
             self._names.epoch.restored(inode.ino, path)
-        self._renamed.add(parent)
         self._names.drop_name(parent, name, inode)
 
     def _changed(self, ino: int, path: str) -> None:
@@ -192,9 +211,8 @@ class Rollback:
     # Second walk: put back what the snapshot has
 
     def _restore_directory(self, old_ino: int, ino: int, path: str) -> None:
-        old = dict(self._names.entries(old_ino, self._epoch))
-        present = dict(self._names.entries(ino)) if old_ino != ino or ino in self._renamed else old
-        for name, entry in old.items():
+        present = self._entries(ino)
+        for name, entry in self._old_entries(old_ino).items():
             self._restore_entry(ino, name, entry, _join(path, name), present.get(name))
         self._restore_inode(old_ino, ino)
 
@@ -223,12 +241,10 @@ class Rollback:
         alive = names.rows.get(Table.INODES, id_prefix(old.ino)) is not None
         ino = names.rows.new_id() if alive else old.ino
         version = names.inode(old.ino, self._epoch)
-        names.restore(parent, name, replace(version, ino=ino, nlink=2 if version.is_dir else 1))
+        names.restore(parent, name, version._replace(ino=ino, nlink=2 if version.is_dir else 1))
         for xattr, value in self._xattrs.all(old.ino, self._epoch).items():
             self._xattrs.put(ino, xattr, value)
-        if version.is_dir:
-            self._renamed.add(ino)
-        else:
+        if not version.is_dir:
             self._changed(ino, path)
             names.epoch.restored(ino, path)
         return ino

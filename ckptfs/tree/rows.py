@@ -20,7 +20,7 @@ _EPOCH = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 CHANGE = struct.Struct(">IB")
 _TOMBSTONE = b""
-_VERSIONED = (Table.INODES, Table.DIRENTS, Table.XATTRS)
+_VERSIONED = {int(table): table for table in (Table.INODES, Table.DIRENTS, Table.XATTRS)}
 _PRESENT = b"\x01"
 
 _META_EPOCH = b"open_epoch"
@@ -173,7 +173,7 @@ class Rows:
             if len(key) < CHANGE.size or key[_EPOCH.size] not in _VERSIONED:
                 raise DamagedError(f"the row {key.hex()} of changes names no row with an epoch")
             epoch, table = CHANGE.unpack_from(key)
-            yield epoch, Change(Table(table), key[CHANGE.size :])
+            yield epoch, Change(_VERSIONED[table], key[CHANGE.size :])
 
     def live_only(self) -> Iterator[Change]:
         """Yield the keys of all live-only rows."""

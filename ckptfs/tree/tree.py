@@ -7,7 +7,6 @@ out for worker threads. What was done to the tree is durable once the store's jo
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from ckptfs.errors import StoreReadOnlyError
 from ckptfs.store import ChunkStore, Table
@@ -59,7 +58,7 @@ class Tree:
             if table is Table.INODES and row is not None and row.epoch == LIVE:
                 inode = Inode.decode(int.from_bytes(prefix, "big"), row.value)
                 if inode.flags == UNCOMMITTED:
-                    self.names.put_inode(replace(inode, flags=UNCOMMITTED | INTERRUPTED))
+                    self.names.put_inode(inode._replace(flags=UNCOMMITTED | INTERRUPTED))
 
     def _keep_save(self) -> None:
         """Take the snapshot that a completed save has coming, before the next save replaces it."""

@@ -5,7 +5,6 @@ has none. Errors are `OSError`s with the errno of the call. Belongs to the threa
 """
 
 import errno
-from dataclasses import replace
 
 from ckptfs.store import Table
 from ckptfs.tree.inode import Inode
@@ -77,7 +76,7 @@ class Xattrs:
         self._rows.remove(Table.XATTRS, name_prefix(ino, name))
 
     def _changed(self, inode: Inode) -> None:
-        self._names.change_attributes(replace(inode, ctime_ns=self._names.now_ns()))
+        self._names.change_attributes(inode._replace(ctime_ns=self._names.now_ns()))
 
 
 def _check_name(name: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,7 +86,7 @@ def test_a_file_under_the_name_of_one_being_created_has_its_link(tree: Tree) -> 
 
 def wrong_nlink(tree: Tree) -> None:
     inode = tree.names.resolve("run/a")
-    tree.names.put_inode(replace(inode, nlink=7))
+    tree.names.put_inode(inode._replace(nlink=7))
 
 
 def lost_inode(tree: Tree) -> None:
@@ -155,7 +154,7 @@ def malformed_manifest(tree: Tree) -> None:
 
 def short_manifest(tree: Tree) -> None:
     inode = tree.names.resolve("run/a")
-    tree.names.put_inode(replace(inode, size=inode.size + 1))
+    tree.names.put_inode(inode._replace(size=inode.size + 1))
 
 
 def extent_without_a_chunk(tree: Tree) -> None:

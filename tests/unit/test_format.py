@@ -213,7 +213,7 @@ def test_a_manifest_part_is_laid_out_as_documented(tmp_path: Path, monkeypatch: 
 
 
 def test_a_symbolic_link_has_its_target_behind_the_fixed_bytes() -> None:
-    link = Inode(5, 0o120777, 1, 2, 1, 0, 3, 4, 5, 6, target=b"a/b")
+    link = Inode(5, 0o120777, 1, 2, 1, size=3, atime_ns=4, mtime_ns=5, ctime_ns=6, target=b"a/b")
     assert link.encode()[int(rows("Inode")[-1][0]) :] == b"a/b"
 
 
@@ -224,7 +224,7 @@ def test_the_layout_is_a_sum_over_the_tensors() -> None:
     assert layout == (zlib.crc32(b"head.bias\0002048\0004\0float32") + zlib.crc32(b"mask\0002x3\0001\0bool")) % (
         1 << 32
     )
-    inode = Inode(5, 0o100644, 1, 2, 1, 0, 3, 4, 5, 6, layout=layout)
+    inode = Inode(5, 0o100644, 1, 2, 1, size=3, atime_ns=4, mtime_ns=5, ctime_ns=6, layout=layout)
     (offset,) = (int(row[0]) for row in rows("Inode") if row[2] == "layout")
     assert struct.unpack_from("<I", inode.encode(), offset) == (layout,)
     assert Inode.decode(5, inode.encode()) == inode

@@ -1,6 +1,5 @@
 """Garbage collection: what nothing needs comes back to the disk, and nothing that is needed ever goes."""
 
-import dataclasses
 import random
 import shutil
 import time
@@ -472,7 +471,7 @@ def many_versions(tree: Tree) -> set[int]:
     for version in range(1, SNAPSHOTS_MANY + 1):
         manifest = version + 1
         tree.snapshots._by_id[version] = Snapshot(version, f"v{version}", 0, "auto", "", 1, 0, 0, ())
-        inode = dataclasses.replace(template, manifest=manifest)
+        inode = template._replace(manifest=manifest)
         inodes.append((id_prefix(1 << 20) + version.to_bytes(4, "big"), inode.encode()))
         start = int(chance.integers(1, CHUNKS_MANY - EXTENTS_EACH))
         span = numbers[start - 1 : start - 1 + EXTENTS_EACH].astype("<u8")

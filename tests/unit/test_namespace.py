@@ -3,7 +3,6 @@
 import errno
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -146,7 +145,7 @@ def test_nothing_is_made_in_a_removed_directory(populated: Tree) -> None:
 def test_a_set_group_id_directory_hands_its_group_down(tree: Tree) -> None:
     make_directory(tree, "shared", 0o2775)
     shared = tree.names.resolve("shared")
-    tree.names.change_attributes(replace(shared, gid=55))
+    tree.names.change_attributes(shared._replace(gid=55))
     file = tree.names.create(shared.ino, b"f", stat.S_IFREG | 0o644, Owner(1, 2))
     directory = tree.names.create(shared.ino, b"d", stat.S_IFDIR | 0o755, Owner(1, 2))
     assert (file.gid, file.mode & stat.S_ISGID) == (55, 0)

@@ -5,7 +5,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -191,7 +191,7 @@ class TreeModel(RuleBasedStateMachine):
     def chmod(self, pick: int, mode: int) -> None:
         if path := self.choose(pick, lambda node: not stat.S_ISLNK(node.mode)):
             inode, node = self.tree.names.resolve(path), self.model.nodes[self.model.at(path)]
-            self.tree.names.change_attributes(replace(inode, mode=stat.S_IFMT(inode.mode) | mode))
+            self.tree.names.change_attributes(inode._replace(mode=stat.S_IFMT(inode.mode) | mode))
             node.mode = stat.S_IFMT(node.mode) | mode
 
     @rule(pick=picks, name=st.sampled_from([b"user.x", b"user.y"]), value=st.sampled_from([None, b"", b"v", b"w"]))
