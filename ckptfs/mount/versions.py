@@ -7,7 +7,9 @@ of them is fetched, stored and committed.
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 import pyfuse3
@@ -215,13 +217,32 @@ class MountedVersions:
             self._nodes.retire(ino, saved)
         parents = {parent for parent, _ in rollback.entries}
         entries = [(self._nodes.node_id(Node(parent, LIVE)), name) for parent, name in rollback.entries]
-        await trio.to_thread.run_sync(_invalidate, entries, [self._nodes.node_id(Node(ino, LIVE)) for ino in parents])
+        directories = [self._nodes.node_id(Node(ino, LIVE)) for ino in parents]
+        told: Future[None] = Future()
+        Thread(target=_tell_kernel, args=(entries, directories, told), daemon=True).start()
+        # The kernel tells at once of each inode that it forgets. Were the loop to listen, it and the thread would take
+        # the interpreter from each other a thousand times; but for longer it must not stand still.
+        try:
+            told.result(STANDSTILL_SECONDS)
+        except TimeoutError:
+            await trio.to_thread.run_sync(told.result)
 
 
 DELETING = ("snapshot_delete", "prune")
 CHANGING = ("snapshot_create", "snapshot_rollback", *DELETING)
+STANDSTILL_SECONDS = 0.02
+"""For so long the loop stands still while the kernel is told of a rollback, which may make it wait."""
 CHECKING = ("snapshot_sizes", "check_structure", "check_data", "check_files")
 COMMANDS = ("snapshot_list", "snapshot_show", "stats", "backup_cut", *CHANGING, *CHECKING)
+
+
+def _tell_kernel(entries: Iterable[tuple[int, bytes]], directories: Iterable[int], told: Future[None]) -> None:
+    """Carry out `_invalidate`, and say when it is done."""
+    try:
+        _invalidate(entries, directories)
+        told.set_result(None)
+    except OSError as error:
+        told.set_exception(error)
 
 
 def _invalidate(entries: Iterable[tuple[int, bytes]], directories: Iterable[int]) -> None:

@@ -182,7 +182,7 @@ class Namespace:
 
     def drop_name(self, parent: int, name: bytes, inode: Inode) -> None:
         """Take a name from an inode that is no directory, which goes with its last one; no time of `parent` changes."""
-        self._remove_name(parent, name)
+        self._remove_name(parent, name, inode)
         self._drop_link(inode)
 
     def rmdir(self, parent: int, name: bytes) -> None:
@@ -192,7 +192,7 @@ class Namespace:
             fail(errno.ENOTDIR, name)
         self._check_empty(inode)
         self._note(inode, worthy=False)
-        self._remove_name(parent, name)
+        self._remove_name(parent, name, inode)
         self._vanish(inode)
         self.touch(parent, nlink=-1)
 
@@ -224,7 +224,7 @@ class Namespace:
                 self.epoch.overwrite(other.ino)
             moved = self._replace_target(moved, new_parent, new_name, self.inode(other.ino))
         self._note(moved)
-        self._remove_name(parent, name)
+        self._remove_name(parent, name, moved)
         moved = moved._replace(ctime_ns=self.now_ns())
         self.put_inode(moved)
         self._set_name(new_parent, new_name, moved)
@@ -239,14 +239,14 @@ class Namespace:
             if not moved.is_dir:
                 fail(errno.EISDIR, name)
             self._check_empty(target)
-            self._remove_name(parent, name)
+            self._remove_name(parent, name, target)
             self._vanish(target)
             self.touch(parent, nlink=-1)
             return moved
         if moved.is_dir:
             fail(errno.ENOTDIR, name)
         if not moved.flags & UNCOMMITTED:
-            self._remove_name(parent, name)
+            self._remove_name(parent, name, target)
             self._drop_link(target)
         elif target.flags & UNCOMMITTED:
             self._erase_live_only_name(name_prefix(parent, name), target.ino)
@@ -298,12 +298,11 @@ class Namespace:
             self.rows.put(Table.DIRENTS, prefix, value)
         self._places.note(inode.ino, parent, name)
 
-    def _remove_name(self, parent: int, name: bytes) -> None:
-        """Take a name away; a committed file that a live-only name hides goes with it."""
+    def _remove_name(self, parent: int, name: bytes, inode: Inode) -> None:
+        """Take a name away from an inode; a committed file that an uncommitted one's name hides goes with it."""
         prefix = name_prefix(parent, name)
-        row = self.rows.find(Table.DIRENTS, prefix)
-        if row is not None and row.epoch == LIVE:
-            self._erase_live_only_name(prefix, decode_dirent(row.value).ino)
+        if inode.flags & UNCOMMITTED:
+            self._erase_live_only_name(prefix, inode.ino)
             hidden = self.rows.get(Table.DIRENTS, prefix)
             if hidden is not None:
                 self.rows.remove(Table.DIRENTS, prefix)
@@ -326,7 +325,8 @@ class Namespace:
     def _vanish(self, inode: Inode) -> None:
         """Remove an inode that has no name any more from the live tree."""
         prefix = id_prefix(inode.ino)
-        self.rows.erase(Table.INODES, prefix, LIVE)
+        if inode.flags:
+            self.rows.erase(Table.INODES, prefix, LIVE)
         self.rows.remove(Table.INODES, prefix)
         for key, _ in list(self.rows.scan(Table.XATTRS, prefix)):
             self.rows.remove(Table.XATTRS, key)

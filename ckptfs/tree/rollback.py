@@ -45,6 +45,9 @@ class Rollback:
         self._result = RollbackResult()
         self._restored: dict[int, int] = {}
         self._shared: set[int] = set()
+        self._single: dict[int, Inode] = {}
+        """Inodes that have one name, at or below the path; they do not change before that is removed."""
+        self._has_xattrs = any(names.rows.tables.scan(Table.XATTRS))
         self._present: dict[int, dict[bytes, Dirent]] = {}
         """The entries of live directories that were looked at, but those that the first walk removed."""
         self._old: dict[int, dict[bytes, Dirent]] = {}
@@ -99,7 +102,14 @@ class Rollback:
 
         Found before anything is removed: from then on a missing link says nothing.
         """
-        return {ino for ino, names in paths.items() if self._names.inode(ino).nlink > len(names)}
+        shared = set()
+        for ino, names in paths.items():
+            inode = self._names.inode(ino)
+            if inode.nlink > len(names):
+                shared.add(ino)
+            elif inode.nlink == 1:
+                self._single[ino] = inode
+        return shared
 
     def _paths(self, entry: Dirent, path: str) -> dict[int, list[str]]:
         """Return the inodes that are not directories, at and below an entry, each with all its paths there."""
@@ -193,7 +203,7 @@ class Rollback:
                 self._remove_tree(entry.ino, child, child_entry, _join(path, child))
             self._names.rmdir(parent, name)
             return
-        inode = self._names.inode(entry.ino)
+        inode = self._single.get(entry.ino) or self._names.inode(entry.ino)
         if inode.nlink == 1:  # with another name it stays what it is, for those who have it open too
             self._changed(entry.ino, path)
             if inode.flags & INTERRUPTED:
@@ -242,8 +252,9 @@ class Rollback:
         ino = names.rows.new_id() if alive else old.ino
         version = names.inode(old.ino, self._epoch)
         names.restore(parent, name, version._replace(ino=ino, nlink=2 if version.is_dir else 1))
-        for xattr, value in self._xattrs.all(old.ino, self._epoch).items():
-            self._xattrs.put(ino, xattr, value)
+        if self._has_xattrs:
+            for xattr, value in self._xattrs.all(old.ino, self._epoch).items():
+                self._xattrs.put(ino, xattr, value)
         if not version.is_dir:
             self._changed(ino, path)
             names.epoch.restored(ino, path)

@@ -142,8 +142,11 @@ class Rows:
 
     def remove(self, table: Table, prefix: bytes) -> None:
         """Make the open epoch see nothing under `prefix`: a tombstone, or no row at all where none is older."""
-        self.erase(table, prefix, self.open_epoch)
-        if self.get(table, prefix, self.open_epoch) is not None:
+        row = self.find(table, prefix, self.open_epoch)
+        if row is not None and row.epoch == self.open_epoch:
+            self.erase(table, prefix, self.open_epoch)
+            row = self.find(table, prefix, self.open_epoch)
+        if row is not None and row.value != _TOMBSTONE:
             self.put(table, prefix, _TOMBSTONE)
 
     def scan(self, table: Table, prefix: bytes, epoch: int = LIVE) -> Iterator[tuple[bytes, bytes]]:
