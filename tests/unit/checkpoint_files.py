@@ -59,9 +59,9 @@ def raw_bytes(tensor: torch.Tensor) -> bytes:
 def training_state() -> dict[str, object]:
     """Return what a training job saves: a model, its optimizer, and things that are no tensors."""
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(30, 50), torch.nn.LayerNorm(50)).to(torch.bfloat16)
+    model = torch.nn.Sequential(torch.nn.Linear(300, 150), torch.nn.LayerNorm(150)).to(torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.ones(2, 30, dtype=torch.bfloat16)).sum().backward()
+    model(torch.ones(2, 300, dtype=torch.bfloat16)).sum().backward()
     optimizer.step()
     return {
         "step": 7,
