@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptfs.errors import NotAStoreError
-from ckptfs.store import never
+from ckptfs.store import Disk, never
 from ckptfs.tree import Tree
 from ckptfs.tree.gc import collect
 from ckptfs.tree.optimize import Optimizer, optimize_part
 from tests.faults import powercut, recorder
 from tests.faults.powercut import KEPT, LOST, TORN, CutDisk, Image
 from tests.faults.workload import State, Workload, ZeroingDisk, state_of
+from tests.unit import golden_store
 from tests.unit import tree_support as support
 
 STORE = "store"
@@ -116,7 +117,7 @@ def record_recovery(before: Recording, crash: Crash, directory: Path) -> Recordi
         _make_durable(path)
         marks.write(f"begun {crash.last}".encode())
         marks.write(f"kept {crash.first}".encode())
-        support.crash(support.open_tree(path / STORE))
+        support.crash(support.open_tree(path / STORE, disk=Disk()))
     return recording
 
 
@@ -223,6 +224,21 @@ def judge_seed(seed: int, steps: int = STEPS, torn_tries: int = TORN_TRIES) -> J
                 recovery = record_recovery(recording, crash, Path(name))
                 for second in crashes(recovery, torn_tries):
                     _note(judgement, recovery, second, Path(name))
+    return judgement
+
+
+def judge_upgrade() -> Judgement:
+    """Judge every crash state of opening a store of an older version of the format."""
+    judgement = Judgement(set(), [])
+    with scratch() as name:
+        golden_store.write_outdated(Path(name) / "old" / STORE)
+        old = Crash(Cut(0, 0), Image.of(Path(name) / "old"), 0, 0)
+        raised = support.open_tree(Path(name) / "old" / STORE)
+        before = Recording(0, states=[state_of(raised)])
+        support.crash(raised)
+        upgrade = record_recovery(before, old, Path(name))
+        for crash in crashes(upgrade):
+            _note(judgement, upgrade, crash, Path(name))
     return judgement
 
 

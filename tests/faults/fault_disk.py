@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 
 from ckptfs.errors import NoSpaceError, NotAStoreError
-from ckptfs.store import ChunkStore, Disk
+from ckptfs.store import ChunkStore
 from ckptfs.tree import Tree
 from tests.faults.crashes import go_on, scratch
 from tests.faults.workload import Promises, State, Workload, state_of
@@ -29,13 +29,14 @@ class Fault(Enum):
     DEAD = "from then on every operation fails with EIO"
 
 
-class FaultDisk(Disk):
+class FaultDisk(support.OwnedDisk):
     """Counts operations and fails at the one numbered `at`, from 0, until `mend`.
 
     Those that need no room do not count where it is a full disk that they would meet.
     """
 
     def __init__(self, fault: Fault | None, at: int) -> None:
+        super().__init__()
         self.count = 0
         self._fault = fault
         self._at = at
@@ -150,6 +151,7 @@ def _judge_fault(seed: int, disk: FaultDisk, fault: Fault, path: Path, steps: in
         judge_snapshots(workload.tree, workload.states[max(promises.first, 0) : promises.last + 1])
     disk.mend()
     judge_mended(workload, promises, goes_on=fault in (Fault.FULL, Fault.SHORT))
+    judge_descriptors(disk)
 
 
 def judge_mended(workload: Workload, promises: Promises, *, goes_on: bool) -> None:
@@ -177,6 +179,12 @@ def judge_mended(workload: Workload, promises: Promises, *, goes_on: bool) -> No
         assert state_of(tree) in allowed, f"it shows none of the states {promises.first} to {promises.last}"
     support.check_tree(tree)
     support.crash(go_on(tree, workload.path))
+
+
+def judge_descriptors(disk: FaultDisk) -> None:
+    """Hold that every descriptor was closed once: whoever closes it again may close that of somebody else."""
+    assert not disk.misclosed, "a descriptor was closed twice"
+    assert not disk.opened, "a descriptor was left open"
 
 
 def judge_snapshots(tree: Tree, allowed: list[State]) -> None:

@@ -1,4 +1,4 @@
-"""Backup and repair on a disk that fails at a chosen operation: nothing is lost by it, and the next try succeeds.
+"""Backup, repair and upgrade on a disk that fails at a chosen operation: nothing is lost, and the next try succeeds.
 
 Each begins with a copy of what a workload has left as a kill does. A store to be repaired has a damaged chunk: when its
 bytes are saved again, every version that uses it is whole, whatever failed before.
@@ -10,12 +10,14 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
+from ckptfs.config import FORMAT_VERSION
 from ckptfs.errors import CkptfsError
-from ckptfs.store import ChunkStore, Cut, Disk, back_up
+from ckptfs.store import ChunkStore, Cut, Disk, back_up, description
 from ckptfs.tree import Tree
 from tests.faults.crashes import scratch
-from tests.faults.fault_disk import Fault, FaultDisk
+from tests.faults.fault_disk import Fault, FaultDisk, judge_descriptors
 from tests.faults.workload import Promises, State, Workload, state_of
+from tests.unit import golden_store
 from tests.unit import tree_support as support
 from tests.unit.test_check import damaged, flip, problems
 
@@ -105,7 +107,24 @@ class Repair:
         assert found == self._state
 
 
-KINDS = (Backup, Rebuild, Repair)
+class Upgrade:
+    """A store of an older version of the format opened for writing."""
+
+    def __init__(self, directory: Path) -> None:
+        self.begin_with = directory / "store"
+        golden_store.write_outdated(self.begin_with)
+        self.run(shutil.copytree(self.begin_with, directory / "raised"), Disk())
+        self._state = _shown(directory / "raised")
+
+    def run(self, path: Path, disk: Disk) -> None:
+        support.crash(support.open_tree(path, disk=disk))
+
+    def judge(self, path: Path) -> None:
+        assert _shown(path) == self._state
+        assert description.read(path, Disk()).version == FORMAT_VERSION
+
+
+KINDS = (Backup, Rebuild, Repair, Upgrade)
 
 
 def _begun(path: Path) -> Workload:
@@ -165,6 +184,7 @@ def _judge_each(maintenance: Maintenance, fault: Fault, path: Path) -> Iterator[
             except (CkptfsError, OSError):
                 assert disk.has_failed
             maintenance.judge(path)
+            judge_descriptors(disk)
         except Exception as error:  # whatever it is, it is what a person would meet after the fault
             said = f"{fault.name} at {at}: {type(error).__name__}: {error}"
         shutil.rmtree(path)

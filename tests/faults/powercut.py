@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import xxhash
 
@@ -29,6 +29,15 @@ class Image(NamedTuple):
 
     files: dict[str, bytes]
     directories: tuple[str, ...]
+
+    @classmethod
+    def of(cls, directory: Path) -> Self:
+        """Return the image of a directory."""
+        found = {str(path.relative_to(directory)): path for path in sorted(directory.rglob("*"))}
+        return cls(
+            {name: path.read_bytes() for name, path in found.items() if path.is_file()},
+            tuple(name for name, path in found.items() if path.is_dir()),
+        )
 
     def digest(self) -> bytes:
         """Return what tells this image from others."""

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from tests.faults.conftest import PROCESSES
-from tests.faults.crashes import judge_seed
+from tests.faults.crashes import judge_seed, judge_upgrade
 
 SEEDS = (3, 4, 9, 6, 1, 10, 14, 5, 7, 2)
 """The long ones first. Collections release chunks in 1, 3, 4 and 14; versions become differences in 3, 4, 6, 9, 10."""
@@ -27,3 +27,11 @@ def test_ten_thousand_power_cuts_lose_nothing(
         # What a workload does changes with the code, and how many states it has: others follow until they are enough.
         seeds = tuple(range(max(seeds) + 1, max(seeds) + 1 + PROCESSES))
     record_property("distinct crash states", len(distinct))
+
+
+def test_a_power_cut_while_an_older_store_is_raised_loses_nothing(
+    fuse: None, record_property: Callable[[str, object], None]
+) -> None:
+    judgement = judge_upgrade()
+    assert not judgement.losses, "\n".join(judgement.losses[:10])
+    record_property("distinct crash states", len(judgement.digests))

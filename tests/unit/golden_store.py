@@ -10,11 +10,13 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from ckptfs.config import FORMAT_VERSION, ChunkSizes, StoreConfig
 from ckptfs.store import ChunkStore, codec, records
 from ckptfs.store.codec import Encoding
+from ckptfs.store.schema import CHECK_SIZE, Table
 from ckptfs.tree import Tree
 from ckptfs.tree.files import OpenFile
 from ckptfs.tree.inode import ROOT_INO
@@ -112,3 +114,20 @@ def write_golden(path: Path, golden: Path = GOLDEN) -> None:
     (path / "store.json").write_text(description)
     hexadecimal = "".join(line for line in ("#" + body).splitlines() if not line.startswith("#"))
     (path / "packs" / "00000001.pack").write_bytes(bytes.fromhex(hexadecimal))
+
+
+def write_outdated(path: Path) -> None:
+    """Make the golden store as version 2 of the format left it, with its index, whose rows have no checks."""
+    write_golden(path, OLD_GOLDEN[-1])
+    description = (path / "store.json").read_bytes()
+    ChunkStore.open(path).close()
+    (path / "store.json").write_bytes(description)
+    (path / "index.lmdb.seal").unlink()
+    with lmdb.open(str(path / "index.lmdb"), subdir=False, lock=False, max_dbs=len(Table)) as environment:
+        for table in Table:
+            with environment.begin(environment.open_db(table.name.lower().encode()), write=True) as transaction:
+                rows = list(transaction.cursor())
+                for key, value in rows:
+                    transaction.delete(key, value)
+                for key, value in rows:
+                    transaction.put(key, value[:-CHECK_SIZE])

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from ckptfs.config import KIB, MIB
 from ckptfs.store import appender as appender_module
 from ckptfs.store.appender import Appender, AppendFile
-from ckptfs.store.disk import Disk
 from ckptfs.store.records import RecordBytes
+from tests.unit.tree_support import OwnedDisk
 
 
-class CountingDisk(Disk):
+class CountingDisk(OwnedDisk):
     """Counts the bytes written directly; `refuses` them, or takes `seconds` of the clock for each write."""
 
     def __init__(self, *, refuses: bool = False) -> None:
+        super().__init__()
         self.direct_bytes = 0
         self._refuses = refuses
         self._direct: int | None = None
@@ -93,6 +94,8 @@ def test_a_disk_that_refuses_direct_writes_gets_them_through_the_cache(tmp_path:
     Appender(disk).write(file, batch, 0)
     assert file.direct_fd is None
     assert (tmp_path / "pack").read_bytes() == data
+    del file
+    assert (disk.opened, disk.misclosed) == (set(), [])
 
 
 def test_a_slow_disk_is_written_through_the_cache_and_tried_again(

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ckptfs.config import FORMAT_VERSION
+from ckptfs.errors import StoreVersionError
 from ckptfs.formats import Tensor
 from ckptfs.formats.layout import add_fingerprint
 from ckptfs.store import ChunkStore, Table, codec, delta, freed, location, planes, records, reference_coders, state
@@ -242,6 +244,20 @@ def content(tree: Tree, path: str, epoch: int = LIVE) -> bytes:
 
 def names(tree: Tree, path: str, epoch: int = LIVE) -> list[bytes]:
     return [name for name, _ in tree.names.entries(tree.names.resolve(path, epoch).ino, epoch)]
+
+
+def test_an_index_of_an_older_version_is_made_anew_by_who_may_write(tmp_path: Path) -> None:
+    golden_store.write_outdated(tmp_path)
+    with pytest.raises(StoreVersionError, match="has the format 2; mount the store for writing once"):
+        ChunkStore.open(tmp_path, read_only=True)
+    with ChunkStore.open(tmp_path) as store:
+        assert store.config.version == FORMAT_VERSION
+        tree = Tree(store)
+        assert content(tree, "run/last.pt") == NEW
+        assert content(tree, "run/last.pt", tree.snapshots.all()[0].id) == OLD
+    assert not (tmp_path / "index.lmdb.before-rebuild").exists()
+    with ChunkStore.open(tmp_path, read_only=True) as store:
+        assert content(Tree(store), "run/last.pt") == NEW
 
 
 def test_a_store_is_read_from_its_packs_alone(golden: Path) -> None:

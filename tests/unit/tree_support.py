@@ -53,6 +53,36 @@ class NoPunchDisk(NoSyncDisk):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported", str(path))
 
 
+class OwnedDisk(Disk):
+    """A disk that knows the descriptors that are open; it does not close what nobody has open, and notes it."""
+
+    def __init__(self) -> None:
+        self.opened: set[int] = set()
+        self.misclosed: list[int] = []
+
+    def open_read(self, path: Path) -> int:
+        return self._note(super().open_read(path))
+
+    def open_write(self, path: Path, *, create: bool = False, empty: bool = False) -> int:
+        return self._note(super().open_write(path, create=create, empty=empty))
+
+    def open_direct(self, path: Path) -> int | None:
+        fd = super().open_direct(path)
+        return None if fd is None else self._note(fd)
+
+    def _note(self, fd: int) -> int:
+        self.opened.add(fd)
+        return fd
+
+    def close(self, fd: int) -> None:
+        if fd not in self.opened:
+            self.misclosed.append(fd)
+            return
+        # First: once it is closed, another thread may be given its number.
+        self.opened.remove(fd)
+        super().close(fd)
+
+
 class Crashes(Disk):
     """A disk that keeps a copy of the store before and after everything that it does to it."""
 
