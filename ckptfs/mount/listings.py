@@ -51,8 +51,9 @@ class Listings:
         return self._listings[number].node
 
     def read(self, number: int, start: int, token: pyfuse3.ReaddirToken) -> None:
-        """Answer with as many entries from position `start` on as the kernel takes."""
+        """Answer with as many entries from position `start` on as the kernel takes; ESTALE as `Nodes.check`."""
         listing = self._listings[number]
+        self._nodes.check(listing.node)
         if start == 0:
             listing.entries = [(b".", listing.node), (b"..", listing.node), *self._entries(listing.node)]
         for index in range(start, len(listing.entries)):

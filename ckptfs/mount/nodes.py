@@ -58,9 +58,13 @@ class Nodes:
             if node_id >= FIRST_MAPPED_ID:
                 fail(errno.ESTALE, node_id)
             return Node(node_id, LIVE)
-        if not node.is_live and not self._tree.snapshots.has(node.epoch):
-            fail(errno.ESTALE, node_id)
+        self.check(node)
         return node
+
+    def check(self, node: Node) -> None:
+        """Refuse a node of a deleted snapshot, whose rows are by now those of the one before; ESTALE."""
+        if not node.is_live and not self._tree.snapshots.has(node.epoch):
+            fail(errno.ESTALE, node.ino)
 
     def node_id(self, node: Node) -> int:
         """Return the id of a node."""

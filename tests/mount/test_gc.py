@@ -77,6 +77,21 @@ def test_a_reader_of_a_version_that_is_collected_gets_its_bytes_or_an_error(moun
     assert mount.at("second", "model").read_bytes() == noise(2)
 
 
+def test_who_is_in_a_version_that_is_deleted_is_shown_no_other_one(mount: RunningMount) -> None:
+    for number, version in enumerate(("first", "second", "third")):
+        (mount.path / "model").write_bytes(noise(number))
+        mount.snapshot(version)
+    mount.remount()  # the kernel knows nothing of the file
+    directory = os.open(mount.at("second"), os.O_RDONLY | os.O_DIRECTORY)
+    mount.ckptfs("snapshot", "delete", "second", "--at", mount.path)
+    mount.ckptfs("gc", mount.path)
+    for look in (lambda: os.open("model", os.O_RDONLY, dir_fd=directory), lambda: os.listdir(directory)):
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+            look()
+    os.close(directory)
+    assert mount.at("first", "model").read_bytes() == noise(0)
+
+
 def test_gc_says_exactly_what_it_frees(mount: RunningMount) -> None:
     (mount.path / "model").write_bytes(noise(1))
     mount.snapshot("first")

@@ -31,16 +31,16 @@ def tree(tmp_path: Path) -> Tree:
 
 
 def cut_of(tree: Tree, meanwhile: Callable[[], None] = lambda: None) -> Callable[[], Cut]:
-    """Return what tells a backup how far it goes; `meanwhile` happens after the first answer."""
+    """Return what tells a backup how far it goes; `meanwhile` happens between the first answer and the copying."""
     happened: list[bool] = []
 
     def cut() -> Cut:
-        if happened == [True]:
+        journal(tree)
+        answer = Cut(tree.store.position, tree.store.punch_count)
+        if not happened:
             happened.append(True)
             meanwhile()
-        happened.append(True)
-        journal(tree)
-        return Cut(tree.store.position, tree.store.punch_count)
+        return answer
 
     return cut
 
