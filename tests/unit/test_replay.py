@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,18 @@ def test_a_lost_pack_is_an_error_when_it_was_synced(tmp_path: Path) -> None:
     pack_path(history.path, 2).unlink()
     with pytest.raises(DamagedError, match=r"00000002\.pack at offset 0.*missing"):
         ChunkStore.open(history.path)
+
+
+def test_a_journal_step_that_is_cut_out_ends_the_replay(tmp_path: Path) -> None:
+    history = live(tmp_path, checkpoint_at=None)
+    steps = [step.position for step in history.steps]
+    end, following = next((one, next_one) for one, next_one in pairwise(steps[1:]) if one.pack == next_one.pack)
+    begin = history.boundaries[history.boundaries.index(end) - 1]
+    cut(history.path, following)  # what is behind the step lies further ahead then, and is intact
+    file = pack_path(history.path, end.pack)
+    data = file.read_bytes()
+    file.write_bytes(data[: begin.offset] + data[end.offset :])
+    assert_kept(history.path, history.kept_at(begin))
 
 
 @pytest.mark.parametrize("lost", [False, True])
