@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ckptfs.errors import StoreInUseError
+from ckptfs.errors import NotAStoreError, StoreInUseError
 from ckptfs.store.disk import Disk
 
 LOCK_NAME = "lock"
@@ -23,10 +23,18 @@ class StoreLock:
     """The lock of one store, held until `close`."""
 
     def __init__(self, directory: Path, disk: Disk, *, shared: bool) -> None:
-        """Take the lock or raise StoreInUseError, which names the process that has it."""
+        """Take the lock or raise StoreInUseError, which names the process that has it; a writer makes a missing one.
+
+        NotAStoreError where a reader finds none.
+        """
         self._path = path = directory / LOCK_NAME
         self._disk = disk
-        self._fd = disk.open_read(path) if shared else disk.open_write(path, create=True)
+        try:
+            self._fd = disk.open_read(path) if shared else disk.open_write(path, create=True)
+        except FileNotFoundError as error:
+            raise NotAStoreError(
+                f"{directory} has no file `{LOCK_NAME}`, which readers share; an empty one will do"
+            ) from error
         try:
             try:
                 fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

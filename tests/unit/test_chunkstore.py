@@ -280,6 +280,15 @@ def test_a_second_process_is_told_who_has_the_store(path: Path) -> None:
     assert other("w") == "opened\n"
 
 
+def test_a_store_without_its_lock_is_refused_to_readers_and_mended_by_a_writer(path: Path) -> None:
+    ChunkStore.create(path).close()
+    (path / "lock").unlink()
+    with pytest.raises(NotAStoreError, match="has no file `lock`"):
+        ChunkStore.open(path, read_only=True)
+    ChunkStore.open(path).close()
+    ChunkStore.open(path, read_only=True).close()
+
+
 def test_the_lock_is_given_back_by_a_failed_open(path: Path) -> None:
     with ChunkStore.create(path) as store:
         put(store, random_bytes(4096))
