@@ -10,8 +10,8 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from ckptfs.errors import AmbiguousSnapshotError, DamagedError, SnapshotNameError, UnknownSnapshotError
 from ckptfs.store import Table
@@ -27,8 +27,7 @@ ROWS_PER_STEP = 100
 _LATEST_REF = re.compile(r"latest(?:~(\d+))?")
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """One snapshot. `id` is its epoch; `stored_bytes` is what the packs grew by while it came about."""
 
     id: int
@@ -43,7 +42,7 @@ class Snapshot:
 
     def encode(self) -> bytes:
         """Return the row's value: JSON of everything but the id, which is the key."""
-        fields = asdict(self)
+        fields = self._asdict()
         del fields["id"]
         return json.dumps(fields).encode()
 
@@ -53,10 +52,11 @@ class Snapshot:
         if not 0 < epoch < LIVE:
             raise DamagedError(f"the row of snapshot {epoch} has a number that no snapshot can have")
         try:
-            fields = json.loads(value)
+            fields = json.loads(value.decode())  # of bytes it would guess the encoding, ten thousand times
             fields["paths"] = tuple(fields["paths"])
             snapshot = cls(id=epoch, **fields)
-            os.fsencode(snapshot.name + snapshot.created)  # a name and a time that can be shown
+            os.fsencode(snapshot.name)  # a name and a time that can be shown
+            snapshot._moment()
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise DamagedError(f"the row of snapshot {epoch} cannot be read: {error}") from error
         return snapshot
@@ -64,8 +64,10 @@ class Snapshot:
     @property
     def created(self) -> str:
         """The time it was taken, RFC 3339 in UTC with milliseconds."""
-        moment = datetime.fromtimestamp(self.created_ns // 1_000_000 / 1000, UTC)
-        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return self._moment().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def _moment(self) -> datetime:
+        return datetime.fromtimestamp(self.created_ns // 1_000_000 / 1000, UTC)
 
 
 class Snapshots:
