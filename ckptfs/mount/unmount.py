@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptfs.errors import BusyError, CkptfsError, FuseError, StoreInUseError
+from ckptfs.errors import BusyError, CkptfsError, FuseError, NotAStoreError, StoreInUseError
 from ckptfs.mount import mountinfo
 
 USERS_NAMED_MAX = 5
@@ -85,7 +85,7 @@ def has_finished(store: str) -> bool:
     try:
         with StoreLock(Path(store), Disk(), shared=True) as lock:
             return lock.is_finished
-    except (StoreInUseError, OSError):
+    except (StoreInUseError, NotAStoreError, OSError):
         return True
 
 
@@ -99,7 +99,7 @@ def has_writer(store: str) -> bool:
         StoreLock(Path(store), Disk(), shared=True).close()
     except StoreInUseError:
         return True
-    except OSError:
+    except (NotAStoreError, OSError):
         return False
     return False
 
