@@ -4,8 +4,8 @@ The process goes on: what it said is kept must be readable at once, and be there
 """
 
 import errno
-import os
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from enum import Enum
