@@ -240,9 +240,10 @@ def _tell_kernel(entries: Iterable[tuple[int, bytes]], directories: Iterable[int
     """Carry out `_invalidate`, and say when it is done."""
     try:
         _invalidate(entries, directories)
-        told.set_result(None)
-    except OSError as error:
+    except BaseException as error:  # whatever it is: somebody waits
         told.set_exception(error)
+    else:
+        told.set_result(None)
 
 
 def _invalidate(entries: Iterable[tuple[int, bytes]], directories: Iterable[int]) -> None:

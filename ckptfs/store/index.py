@@ -232,7 +232,7 @@ class ChunkIndex:
             if not start:
                 rows = [*self._active.numbers.items(), *(self._frozen.numbers.items() if self._frozen else ())]
                 return [Known(*row) for row in rows if row[1] != _RELEASED and wanted(row[1])], b"\0"
-            stored = self._reader.packed_from(start)
+            stored = self._reader.rows_from(Table.CHUNK_IDS, start)
             rows = [(chunk_id, parse_number(packed)) for chunk_id, packed in islice(stored, _WALK_ROWS)]
             following = next(stored, None)
         return [Known(*row) for row in rows if wanted(row[1])], None if following is None else following[0]

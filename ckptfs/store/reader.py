@@ -43,21 +43,9 @@ class Cursor:
         except lmdb.Error as error:
             raise failure(self._path, error) from error
 
-    def first(self) -> bool:
-        """Move to the first row; this and all other moves tell whether there is one."""
-        return self._move(self._cursor.first)
-
     def last(self) -> bool:
-        """Move to the last row."""
+        """Move to the last row; this and all other moves tell whether there is one."""
         return self._move(self._cursor.last)
-
-    def next(self) -> bool:
-        """Move to the next row; from nowhere, to the first."""
-        return self._move(self._cursor.next)
-
-    def prev(self) -> bool:
-        """Move to the row before; from nowhere, to the last."""
-        return self._move(self._cursor.prev)
 
     def set_key(self, key: bytes) -> bool:
         """Move to the row of a key."""
@@ -87,10 +75,6 @@ class Cursor:
         """Move to the first packed row from a key on."""
         return self._move(self._cursor.set_range_dup, PACKED, key)
 
-    def next_packed(self) -> bool:
-        """Move to the next packed row."""
-        return self._move(self._cursor.next_dup)
-
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield all rows from the one that the cursor is at, from nowhere from the first; packed ones too."""
         stored: Iterable[tuple[bytes, bytes]] = self._cursor
@@ -116,10 +100,6 @@ class Reader:
         self._transaction: lmdb.Transaction[bytes] | None = None
         self._cursors: dict[Table, Cursor] = {}
 
-    def has(self, table: Table) -> bool:
-        """Tell whether there is such a table: not in a store of an older version that is open for reading only."""
-        return table in self._databases
-
     def cursor(self, table: Table) -> Cursor:
         """Return the cursor of a table; it is good until the next `renew`."""
         cursor = self._cursors.get(table)
@@ -136,22 +116,15 @@ class Reader:
         return cursor.value() if cursor.set_key(key) else None
 
     def rows_from(self, table: Table, start: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the rows of a table from the key `start` on, ascending; good until the lock is let go."""
+        """Yield the rows of a table, packed or not, from the key `start` on; good until the lock is let go."""
         cursor = self.cursor(table)
-        return cursor.rows() if cursor.set_range(start) else iter(())
+        found = cursor.set_packed_range(start) if table == Table.CHUNK_IDS else cursor.set_range(start)
+        return cursor.rows() if found else iter(())
 
     def find_packed(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the packed rows of those keys that there are; sorted keys walk the tree once, from left to right."""
         cursor = self.cursor(Table.CHUNK_IDS)
         return dict(cursor.packed_row() for key in keys if cursor.seek_packed(key))
-
-    def packed_from(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the packed rows from the key `start` on, ascending; good until the lock is let go."""
-        cursor = self.cursor(Table.CHUNK_IDS)
-        more = cursor.set_packed_range(start)
-        while more:
-            yield cursor.packed_row()
-            more = cursor.next_packed()
 
     def renew(self) -> None:
         """Let go of the transaction: the next use sees what is committed by then."""

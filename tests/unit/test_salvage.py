@@ -134,18 +134,24 @@ def test_a_pack_that_is_lost_or_cut_short(path: Path, lost_index: bool, pack: in
     tree.store.close()
 
 
-@pytest.mark.parametrize("at", [10, 50], ids=["header", "payload"])
-@pytest.mark.parametrize("lost_index", [False, True])
-def test_the_record_before_is_taken_where_a_later_one_of_a_chunk_is_damaged(
-    tmp_path: Path, lost_index: bool, at: int
-) -> None:
-    path = tmp_path / "store"
+def reencoded(path: Path) -> tuple[Tree, bytes]:
+    """Make a store with a text whose chunks were stored anew, smaller; return its tree, and the text."""
     ChunkStore.create(path, disk=NoSyncDisk(), config=CONFIG).close()
     tree = open_tree(path)
     text = bytes(random.Random(1).choices(b"ab", k=20_000))
     save(tree, "text", text)
     tree.store.commit(checkpoint=True)
     assert tree.store.reencode(1 << 20).saved_bytes
+    return tree, text
+
+
+@pytest.mark.parametrize("at", [10, 50], ids=["header", "payload"])
+@pytest.mark.parametrize("lost_index", [False, True])
+def test_the_record_before_is_taken_where_a_later_one_of_a_chunk_is_damaged(
+    tmp_path: Path, lost_index: bool, at: int
+) -> None:
+    path = tmp_path / "store"
+    tree, text = reencoded(path)
     if lost_index:  # the earlier places are called free then, and they are not punched yet
         tree.store.commit(checkpoint=True)
     save(tree, "later", b"later")
@@ -172,12 +178,7 @@ def test_an_index_is_made_anew_with_the_record_before_where_the_one_that_it_had_
     tmp_path: Path, at: int
 ) -> None:
     path = tmp_path / "store"
-    ChunkStore.create(path, disk=NoSyncDisk(), config=CONFIG).close()
-    tree = open_tree(path)
-    text = bytes(random.Random(1).choices(b"ab", k=20_000))
-    save(tree, "text", text)
-    tree.store.commit(checkpoint=True)
-    assert tree.store.reencode(1 << 20).saved_bytes
+    tree, text = reencoded(path)
     tree.store.commit(checkpoint=True)  # the index speaks of the later record, and nothing is punched yet
     flip(tree, tree.store.next_number // 2, at=at)
     tree.store.close()

@@ -176,7 +176,7 @@ def assert_walks(reader: Reader, rows: dict[bytes, bytes]) -> None:
     """Walk packed rows from their begin and from each of some keys, there or not."""
     expected = sorted(rows.items())
     for start in (b"\0", b"\x80" * PACKED_KEY_SIZE, *[key for key, _ in expected[::50]], b"\xff" * PACKED_KEY_SIZE):
-        assert list(reader.packed_from(start)) == [row for row in expected if row[0] >= start]
+        assert list(reader.rows_from(Table.CHUNK_IDS, start)) == [row for row in expected if row[0] >= start]
 
 
 def test_rows_lie_in_lmdb_as_the_format_says(environment: Environment) -> None:
@@ -207,7 +207,7 @@ def test_a_row_that_is_not_what_was_written_is_not_read(environment: Environment
             lambda: list(view.scan(Table.META)),
             lambda: environment.read_one(Table.META, b"key"),
             lambda: reader.find_packed(ids),
-            lambda: list(reader.packed_from(ids[0])),
+            lambda: list(reader.rows_from(Table.CHUNK_IDS, ids[0])),
             lambda: list(view.scan(Table.CHUNK_IDS)),
         ):
             with pytest.raises(DamagedError, match="is not what was written"):
