@@ -892,7 +892,7 @@ static size_t put_raw(const uint8_t *data, size_t size, uint8_t *out) {
 }
 
 size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct classes *classes, size_t size,
-                    uint8_t *out, uint8_t *scratch, int vectors) {
+                    size_t slack, uint8_t *out, uint8_t *scratch, int vectors) {
     struct encoder *encoder = (struct encoder *)scratch;
     struct symbol *symbols_of[CLASSES_MOST];
     uint8_t table_of[CLASSES_MOST], few_of_class[CLASSES_MOST], *at = out;
@@ -909,11 +909,12 @@ size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct c
         return put_raw(data, size, out); /* noise, most often of the last bits: which key it has makes no difference */
     size_t count = make_tables(classes, encoder->counts[0], rans_cost, encoder->tables, table_of);
     size_t estimate = (size_t)(cost_of_tables(encoder->tables, count) / (8 * 256));
-    size_t lanes = size < LANES_SOME_FROM ? 1 : estimate < LANES_MOST_FROM ? LANES_SOME : LANES_MOST;
+    int most = estimate >= LANES_MOST_FROM || slack >= 4 * (LANES_MOST - LANES_SOME);
+    size_t lanes = size < LANES_SOME_FROM ? 1 : most ? LANES_MOST : LANES_SOME;
     if (size - whole[0] <= size / FEW_FROM) {
         struct table *tables = encoder->few;
         size_t few_count = make_tables(classes, encoder->counts[0], few_cost, tables, few_of_class);
-        if (cost_of_tables(tables, few_count) / (8 * 256) <= estimate + 4 * lanes) {
+        if (cost_of_tables(tables, few_count) / (8 * 256) <= estimate + 4 * lanes + slack) {
             *at++ = CODED_FEW;
             at = put_few(data, class_of, size, tables, few_of_class, classes->count, few_count, at, vectors);
             return (size_t)(at - out);

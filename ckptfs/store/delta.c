@@ -12,6 +12,8 @@
 #include "coder.h"
 #include "little_endian.h"
 
+#define SLACK_PARTS 64 /* one in so many of a difference may be spent on a plane where that makes decoding it faster */
+
 /* ---- elements of one width ----------------------------------------------------------------------------------- */
 
 /* The loops over `count` elements. `keys` writes what lies below the sign of each; `fold` the planes of the folded
@@ -149,7 +151,8 @@ size_t encode_difference(const struct elements *elements, const uint8_t *target,
     loops->fold(target + head, base + head, count, planes);
     classify(keys, count, &classes, class_of);
     for (size_t k = 0; count && k < elements->width; k++)
-        at += encode_bytes(planes + k * count, class_of, &classes, count, at, scratch, vectors);
+        at += encode_bytes(planes + k * count, class_of, &classes, count, (size_t)(at - out) / SLACK_PARTS, at, scratch,
+                           vectors);
     at = subtract_bytes(target, base, head, at);
     at = subtract_bytes(target + head + whole, base + head + whole, elements->size - head - whole, at);
     return (size_t)(at - out);

@@ -478,7 +478,7 @@ static PyObject *encode_bytes_of(PyObject *Py_UNUSED(module), PyObject *args) {
         Py_BEGIN_ALLOW_THREADS
         struct classes one = {{0}, {(uint32_t)size}, 1};
         if (size)
-            coded_size = encode_bytes(data.buf, class_of, &one, size, out, scratch, kernel->vectors);
+            coded_size = encode_bytes(data.buf, class_of, &one, size, 0, out, scratch, kernel->vectors);
         Py_END_ALLOW_THREADS
         _PyBytes_Resize(&result, (Py_ssize_t)coded_size);
     }

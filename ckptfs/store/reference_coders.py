@@ -401,8 +401,12 @@ def _take_value(bits: _Bits, order: int) -> int:
     return value
 
 
-def put_bytes(data: bytes, keys: bytes) -> bytes:
-    """Return bytes coded, at least one; each has a key."""
+def put_bytes(data: bytes, keys: bytes, slack: int = 0) -> bytes:
+    """Return bytes coded, at least one; each has a key.
+
+    `slack` bytes more than the fewest may be spent where they make decoding faster: on more lanes, or on few bytes
+    coded as such.
+    """
     size, filled = len(data), len(data) - data.count(0)
     raw = bytes([Coded.RAW]) + data
     if data.count(data[0]) == size:
@@ -411,10 +415,11 @@ def put_bytes(data: bytes, keys: bytes) -> bytes:
         return raw
     tables = _tables(data, keys, _rans_cost)
     estimate = sum(table.cost for table in tables) // (8 * 256)
-    lanes = LANES[0 if size < LANES_SOME_FROM else 1 + (estimate >= LANES_MOST_FROM)]
+    most = estimate >= LANES_MOST_FROM or slack >= 4 * (LANES[2] - LANES[1])
+    lanes = LANES[0 if size < LANES_SOME_FROM else 1 + most]
     if filled <= size // FEW_FROM:
         few = _tables(data, keys, _few_cost)
-        if sum(table.cost for table in few) // (8 * 256) <= estimate + 4 * lanes:
+        if sum(table.cost for table in few) // (8 * 256) <= estimate + 4 * lanes + slack:
             return bytes([Coded.FEW]) + _put_few(data, keys, few)
     if estimate + 4 * lanes >= size - size // NOISE_PARTS:
         return raw

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from ckptfs.store.reference import Buffer
 from ckptfs.store.reference_coders import DAMAGED, Input, put_bytes, take_bytes
 
+SLACK_PARTS = 64
+"""One part in so many of what a difference takes may be spent on a plane where that makes decoding it faster."""
+
 
 class _Elements:
     """Where in `size` bytes the whole elements of `width` lie, from `phase` on, and what surrounds them."""
@@ -65,7 +68,8 @@ def encode_difference(target: Buffer, base: Buffer, width: int, phase: int) -> b
     folded = [_fold(new, old, width) for new, old in zip(news, olds, strict=True)]
     coded = b""
     for plane in range(width if elements.count else 0):
-        coded += put_bytes(bytes(each >> 8 * plane & 0xFF for each in folded), elements.keys(olds))
+        of_plane = bytes(each >> 8 * plane & 0xFF for each in folded)
+        coded += put_bytes(of_plane, elements.keys(olds), len(coded) // SLACK_PARTS)
     return coded + bytes((after[at] - before[at]) % 256 for at in elements.outside)
 
 

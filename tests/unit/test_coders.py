@@ -231,6 +231,30 @@ def test_steps_of_floats_cost_less_than_their_entropy() -> None:
     assert len(coded) < 0.9 * whole
 
 
+@pytest.mark.parametrize(
+    ("size", "gap", "alone", "behind_noise"),
+    [(4 * KIB, 8, "0308", "0308"), (8 * KIB, 20, "0308", "0320"), (16 * KIB, 40, "0308", "02ff")],
+    ids=["too-little-for-more", "more-lanes", "few-as-such"],
+)
+def test_a_small_plane_behind_a_large_one_is_coded_to_decode_fast(
+    size: int, gap: int, alone: str, behind_noise: str
+) -> None:
+    """One byte in 64 of what a difference takes already may be spent on the speed of decoding it."""
+    generator = np.random.default_rng(SEED)
+    changed = (generator.integers(0, gap, size) == 0).astype(np.uint16)
+    folded = (changed << 8 | generator.integers(0, 256, size)).astype(np.int32)
+    base = np.full(size, 0x3C00, dtype=np.uint16).tobytes()
+    target = (0x3C00 + ((folded >> 1) ^ -(folded & 1))).astype(np.uint16).tobytes()
+    plane = NATIVE.encode_bytes(changed.astype(np.uint8).tobytes())
+    coded = NATIVE.encode_difference(target, base, 2, 0)
+    noise, second = coded[: 1 + size], coded[1 + size :]
+    assert (noise[0], plane[:2].hex(), second[:2].hex()) == (0, alone, behind_noise)
+    assert len(second) <= len(plane) + size // 64
+    for kernel in KERNELS.values():
+        assert kernel.encode_difference(target, base, 2, 0) == coded
+        assert decode_difference(kernel, coded, base, 2, 0) == target
+
+
 def test_a_difference_of_nothing_costs_next_to_nothing() -> None:
     data = random.Random(SEED).randbytes(80 * KIB)
     assert len(NATIVE.encode_difference(data, data, 4, 0)) <= 4 * 2
