@@ -11,7 +11,7 @@ setup(
             [
                 f"{STORE}/{name}.c"
                 for name in (
-                    *("kernels", "planes", "coder", "delta", "raw_records"),
+                    *("kernels", "planes", "coder", "delta", "raw_records", "stored_chunks"),
                     *("hash_portable", "hash_avx2", "hash_avx512"),
                 )
             ],
@@ -26,6 +26,7 @@ setup(
                     "little_endian",
                     "planes",
                     "raw_records",
+                    "stored_chunks",
                     "vendor/xxhash",
                 )
             ],

@@ -15,16 +15,17 @@ SLOW_SECONDS = 0.003
 BEHIND_SECONDS = 1.0
 """How long small work goes to threads after that."""
 THREADS = 4
+"""For writing, and for what a commit waits for."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Offload:
-    """Runs the blocking calls of one mount."""
+    """Runs blocking calls of one mount, some at a time."""
 
-    def __init__(self) -> None:
-        self._limiter = trio.CapacityLimiter(THREADS)
+    def __init__(self, threads: int = THREADS) -> None:
+        self._limiter = trio.CapacityLimiter(threads)
         self._behind_until = 0.0
 
     async def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

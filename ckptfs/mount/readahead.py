@@ -7,12 +7,11 @@ the loop; what is in a buffer is only changed by the thread that fills it.
 """
 
 import logging
-import mmap as mmap_module
 from bisect import insort
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, field
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from mmap import mmap
 from operator import attrgetter
 
 import trio
@@ -21,24 +20,29 @@ from ckptfs.config import KIB, MIB
 from ckptfs.errors import CkptfsError
 from ckptfs.mount import mountinfo
 from ckptfs.mount.offload import Offload
+from ckptfs.store import new_buffer
 from ckptfs.tree.content import FileContent
 from ckptfs.tree.reader import Bytes, ChunkReader, ReadPlan
 
 log = logging.getLogger(__name__)
 
 KERNEL_READAHEAD = 4 * MIB
-PART_SIZE = 4 * MIB
-"""Bytes of a file that are read ahead together; parts end at multiples of it."""
+PART_SIZE = 8 * MIB
+"""Bytes of a file that are read ahead together; parts end at multiples of it. Each costs its thread and the loop some
+turns with the interpreter, however large it is."""
 FIRST_PART_SIZE = MIB // 2
 """The first part, for which somebody waits already; each one behind it may be twice as large."""
 BUFFER_SIZE = PART_SIZE + 2 * MIB
 """A part is read as whole chunks, which reach over its ends."""
-BUFFERS_MAX = 16
+BUFFERS_MAX = 12
 """Parts in memory, of all handles together."""
-PARTS_AHEAD = 3
-"""How far a file is read ahead, in parts."""
-TASKS = 2
-"""Parts that are read side by side, in the order of the requests: while one is read, another one is decoded."""
+PARTS_AHEAD = 4
+"""How far a file is read ahead, in parts of the size that the next one has."""
+TASKS = 6
+"""Parts that are read side by side, in the order of the requests: some wait for the disk, some are being decoded, and
+some for their turn with the interpreter, which the loop needs for each reply."""
+READ_THREADS = TASKS + 2
+"""Reads that follow nothing are not to wait for parts."""
 NEAR = 2 * KERNEL_READAHEAD
 """Requests of one sequential reader come this far out of order, since the kernel sends several at once."""
 SEQUENTIAL_REQUESTS = 2
@@ -115,10 +119,10 @@ class Ahead:
 class ReadAhead:
     """Reading ahead for all handles of a mount."""
 
-    def __init__(self, reader: ChunkReader, nursery: trio.Nursery, offload: Offload) -> None:
+    def __init__(self, reader: ChunkReader, nursery: trio.Nursery) -> None:
         self._reader = reader
         self._nursery = nursery
-        self._offload = offload
+        self._offload = Offload(READ_THREADS)
         self._handles: OrderedDict[Ahead, None] = OrderedDict()
         """Those that have parts, the one read last at the end."""
         self._buffers: list[mmap] = []
@@ -166,29 +170,29 @@ class ReadAhead:
     def _begin(self, ahead: Ahead, front: Front, content: FileContent, start: int) -> None:
         """Begin to read the next parts from `start` on that are not there yet, as far as they are few and near."""
         few = max(BUFFERS_MAX // max(len(self._handles), 1) - 1, 1)
-        limit = min(front.position + min(PARTS_AHEAD, few) * PART_SIZE, content.size)
+        limit = min(front.position + min(PARTS_AHEAD, few) * front.part_size, content.size)
         while True:
             start, behind = ahead.gap(start)
             if start >= limit:
                 return
             self._let_go(ahead, ahead.far())
-            buffer = self._take_buffer(ahead)
-            if buffer is None:
-                return
             size = front.part_size
-            front.part_size = min(2 * size, PART_SIZE)
             stop = min(start - start % size + size, content.size if behind is None else behind)
+            plan = content.plan_read(start, stop - start)
+            buffer = self._take_buffer(ahead) if plan.slices else None
+            if buffer is None:  # or a hole, which nobody has to wait for
+                return
+            front.part_size = min(2 * size, PART_SIZE)
             part = Part(start, stop, stop - start, buffer)
             insort(ahead.parts, part, key=attrgetter("start"))
             self._handles[ahead] = None
-            plan = content.plan_read(start, stop - start)
             self._nursery.start_soon(self._fill, ahead, part, plan)
 
     def _take_buffer(self, taker: Ahead) -> mmap | None:
         """Return a buffer, at need one of a reader that has paused; None where there is none."""
         if not self._buffers and self._buffer_count < BUFFERS_MAX:
             self._buffer_count += 1
-            return _new_buffer()
+            return new_buffer(BUFFER_SIZE)
         while not self._buffers and self._handles:
             ahead = next(iter(self._handles))
             if ahead is taker or trio.current_time() - ahead.used_at < IDLE_SECONDS:
@@ -241,15 +245,6 @@ def _join(parts: list[Part], start: int, stop: int) -> Bytes | None:
             return None
         pieces.append(part.data[max(start - part.start, 0) : stop - part.start])
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _new_buffer() -> mmap:
-    """Return a buffer, of huge pages where there are some: its memory is touched by the thread that fills it."""
-    buffer = mmap(-1, BUFFER_SIZE, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-    if (huge := getattr(mmap_module, "MADV_HUGEPAGE", None)) is not None:
-        with suppress(OSError):  # a kernel without them
-            buffer.madvise(huge)
-    return buffer
 
 
 def raise_kernel_readahead(mountpoint: str) -> None:

@@ -118,7 +118,7 @@ class _Session:
             self._idle = idle = Idle(
                 *(self._tree, collector, self._committer, offload), optimizing=self._options.optimize
             )
-            readahead = ReadAhead(self._tree.reader, work, offload)
+            readahead = ReadAhead(self._tree.reader, work)
             access_times = AccessTimes(self._tree)
             handles = Handles(
                 *(self._tree, self._jobs, self._committer, offload, readahead, access_times),

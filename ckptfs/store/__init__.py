@@ -2,6 +2,7 @@
 
 from ckptfs.store.backup import BackupResult, Cut, back_up
 from ckptfs.store.bitmap import Bitmap
+from ckptfs.store.buffers import new_buffer
 from ckptfs.store.check import PROBLEMS_MAX, Verified
 from ckptfs.store.chunkstore import ChunkStore, StoreStats
 from ckptfs.store.codec import element_width
@@ -50,4 +51,5 @@ __all__ = [
     "back_up",
     "element_width",
     "never",
+    "new_buffer",
 ]

@@ -10,16 +10,16 @@ because the ends of a batch lie in other pages than its middle. `write` is for w
 any thread may `prepare` a batch meanwhile.
 """
 
-import errno
 import logging
 import mmap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from ckptfs.config import KIB, MIB
-from ckptfs.store.disk import Disk, whole_pages
+from ckptfs.store.buffers import Buffers
+from ckptfs.store.disk import NOT_DIRECT, Disk, whole_pages
+from ckptfs.store.packfile import PackFile
 from ckptfs.store.records import Appendable
 
 logger = logging.getLogger(__name__)
@@ -34,26 +34,6 @@ _CACHED_BYTES = 1024 * MIB
 """What a disk that was too slow gets through the cache before it is tried again."""
 _TRIAL_WRITES = 8
 """After how many writes a disk is judged; it is slow when most of them were, whatever one or two of them met."""
-
-
-class AppendFile:
-    """A pack that is open for appending; `direct_fd` writes past the page cache, None where the disk cannot."""
-
-    __slots__ = ("_disk", "_owned", "direct_fd", "fd", "path")
-
-    def __init__(self, disk: Disk, path: Path, *, create: bool = False) -> None:
-        self._disk = disk
-        self.path = path
-        self._owned: list[int] = []
-        self.fd = disk.open_write(path, create=create, empty=create)
-        self._owned.append(self.fd)
-        self.direct_fd = disk.open_direct(path)
-        if self.direct_fd is not None:
-            self._owned.append(self.direct_fd)
-
-    def __del__(self) -> None:
-        for fd in self._owned:
-            self._disk.close(fd)
 
 
 class Prepared:
@@ -84,12 +64,12 @@ class Appender:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._stagings: list[memoryview] = []
+        self._stagings = Buffers(_STAGING_SIZE, _STAGINGS_KEPT)
         self._cached_left = 0
         self._writes = 0
         self._slow_writes = 0
 
-    def write(self, file: AppendFile, batch: Sequence[Appendable], offset: int) -> None:
+    def write(self, file: PackFile, batch: Sequence[Appendable], offset: int) -> None:
         """Write records one behind the other at `offset`; on an error an unknown part of them is written."""
         only = batch[0] if len(batch) == 1 else None
         if isinstance(only, Prepared) and only.alignment == offset % mmap.PAGESIZE:
@@ -105,17 +85,10 @@ class Appender:
         if size > _STAGING_SIZE - mmap.PAGESIZE:
             yield Prepared(memoryview(bytearray(mmap.PAGESIZE + size)), batch, offset)
             return
-        try:
-            staging = self._stagings.pop()
-        except IndexError:
-            staging = memoryview(mmap.mmap(-1, _STAGING_SIZE))  # takes memory when it is first used
-        try:
+        with self._stagings.taken() as staging:
             yield Prepared(staging, batch, offset)
-        finally:
-            if len(self._stagings) < _STAGINGS_KEPT:
-                self._stagings.append(staging)
 
-    def _write(self, file: AppendFile, prepared: Prepared, offset: int) -> None:
+    def _write(self, file: PackFile, prepared: Prepared, offset: int) -> None:
         pages = whole_pages(offset, prepared.size)
         fits = len(prepared.staging) == _STAGING_SIZE
         if file.direct_fd is None or len(pages) < _DIRECT_SIZE_MIN or not fits:
@@ -126,7 +99,7 @@ class Appender:
         else:
             self._write_directly(file, prepared.data, offset, pages)
 
-    def _write_directly(self, file: AppendFile, staged: memoryview, offset: int, pages: range) -> None:
+    def _write_directly(self, file: PackFile, staged: memoryview, offset: int, pages: range) -> None:
         """Write the middle of a batch, `pages` of the file, past the cache, and the ends through it."""
         assert file.direct_fd is not None
         middle = staged[pages.start - offset : pages.stop - offset]
@@ -134,7 +107,7 @@ class Appender:
         try:
             self._disk.pwrite(file.direct_fd, [middle], pages.start, file.path)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            if error.errno not in NOT_DIRECT:
                 raise
             logger.info("%s: the disk below takes no direct writes: %s", file.path, error)
             file.direct_fd = None

@@ -130,7 +130,7 @@ class ChainReader:
                 decoded |= _decode_level(level, record_of, decoded, buffer)
                 for number in self._verified([chunk for chunk in level if chunk.number in wanted], record_of, decoded):
                     each = decoded[number]
-                    found[number] = Decoded(bytes(each.view()), 0, len(each)) if depth else each
+                    found[number] = Decoded(bytes(each.view()), 0, each.size) if depth else each
                 until = levels.needed_until
                 decoded = {number: each for number, each in decoded.items() if until.get(number, depth) < depth}
                 room.give_back(decoded.values())

@@ -27,6 +27,8 @@ _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 _BEHIND_ALL = 1 << 40
 CANNOT_PUNCH = (errno.EOPNOTSUPP, errno.ENOSYS)
+NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
+"""How a disk refuses what would go past the page cache."""
 _PUNCH_MODE = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -80,15 +82,16 @@ class Disk:
                 os.fchmod(fd, FILE_MODE)
         return fd
 
-    def open_direct(self, path: Path) -> int | None:
-        """Open an existing file for writing whole pages past the page cache; None where the disk has no such thing.
+    def open_direct(self, path: Path, mode: int) -> int | None:
+        """Open an existing file to read (O_RDONLY) or write (O_WRONLY) whole pages past the page cache.
 
-        The memory that is written has to begin at a page too.
+        None where the disk has no such thing. The memory has to begin at a page too. A call may still fail with one of
+        NOT_DIRECT.
         """
         try:
-            return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+            return os.open(path, mode | os.O_DIRECT | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            if error.errno not in NOT_DIRECT:
                 raise
             return None
 

@@ -1,29 +1,34 @@
 """Chunks by number, read from the packs and verified.
 
 Fetcher follows a chunk to where it is, also when it is stored anew meanwhile and its old place is punched, and a delta
-down to what it rests on. Whatever it returns has the length and the id that were stored. Chunks that are stored raw and
-close together, as a save leaves them, are read by one call that puts their bytes one behind the other, and are not
-copied again. It caches nothing beyond a call. Any thread may call.
+down to what it rests on. Whatever it returns has the length and the id that were stored. Chunks that are stored close
+together, as a save leaves them, are read by one call, and decoded, verified and laid one behind the other by another.
+It caches nothing beyond a call. Any thread may call.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import accumulate
 
 import xxhash
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import codec, kernels, records
+from ckptfs.store.buffers import Buffers
 from ckptfs.store.chains import ChainReader
 from ckptfs.store.delta import BASES_SIZE_MAX, DELTA_CHAIN_MAX
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import Location
+from ckptfs.store.packfile import READ_MARGIN
 from ckptfs.store.packs import Packs
-from ckptfs.store.records import HEADER_SIZE, EncodedChunk, Record
-from ckptfs.store.spans import Decoded, Located, Room, spans
+from ckptfs.store.records import EncodedChunk, Record
+from ckptfs.store.spans import SPAN_SIZE_MAX, Decoded, Located, Room, spans
 
 MEMO_SIZE_MAX = 8 * MIB
 """Bases that a call keeps, because the next delta may need them as well."""
+_BUFFERS_KEPT = 6
+"""About as many as threads that read at once."""
 
 
 class _Memo:
@@ -55,6 +60,7 @@ class Fetcher:
         self._seed = seed
         self._on_damaged = on_damaged
         self._chains = ChainReader(index, packs, seed)
+        self._buffers = Buffers(SPAN_SIZE_MAX + READ_MARGIN, _BUFFERS_KEPT)
 
     def read(self, number: int) -> bytes:
         """Return the bytes of a chunk; DamagedError names the place when they are not what was written."""
@@ -77,55 +83,41 @@ class Fetcher:
         start = 0
         for span in spans(rest):
             with suppress(DamagedError):
-                found |= self._read_raw(span, room, start) if span[0].is_raw else self._read_encoded(span, room, start)
+                found |= self._read_span(span, room, start)
             start += sum(chunk.location.raw_size for chunk in span)
         return [found[number] if number in found else _whole(self.read(number)) for number in numbers]
 
     def _locate(self, numbers: Sequence[int]) -> list[Located]:
         return [Located(*each) for each in self._index.locate_many(dict.fromkeys(numbers)).items()]
 
-    def _read_raw(self, span: Sequence[Located], room: Room, start: int) -> dict[int, Decoded]:
-        """Return those chunks of a span of raw ones that are what was written; payloads are read where they stay."""
-        lengths = [chunk.location.stored_size for chunk in span]
-        offset = span[0].location.offset
-        heads = memoryview(bytearray(span[-1].end - offset - sum(lengths)))
-        """What lies before each payload, one behind the other: padding, a gap, and its header."""
-        raw = memoryview(room)
-        ends: list[int] = []
-        buffers: list[memoryview] = []
-        head, stop = 0, start
-        for chunk, length in zip(span, lengths, strict=True):
-            head_end = head + chunk.payload_offset - offset
-            buffers += (heads[head:head_end], raw[stop : stop + length])
-            ends.append(head_end)
-            head, stop, offset = head_end, stop + length, chunk.end
-        self._packs.read_into(span[0].location.position, buffers)
-        ids = kernels.hash_chunks(raw[start:stop], lengths, self._seed)
+    def _read_span(self, span: Sequence[Located], room: Room, start: int) -> dict[int, Decoded]:
+        """Return those chunks of a span, none of them deltas, that are what was written, in `room` from `start` on."""
+        position = span[0].location.position
+        places = [(chunk.location.offset - position.offset, chunk.number, chunk.location.raw_size) for chunk in span]
+        ends = list(accumulate((size for _, _, size in places), initial=start))
         found = {}
-        for (number, _), end, length, chunk_id in zip(span, ends, lengths, ids, strict=True):
-            header = records.parse_header(heads[end - HEADER_SIZE : end])
-            if header is not None and header.number == number and header.id == chunk_id:
-                found[number] = Decoded(room, start, start + length)
-            start += length
+        with self._buffers.taken() as buffer:
+            data = self._packs.read_run(position, span[-1].end - position.offset, buffer)
+            packed = b"".join(kernels.PLACE.pack(*place) for place in places)
+            taken = kernels.take_chunks(data, packed, memoryview(room)[start : ends[-1]], self._seed)
+            for chunk, (at, _, size), end, is_taken in zip(span, places, ends[1:], taken, strict=True):
+                if is_taken or self._take_other(chunk, data[at:], memoryview(room)[end - size : end]):
+                    found[chunk.number] = Decoded(room, end - size, end)
         return found
 
-    def _read_encoded(self, span: Sequence[Located], room: Room, start: int) -> dict[int, Decoded]:
-        """Return those chunks of a span, none of them deltas, that are what was written."""
-        origin = span[0].location.offset
-        data = memoryview(bytearray(span[-1].end - origin))
-        data = data[: self._packs.read_into(span[0].location.position, [data])]
-        found = {}
-        for number, location in span:
-            at = location.offset - origin
-            stop = start + location.raw_size
-            with suppress(DamagedError):  # reading it alone says what is wrong, unless the chunk has only moved
-                record = self._packs.parse_record(
-                    location.position, data[at : at + location.read_size], location.stored_size, len(location.bases)
-                )
-                room[start:stop] = self._verified(number, location, record, _Memo(), DELTA_CHAIN_MAX)
-                found[number] = Decoded(room, start, stop)
-            start = stop
-        return found
+    def _take_other(self, chunk: Located, data: memoryview, room: memoryview) -> bool:
+        """Put a chunk that the kernel did not take into `room`; False where it is not what was written.
+
+        Reading it alone says what is wrong then, unless the chunk has only moved.
+        """
+        number, location = chunk
+        record_data = data[: location.read_size]
+        try:
+            record = self._packs.parse_record(location.position, record_data, location.stored_size, 0)
+            room[:] = self._verified(number, location, record, _Memo(), DELTA_CHAIN_MAX)
+        except DamagedError:
+            return False
+        return True
 
     def verify(self, numbers: Sequence[int]) -> dict[int, str]:
         """Read chunks and return what is wrong with those that are not what was written, by number."""

@@ -292,9 +292,12 @@ class ChunkIndex:
 
     def locate_many(self, numbers: Iterable[int]) -> dict[int, Location]:
         """Return where chunks are stored, as many of them as there are."""
+        number_of = {NUMBER.pack(number): number for number in numbers}
         with self._lock:
-            located = ((number, self._locate(NUMBER.pack(number))) for number in numbers)
-            return {number: location for number, location in located if location is not None}
+            below = self._frozen.locations if self._frozen is not None else {}
+            packed = {key: self._active.locations.get(key, below.get(key)) for key in number_of}
+            packed |= self._reader.find(Table.CHUNKS, [key for key, found in packed.items() if found is None])
+        return {number_of[key]: parse_location(found) for key, found in packed.items() if found}
 
     # Chunks that wait for an encoding
 

@@ -2,13 +2,13 @@
  * coders.
  *
  * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py,
- * reference_coders.py or reference_differences.py and returns the same bytes; docs/format.md has the definitions in
- * prose. It keeps no state, reads only the buffers it is given (`mark` and `raw_records` write to one), and runs without
- * the GIL, so any number of threads may be inside at once.
+ * reference_coders.py, reference_differences.py or reference_records.py and returns the same bytes; docs/format.md has the definitions in
+ * prose. It keeps no state, reads only the buffers it is given (`mark`, `raw_records` and `take_chunks` write to one), and
+ * runs without the GIL, so any number of threads may be inside at once.
  *
  * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is in
  * hash.h, byte planes are in planes.h, the entropy coder in coder.h, differences of floats in delta.h, records in
- * raw_records.h.
+ * raw_records.h and stored_chunks.h.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -22,6 +22,7 @@
 #include "little_endian.h"
 #include "planes.h"
 #include "raw_records.h"
+#include "stored_chunks.h"
 
 #if HAVE_X86
 #include <immintrin.h>
@@ -359,7 +360,7 @@ done:
 
 /* ---- byte planes --------------------------------------------------------------------------------------------- */
 
-static PyObject *transpose(PyObject *args, void (*move)(const uint8_t *, uint8_t *, size_t, size_t, int)) {
+static PyObject *transpose(PyObject *args, int joining) {
     Py_buffer data;
     int width, turned;
     if (!PyArg_ParseTuple(args, "y*ip", &data, &width, &turned))
@@ -374,10 +375,16 @@ static PyObject *transpose(PyObject *args, void (*move)(const uint8_t *, uint8_t
         goto done;
     const uint8_t *from = data.buf;
     uint8_t *to = (uint8_t *)PyBytes_AS_STRING(result);
-    size_t size = (size_t)data.len, tail = size % (size_t)width;
+    size_t size = (size_t)data.len, count = size / (size_t)width, tail = size % (size_t)width;
+    const uint8_t *planes[WIDTH_MOST];
+    for (size_t k = 0; k < (size_t)width; k++)
+        planes[k] = from + k * count;
     if (size) {
         Py_BEGIN_ALLOW_THREADS
-        move(from, to, size / (size_t)width, (size_t)width, turned);
+        if (joining)
+            join_elements(planes, to, count, (size_t)width, turned);
+        else
+            split_elements(from, to, count, (size_t)width, turned);
         memcpy(to + size - tail, from + size - tail, tail);
         Py_END_ALLOW_THREADS
     }
@@ -386,13 +393,11 @@ done:
     return result;
 }
 
-static PyObject *split_planes(PyObject *Py_UNUSED(module), PyObject *args) { return transpose(args, split_elements); }
+static PyObject *split_planes(PyObject *Py_UNUSED(module), PyObject *args) { return transpose(args, 0); }
 
-static PyObject *join_planes(PyObject *Py_UNUSED(module), PyObject *args) { return transpose(args, join_elements); }
+static PyObject *join_planes(PyObject *Py_UNUSED(module), PyObject *args) { return transpose(args, 1); }
 
 /* ---- plane entropies ----------------------------------------------------------------------------------------- */
-
-#define WIDTH_MOST 8
 
 /* See reference.plane_entropies for the estimate. */
 static double entropy(const uint32_t counts[256], size_t total) {
@@ -715,6 +720,58 @@ static PyObject *raw_records(PyObject *Py_UNUSED(module), PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *take_chunks(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *name;
+    Py_buffer data, packed, out;
+    unsigned long long seed;
+    if (!PyArg_ParseTuple(args, "sy*y*w*K", &name, &data, &packed, &out, &seed))
+        return NULL;
+    PyObject *result = NULL;
+    uint8_t *scratch = NULL;
+    const struct kernel *kernel = kernel_named(name);
+    size_t count = (size_t)packed.len / PLACE_SIZE, room = (size_t)out.len;
+    uint64_t size_most = 0;
+    int fits = (size_t)packed.len == count * PLACE_SIZE;
+    for (size_t i = 0; fits && i < count; i++) {
+        uint64_t raw_size = load_little_endian((const uint8_t *)packed.buf + i * PLACE_SIZE + 16);
+        fits = raw_size <= room;
+        room -= fits ? (size_t)raw_size : 0;
+        size_most = raw_size > size_most ? raw_size : size_most;
+    }
+    if (!kernel)
+        goto done;
+    if (!fits || room || size_most > UINT32_MAX) {
+        PyErr_SetString(PyExc_ValueError, "need places, and room for just their chunks");
+        goto done;
+    }
+    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+    scratch = PyMem_RawMalloc(chunk_scratch_size((size_t)size_most));
+    if (!result || !scratch) {
+        Py_CLEAR(result);
+        PyErr_NoMemory();
+        goto done;
+    }
+    uint8_t *target = out.buf, *taken = (uint8_t *)PyBytes_AS_STRING(result);
+    Py_BEGIN_ALLOW_THREADS
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *at = (const uint8_t *)packed.buf + i * PLACE_SIZE;
+        uint64_t start = load_little_endian(at);
+        size_t raw_size = (size_t)load_little_endian(at + 16);
+        struct wanted wanted = {load_little_endian(at + 8), seed, raw_size};
+        taken[i] = start <= (uint64_t)data.len &&
+                   take_chunk((const uint8_t *)data.buf + start, (size_t)data.len - (size_t)start, &wanted, target,
+                              scratch, kernel->hash, kernel->vectors);
+        target += raw_size;
+    }
+    Py_END_ALLOW_THREADS
+done:
+    PyMem_RawFree(scratch);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&packed);
+    PyBuffer_Release(&out);
+    return result;
+}
+
 /* ---- the module ---------------------------------------------------------------------------------------------- */
 
 static PyObject *cut_kernels(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
@@ -746,6 +803,7 @@ static PyMethodDef methods[] = {
      "decode_differences(kernel, [(coded, base, width, phase), ...], out) -> None"},
     {"mark", mark, METH_VARARGS, "mark(bits, numbers) -> None"},
     {"raw_records", raw_records, METH_VARARGS, "raw_records(out, encoding, data, spans, ids, number) -> None"},
+    {"take_chunks", take_chunks, METH_VARARGS, "take_chunks(kernel, data, places, out, seed) -> a byte for each place"},
     {"plane_entropies", plane_entropies, METH_VARARGS, "plane_entropies(data, width, turned) -> list of bits per byte"},
     {NULL, NULL, 0, NULL},
 };

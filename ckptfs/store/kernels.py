@@ -1,7 +1,7 @@
 """Choose the kernel that this machine runs, once, and hand its functions out.
 
-Owns the choice and the contract of the functions; what they compute is defined by reference.py, reference_coders.py
-and reference_differences.py, and done by kernels.c.
+Owns the choice and the contract of the functions; what they compute is defined by reference.py, reference_coders.py,
+reference_differences.py and reference_records.py, and done by kernels.c.
 The environment variable CKPTFS_KERNEL (avx512, avx2, portable, python) forces a choice. Pure functions without state:
 any number of threads may be inside, and the C ones hold the GIL only to build their result.
 """
@@ -13,10 +13,13 @@ from functools import partial
 from importlib import import_module
 
 from ckptfs.errors import UsageError
-from ckptfs.store import reference, reference_coders, reference_differences
+from ckptfs.store import reference, reference_coders, reference_differences, reference_records
 from ckptfs.store.reference import Buffer
 
 VARIABLE = "CKPTFS_KERNEL"
+
+PLACE = reference_records.PLACE
+"""A place for `take_chunks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Kernel:
     plane_entropies: Callable[[Buffer, int, bool], list[float]]
     mark: Callable[[bytearray, Buffer], None]
     raw_records: Callable[[memoryview, int, Buffer, Buffer, Buffer, int], None]
+    take_chunks: Callable[[Buffer, Buffer, bytearray | memoryview, int], bytes]
     encode_bytes: Callable[[Buffer], bytes]
     decode_bytes: Callable[[Buffer, int], bytes]
     encode_difference: Callable[[Buffer, Buffer, int, int], bytes]
@@ -59,6 +63,7 @@ def available_kernels() -> dict[str, Kernel]:
                 native.plane_entropies,
                 native.mark,
                 native.raw_records,
+                partial(native.take_chunks, name),
                 partial(native.encode_bytes, name),
                 partial(native.decode_bytes, name),
                 partial(native.encode_difference, name),
@@ -73,7 +78,8 @@ def available_kernels() -> dict[str, Kernel]:
         reference.join_planes,
         reference.plane_entropies,
         reference.mark,
-        reference.raw_records,
+        reference_records.raw_records,
+        reference_records.take_chunks,
         reference_coders.encode_bytes,
         reference_coders.decode_bytes,
         reference_differences.encode_difference,
@@ -206,3 +212,14 @@ def raw_records(out: memoryview, encoding: int, data: Buffer, spans: Buffer, ids
     a chunk that is not inside the data or has no id, or an `out` that is not as large as the records.
     """
     _KERNEL.raw_records(out, encoding, data, spans, ids, number)
+
+
+def take_chunks(data: Buffer, places: Buffer, out: bytearray | memoryview, seed: int) -> bytes:
+    """Put chunks into `out`, one behind the other, from their records in `data`; return a byte for each.
+
+    `places` has where in the data each record begins, its chunk number, and its size in bytes, packed as little-endian
+    u64 (`PLACE`). The byte is 1 where the record is the chunk's, and its bytes have the id. It is 0 where that does not
+    hold, or where the chunk is stored in another way than raw or in planes that are raw or coded; what `out` has in its
+    place then means nothing. One call without the GIL for all of them. ValueError: the sizes are not that of `out`.
+    """
+    return _KERNEL.take_chunks(data, places, out, seed)

@@ -4,16 +4,21 @@ PackWindow tells intact records from everything else; what they mean, and what f
 nothing. A PackFile may be used from any thread, a PackWindow from one.
 """
 
+import mmap
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptfs.config import MIB
+from ckptfs.config import KIB, MIB
 from ckptfs.store import records
-from ckptfs.store.disk import Disk
+from ckptfs.store.disk import NOT_DIRECT, Disk
 from ckptfs.store.records import Header, Place, Position, Record
 
+DIRECT_SIZE_MIN = 256 * KIB
+"""What is smaller is read through the page cache, whose readahead then helps."""
+READ_MARGIN = 2 * mmap.PAGESIZE
+"""Room for what lies around a run of bytes in its first and its last page."""
 _SCAN_WINDOW = 4 * MIB
 _SUFFIX = ".pack"
 _PACK_NAME = re.compile(r"(?!0+\.)(0\d{7}|[1-9]\d{7,9})\.pack", re.ASCII)
@@ -56,17 +61,44 @@ class Skipped(NamedTuple):
 
 
 class PackFile:
-    """An open pack. Its last user closes it by letting go, so that a reader never meets a closed descriptor."""
+    """An open pack. Its last user closes it by letting go, so that a reader never meets a closed descriptor.
 
-    __slots__ = ("_disk", "fd", "path")
+    `direct_fd` goes past the page cache: None where nobody asked for it, or where the disk below cannot.
+    """
 
-    def __init__(self, disk: Disk, path: Path, fd: int) -> None:
+    __slots__ = ("_disk", "_owned", "direct_fd", "fd", "path")
+
+    def __init__(self, disk: Disk, path: Path, fd: int, *, direct_mode: int | None = None) -> None:
+        """Take over `fd`; `direct_mode` (O_RDONLY, O_WRONLY) asks for a `direct_fd`."""
         self._disk = disk
+        self._owned = [fd]
         self.path = path
         self.fd = fd
+        self.direct_fd = None if direct_mode is None else disk.open_direct(path, direct_mode)
+        if self.direct_fd is not None:
+            self._owned.append(self.direct_fd)
 
     def __del__(self) -> None:
-        self._disk.close(self.fd)
+        for fd in self._owned:
+            self._disk.close(fd)
+
+    def read(self, offset: int, size: int, buffer: memoryview) -> memoryview:
+        """Return `size` bytes at `offset`, fewer at the end of the pack, as a part of `buffer`.
+
+        That begins at a page and has READ_MARGIN bytes more. What is large is read past the page cache: it is copied
+        on to where it is wanted, and whatever cache that has is enough.
+        """
+        if self.direct_fd is not None and size >= DIRECT_SIZE_MIN:
+            before = offset % mmap.PAGESIZE
+            pages = buffer[: before + size + -(before + size) % mmap.PAGESIZE]
+            try:
+                count = self._disk.pread_into(self.direct_fd, [pages], offset - before)
+                return buffer[before : max(min(count, before + size), before)]
+            except OSError as error:
+                if error.errno not in NOT_DIRECT:
+                    raise
+                self.direct_fd = None
+        return buffer[: self._disk.pread_into(self.fd, [buffer[:size]], offset)]
 
 
 class PackWindow:

@@ -10,6 +10,7 @@ have dropped the pages it could not write.
 """
 
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from ckptfs.config import FORMAT_VERSION, MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
-from ckptfs.store.appender import Appender, AppendFile, Prepared
+from ckptfs.store.appender import Appender, Prepared
 from ckptfs.store.disk import CANNOT_PUNCH, Disk
 from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, Skipped, pack_name, pack_numbers
 from ckptfs.store.records import HEADER_SIZE, Appendable, Header, Place, Position, Record, RecordBytes
@@ -32,7 +33,7 @@ PACK_SIZE_MAX = 512 * MIB
 """A pack that has reached this size gets no more records; the last append may reach beyond it."""
 
 FIRST_PACK = 1
-_OPEN_PACKS_MAX = 64
+_OPEN_PACKS_MAX = 32
 
 
 class PackIdentity(NamedTuple):
@@ -62,9 +63,9 @@ class Packs:
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._appender = Appender(disk)
-        self._writer: AppendFile | None = None
+        self._writer: PackFile | None = None
         self._torn = False
-        self._dirty: dict[int, PackFile | AppendFile] = {}
+        self._dirty: dict[int, PackFile] = {}
         self._directory_dirty = False
         self._sync_error: str | None = None
         self._readers: OrderedDict[int, PackFile] = OrderedDict()
@@ -140,7 +141,7 @@ class Packs:
     def _open_pack(self, pack: int, offset: int) -> tuple[int, int, tuple[RecordBytes, ...]]:
         """Open the pack to append to, a new one when it is time; return where to go on, and its header if it is new."""
         if 0 < offset < self.pack_size_max:
-            self._writer = AppendFile(self._disk, self.path(pack))
+            self._writer = self._open_to_write(pack, direct_mode=os.O_WRONLY)
             return pack, offset, ()
         # At offset 0 a salvage goes on in a pack of its own, or the store is new.
         pack, previous_size = pack + 1 if offset else pack, offset or self.size(pack - 1)
@@ -149,7 +150,7 @@ class Packs:
     def _begin_pack(self, pack: int, previous_size: int) -> RecordBytes:
         """Make a pack and return its header record, which goes to its beginning."""
         # Whatever has this name is what a failed append left: the position is always behind all that counts.
-        self._writer = AppendFile(self._disk, self.path(pack), create=True)
+        self._writer = self._open_to_write(pack, create=True, direct_mode=os.O_WRONLY)
         self._directory_dirty = True
         return self._header(pack, previous_size)
 
@@ -199,8 +200,7 @@ class Packs:
             self.position, self.synced = position, synced
             for pack in self.numbers():
                 if synced.pack <= pack <= position.pack:
-                    path = self.path(pack)
-                    self._dirty[pack] = PackFile(self._disk, path, self._disk.open_write(path))
+                    self._dirty[pack] = self._open_to_write(pack)
             self._directory_dirty = True
 
     def truncate(self, position: Position) -> None:
@@ -216,11 +216,10 @@ class Packs:
                     self._disk.unlink(self.path(pack))
             self._disk.sync_directory(self._directory)
             if position.offset:
-                path = self.path(position.pack)
-                file = PackFile(self._disk, path, self._disk.open_write(path))
+                file = self._open_to_write(position.pack)
                 if self._disk.size(file.fd) > position.offset:
-                    self._disk.truncate(file.fd, position.offset, path)
-                    self._disk.fdatasync(file.fd, path)
+                    self._disk.truncate(file.fd, position.offset, file.path)
+                    self._disk.fdatasync(file.fd, file.path)
 
     def make_missing(self, start: int, until: int) -> None:
         """Put a pack that has only its header in the place of each lost one, from `start` to before `until`."""
@@ -237,9 +236,10 @@ class Packs:
             self._can_punch = self._disk.can_punch(self._open_to_write(packs[-1]).fd)
         return self._can_punch is not False
 
-    def _open_to_write(self, pack: int) -> PackFile:
+    def _open_to_write(self, pack: int, *, create: bool = False, direct_mode: int | None = None) -> PackFile:
         path = self.path(pack)
-        return PackFile(self._disk, path, self._disk.open_write(path))
+        fd = self._disk.open_write(path, create=create, empty=create)
+        return PackFile(self._disk, path, fd, direct_mode=direct_mode)
 
     def punch(self, place: Place) -> int:
         """Free the whole pages of a place for good, and return their bytes; 0 where the disk below cannot.
@@ -328,6 +328,10 @@ class Packs:
         """Fill buffers with the bytes of a pack from a position on, in one call, and return how many there are."""
         return self._disk.pread_into(self._existing(position.pack).fd, buffers, position.offset)
 
+    def read_run(self, position: Position, size: int, buffer: memoryview) -> memoryview:
+        """Return the bytes of a pack from a position on, as `PackFile.read`."""
+        return self._existing(position.pack).read(position.offset, size, buffer)
+
     def _existing(self, pack: int) -> PackFile:
         try:
             return self._reader(pack)
@@ -349,7 +353,8 @@ class Packs:
             file = self._readers.get(pack)
             if file is None:
                 path = self.path(pack)
-                file = self._readers[pack] = PackFile(self._disk, path, self._disk.open_read(path))
+                file = PackFile(self._disk, path, self._disk.open_read(path), direct_mode=os.O_RDONLY)
+                self._readers[pack] = file
                 if len(self._readers) > _OPEN_PACKS_MAX:
                     self._readers.popitem(last=False)
             else:

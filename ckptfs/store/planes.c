@@ -20,11 +20,13 @@
         }                                                                                                              \
     }                                                                                                                  \
     static inline __attribute__((always_inline)) void join_##BITS(                                                     \
-        const uint8_t *restrict planes, uint8_t *restrict elements, size_t count, unsigned turn) {                     \
+        const uint8_t *const *planes, uint8_t *restrict elements, size_t count, unsigned turn) {                       \
+        const uint8_t *plane[sizeof(UINT)];                                                                            \
+        memcpy(plane, planes, sizeof plane);                                                                           \
         for (size_t i = 0; i < count; i++) {                                                                           \
             UINT element = 0;                                                                                          \
             for (size_t k = 0; k < sizeof element; k++)                                                                \
-                element = (UINT)(element | (UINT)((UINT)planes[k * count + i] << 8 * k));                              \
+                element = (UINT)(element | (UINT)((UINT)plane[k][i] << 8 * k));                                        \
             if (turn)                                                                                                  \
                 element = (UINT)(element >> 1 | (UINT)(element << (BITS - 1)));                                        \
             element = LITTLE_ENDIAN_##BITS(element);                                                                   \
@@ -47,7 +49,7 @@ void split_elements(const uint8_t *elements, uint8_t *planes, size_t count, size
     }
 }
 
-void join_elements(const uint8_t *planes, uint8_t *elements, size_t count, size_t width, int turned) {
+void join_elements(const uint8_t *const planes[], uint8_t *elements, size_t count, size_t width, int turned) {
     switch (2 * width + (turned != 0)) {
     case 4: join_16(planes, elements, count, 0); break;
     case 5: join_16(planes, elements, count, 1); break;

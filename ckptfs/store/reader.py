@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import lmdb
@@ -75,6 +75,14 @@ class Cursor:
         """Move to the first packed row from a key on."""
         return self._move(self._cursor.set_range_dup, PACKED, key)
 
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the rows of those keys that there are; the cursor is anywhere then."""
+        try:
+            found = self._cursor.getmulti(keys)
+        except lmdb.Error as error:
+            raise failure(self._path, error) from error
+        return {key: _unsealed(self._table, key, sealed, self._path) for key, sealed in found}
+
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield all rows from the one that the cursor is at, from nowhere from the first; packed ones too."""
         stored: Iterable[tuple[bytes, bytes]] = self._cursor
@@ -120,6 +128,10 @@ class Reader:
         cursor = self.cursor(table)
         found = cursor.set_packed_range(start) if table == Table.CHUNK_IDS else cursor.set_range(start)
         return cursor.rows() if found else iter(())
+
+    def find(self, table: Table, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the rows, not packed ones, of those keys that there are."""
+        return self.cursor(table).find(keys)
 
     def find_packed(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return the packed rows of those keys that there are; sorted keys walk the tree once, from left to right."""

@@ -5,7 +5,6 @@ tests/unit/test_kernels.py holds, and a change of either is a change of format. 
 the C extension was not built. Pure functions without state: any thread may call them.
 """
 
-import struct
 from collections import Counter
 from itertools import accumulate
 from math import log, log2
@@ -22,10 +21,6 @@ PREFILTER_TARGET = 0x5B
 HASH_FACTOR_LOW = 0x9E3779B97F4A7C15
 HASH_FACTOR_MIX = 0xFF51AFD7ED558CCD
 WORD = (1 << 64) - 1
-
-ID_SIZE = 16
-SPAN = struct.Struct("<QQ")
-RECORD_ALIGNMENT = 8
 
 
 def is_candidate(data: bytes, position: int, mean_bits: int) -> bool:
@@ -140,24 +135,3 @@ def plane_entropies(data: Buffer, width: int, turned: bool) -> list[float]:
         frequencies = log2(total) - sum(count * log2(count) for count in counts) / total
         entropies.append(frequencies + (len(counts) - 1) / (2 * total * log(2)))
     return entropies
-
-
-def raw_records(out: memoryview, encoding: int, data: Buffer, spans: Buffer, ids: Buffer, number: int) -> None:
-    """Build the records of chunks that are stored as they are; see `kernels.raw_records`."""
-    flat, packed_ids = bytes(data), bytes(ids)
-    chunks = [*SPAN.iter_unpack(spans)] if len(spans) % SPAN.size == 0 else []
-    fits = len(spans) == SPAN.size * len(chunks) and len(packed_ids) == ID_SIZE * len(chunks)
-    built = b""
-    for index, (start, size) in enumerate(chunks):
-        fits = fits and start + size <= len(flat) and not size >> 32
-        if not fits:
-            break
-        payload = flat[start : start + size]
-        chunk_id = packed_ids[ID_SIZE * index : ID_SIZE * (index + 1)]
-        check = xxhash.xxh3_64_digest(payload)[:-5:-1]
-        header = struct.pack("<4sBBHIIQ16s4s", b"ckR1", 2, encoding, 0, size, size, number + index, chunk_id, check)
-        record = header + xxhash.xxh3_64_digest(header)[:-5:-1] + payload
-        built += record + bytes(-len(record) % RECORD_ALIGNMENT)
-    if not fits or len(built) != len(out):
-        raise ValueError("need chunks inside the data, an id for each, and room for just their records")
-    out[:] = built

@@ -4,16 +4,14 @@ Values and one pure function; packs and the index are the callers' business.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from mmap import mmap
 from typing import NamedTuple
 
 from ckptfs.config import KIB, MIB
-from ckptfs.store.codec import Encoding
 from ckptfs.store.location import Location
 from ckptfs.store.records import HEADER_SIZE
 
-SPAN_SIZE_MAX = 8 * MIB
+SPAN_SIZE_MAX = 10 * MIB
 """Records that lie close together are read in one call of up to this many bytes."""
 SPAN_GAP_MAX = 64 * KIB
 """Bytes between two records that are read and thrown away rather than making two calls."""
@@ -22,15 +20,16 @@ Room = bytearray | mmap
 """What bytes of chunks are read into."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """The bytes of one chunk, `buffer[start:stop]`; of chunks that were read together often one buffer, in order."""
 
     buffer: bytes | Room
     start: int
     stop: int
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """How many bytes."""
         return self.stop - self.start
 
     def view(self) -> memoryview:
@@ -49,12 +48,6 @@ class Located(NamedTuple):
     location: Location
 
     @property
-    def is_raw(self) -> bool:
-        """Whether the record has the chunk's bytes as they are."""
-        _, _, stored_size, raw_size, encoding, *_ = self.location
-        return encoding in (Encoding.RAW, Encoding.WAITING) and stored_size == raw_size
-
-    @property
     def payload_offset(self) -> int:
         """Where in the pack the payload of the record begins."""
         return self.location.offset + HEADER_SIZE + 8 * len(self.location.bases)
@@ -66,16 +59,19 @@ class Located(NamedTuple):
 
 
 def spans(chunks: Iterable[Located]) -> Iterator[list[Located]]:
-    """Yield runs of chunks whose records lie close behind one another in one pack, all of them raw or none."""
+    """Yield runs of chunks whose records lie close behind one another in one pack."""
     span: list[Located] = []
+    first_pack = first_offset = last_end = 0
     for chunk in chunks:
-        if span:
-            first, last = span[0], span[-1]
-            near = 0 <= chunk.location.offset - last.end <= SPAN_GAP_MAX
-            fits = chunk.end - first.location.offset <= SPAN_SIZE_MAX
-            if not (near and fits and chunk.location.pack == first.location.pack and chunk.is_raw == first.is_raw):
-                yield span
-                span = []
+        pack, offset, *_ = chunk.location
+        end = chunk.end
+        near = pack == first_pack and 0 <= offset - last_end <= SPAN_GAP_MAX
+        if span and not (near and end - first_offset <= SPAN_SIZE_MAX):
+            yield span
+            span = []
+        if not span:
+            first_pack, first_offset = pack, offset
         span.append(chunk)
+        last_end = end
     if span:
         yield span

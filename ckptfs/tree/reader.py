@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from threading import Condition
+from typing import NamedTuple
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
@@ -97,8 +98,7 @@ class ChunkReader:
             self._changed.notify_all()
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkSlice:
+class ChunkSlice(NamedTuple):
     """`length` bytes of a chunk from `start` on, which belong at `position` of the reply."""
 
     number: int
@@ -139,15 +139,19 @@ class ReadPlan:
         numbers = [piece.number for piece in self.slices]
         chunks = reader.read_many(numbers) if room is None else reader.read_into(numbers, room)
         runs: list[Decoded] = []
-        for piece, chunk in zip(self.slices, chunks, strict=True):
-            start = chunk.start + piece.start
-            stop = start + piece.length
-            if stop > chunk.stop:
-                raise DamagedError(f"chunk {piece.number} has {len(chunk)} bytes, a file uses more of it")
-            if runs and runs[-1].buffer is chunk.buffer and runs[-1].stop == start:
-                start = runs.pop().start
-            runs.append(Decoded(chunk.buffer, start, stop))
-        if not self.patches and sum(map(len, runs)) == self.size:  # no hole either
+        before, run_start, run_stop = None, 0, 0
+        for (number, offset, length, _), (buffer, chunk_start, chunk_stop) in zip(self.slices, chunks, strict=True):
+            start = chunk_start + offset
+            if start + length > chunk_stop:
+                raise DamagedError(f"chunk {number} has {chunk_stop - chunk_start} bytes, a file uses more of it")
+            if buffer is not before or start != run_stop:
+                if before is not None:
+                    runs.append(Decoded(before, run_start, run_stop))
+                before, run_start = buffer, start
+            run_stop = start + length
+        if before is not None:
+            runs.append(Decoded(before, run_start, run_stop))
+        if not self.patches and sum(run.size for run in runs) == self.size:  # no hole either
             return runs[0].view() if len(runs) == 1 else b"".join(run.view() for run in runs)
         reply = bytearray(self.size)
         for piece, chunk in zip(self.slices, chunks, strict=True):

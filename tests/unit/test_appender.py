@@ -2,6 +2,7 @@
 
 import errno
 import mmap
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from ckptfs.config import KIB, MIB
 from ckptfs.store import appender as appender_module
-from ckptfs.store.appender import Appender, AppendFile
+from ckptfs.store.appender import Appender
+from ckptfs.store.packfile import PackFile
 from ckptfs.store.records import RecordBytes
 from tests.unit.tree_support import OwnedDisk
 
@@ -26,8 +28,8 @@ class CountingDisk(OwnedDisk):
         self._refuses = refuses
         self._direct: int | None = None
 
-    def open_direct(self, path: Path) -> int | None:
-        self._direct = super().open_direct(path)
+    def open_direct(self, path: Path, mode: int) -> int | None:
+        self._direct = super().open_direct(path, mode)
         return self._direct
 
     def pwrite(self, fd: int, buffers: Sequence[bytes | bytearray | memoryview], offset: int, path: Path) -> None:
@@ -49,7 +51,11 @@ def batch_of(sizes: Sequence[int], seed: int) -> tuple[list[RecordBytes], bytes]
     return batch, data
 
 
-def needs_direct_writes(file: AppendFile) -> None:
+def new_pack(disk: CountingDisk, path: Path) -> PackFile:
+    return PackFile(disk, path, disk.open_write(path, create=True), direct_mode=os.O_WRONLY)
+
+
+def needs_direct_writes(file: PackFile) -> None:
     assert file.direct_fd is not None, "the tests need a temporary directory on a disk that takes direct writes"
 
 
@@ -60,7 +66,7 @@ def test_what_is_appended_is_in_the_file(
 ) -> None:
     disk = CountingDisk()
     path = tmp_path_factory.mktemp("appender") / "pack"
-    file = AppendFile(disk, path, create=True)
+    file = new_pack(disk, path)
     appender, expected = Appender(disk), b""
     for number, sizes in enumerate(batches):
         batch, data = batch_of(sizes, seed + number)
@@ -72,7 +78,7 @@ def test_what_is_appended_is_in_the_file(
 
 def test_large_batches_go_directly_and_small_ones_do_not(tmp_path: Path) -> None:
     disk = CountingDisk()
-    file = AppendFile(disk, tmp_path / "pack", create=True)
+    file = new_pack(disk, tmp_path / "pack")
     needs_direct_writes(file)
     appender = Appender(disk)
     small, small_bytes = batch_of([1000], 1)
@@ -88,7 +94,7 @@ def test_large_batches_go_directly_and_small_ones_do_not(tmp_path: Path) -> None
 
 def test_a_disk_that_refuses_direct_writes_gets_them_through_the_cache(tmp_path: Path) -> None:
     disk = CountingDisk(refuses=True)
-    file = AppendFile(disk, tmp_path / "pack", create=True)
+    file = new_pack(disk, tmp_path / "pack")
     needs_direct_writes(file)
     batch, data = batch_of([MIB, MIB], 4)
     Appender(disk).write(file, batch, 0)
@@ -105,7 +111,7 @@ def test_a_slow_disk_is_written_through_the_cache_and_tried_again(
     monkeypatch.setattr(appender_module.time, "monotonic", lambda: float(next(clock)))  # a second for each write
     monkeypatch.setattr(appender_module, "_CACHED_BYTES", 4 * MIB)
     disk = CountingDisk()
-    file = AppendFile(disk, tmp_path / "pack", create=True)
+    file = new_pack(disk, tmp_path / "pack")
     needs_direct_writes(file)
     appender = Appender(disk)
     batch, _ = batch_of([MIB], 5)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from ckptfs.errors import DamagedError
 from ckptfs.mount import readahead
-from ckptfs.mount.offload import Offload
 from ckptfs.mount.readahead import Ahead, ReadAhead
 from ckptfs.store import ChunkStore
 from ckptfs.tree.content import FileContent
@@ -54,7 +53,7 @@ class Reading:
     def __init__(self, store: ChunkStore, nursery: trio.Nursery) -> None:
         self.expected = bytearray(random.Random(1).randbytes(FILE_SIZE))
         self.content = content_of(store, bytes(self.expected))
-        self.readahead = ReadAhead(ChunkReader(store), nursery, Offload())
+        self.readahead = ReadAhead(ChunkReader(store), nursery)
         self.handles = [Ahead(), Ahead(), Ahead()]
 
     async def read(self, handle: int, offset: int, size: int) -> None:

@@ -194,17 +194,17 @@ def test_a_reader_that_knows_only_the_old_place_finds_the_new_one(tree: Tree) ->
     inode = tree.names.resolve("kept-0")
     numbers = [extent.number for extent in tree.files.load(inode).extents.between(0, inode.size)]
     packs = tree.store._packs
-    there = packs.read_into
+    there = packs.read_run
     moved: list[int] = []
 
-    def late(position, buffers):  # type: ignore[no-untyped-def]
+    def late(position, size, buffer):  # type: ignore[no-untyped-def]
         if not moved:
             moved.append(position.pack)
             collect(tree)
             assert not packs.path(position.pack).exists()
-        return there(position, buffers)
+        return there(position, size, buffer)
 
-    packs.read_into = late  # type: ignore[method-assign]
+    packs.read_run = late  # type: ignore[method-assign]
     assert b"".join(bytes(each.view()) for each in tree.store.read_many(numbers)) == noise(2000, -1)
     assert moved
 

@@ -17,7 +17,8 @@ COMPARISON = """
 import ctypes, functools, itertools, random, struct, sys
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
-from ckptfs.store import reference, reference_coders, reference_differences
+import xxhash
+from ckptfs.store import codec, records, reference, reference_coders, reference_differences, reference_records
 
 loader = ExtensionFileLoader("_kernels", sys.argv[1])
 kernels = module_from_spec(ModuleSpec("_kernels", loader, origin=sys.argv[1]))
@@ -46,7 +47,7 @@ for size in [*range(140), *(generator.randrange(140, 5000) for _ in range(60))]:
             room = sum((48 + length + 7) // 8 * 8 for length in lengths)
             built, wanted = (ctypes.c_ubyte * room)(), bytearray(room)
             kernels.raw_records(built, 5, cut, spans, b"".join(ids), seed >> 1)
-            reference.raw_records(memoryview(wanted), 5, data, spans, b"".join(ids), seed >> 1)
+            reference_records.raw_records(memoryview(wanted), 5, data, spans, b"".join(ids), seed >> 1)
             assert bytes(built) == wanted, (name, size)
             whole = kernels.cut_and_hash(name, exact, 6000, 16, 6000, True, seed)
             assert whole == reference.cut_and_hash(data, 6000, 16, 6000, True, seed), (name, size, seed)
@@ -107,6 +108,25 @@ for size in [*range(24), *(generator.randrange(24, 12000) for _ in range(40))]:
             mine = outcome(decode_differences, decode, exactly(hostile[1]), exactly(base), *shape)
             theirs = outcome(decode_differences, reference_differences.decode_differences, hostile[1], base, *shape)
             assert mine == theirs, (name, hostile[1], base, shape)
+            compared += 1
+for size in [*range(1, 60, 7), *(generator.randrange(60, 4000) for _ in range(40))]:
+    exponents = generator.choices((0x3C, 0x3C, 0xBC, 0x3B, 0xBB, 0x3A), k=size)
+    width = generator.choice((2, 4))
+    data = bytes(exponents[i] if i % width == width - 1 else generator.randrange(256) for i in range(size))
+    encoding, payload = codec.encode(data)
+    for _ in range(8):
+        damaged = bytearray(payload)
+        for _ in range(generator.randrange(3)):
+            damaged[generator.randrange(min(len(damaged), 60))] = generator.randrange(256)
+        del damaged[len(damaged) - generator.randrange(3) :]
+        built = records.build(2, 5, xxhash.xxh3_128_digest(data, 6), size, encoding, bytes(damaged))
+        record = b"".join(built.buffers)[: built.size - generator.randrange(2)]
+        place, wanted = exactly(reference_records.PLACE.pack(0, 5, size)), bytearray(size)
+        theirs = reference_records.take_chunks(record, bytes(place), wanted, 6)
+        for name in kernels.cut_kernels():
+            mine = exactly(bytes(size))
+            assert kernels.take_chunks(name, exactly(record), place, mine, 6) == theirs, (name, size, record)
+            assert theirs == b"\\0" or bytes(mine) == bytes(wanted) == data
             compared += 1
 for bad in (("neon", b"", 16, 8, 16, True), ("portable", b"", 15, 8, 16, True), ("portable", b"", 16, 7, 16, True)):
     try:

@@ -66,8 +66,8 @@ class OwnedDisk(Disk):
     def open_write(self, path: Path, *, create: bool = False, empty: bool = False) -> int:
         return self._note(super().open_write(path, create=create, empty=empty))
 
-    def open_direct(self, path: Path) -> int | None:
-        fd = super().open_direct(path)
+    def open_direct(self, path: Path, mode: int) -> int | None:
+        fd = super().open_direct(path, mode)
         return None if fd is None else self._note(fd)
 
     def _note(self, fd: int) -> int:
