@@ -15,7 +15,6 @@ SLOW_SECONDS = 0.003
 BEHIND_SECONDS = 1.0
 """How long small work goes to threads after that."""
 THREADS = 4
-"""For writing, and for what a commit waits for."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -105,7 +105,7 @@ class _Session:
     async def run(self) -> None:
         async with trio.open_nursery() as work:
             offload = Offload()
-            self._jobs = Jobs(self._tree, work, offload)
+            self._jobs = Jobs(self._tree, work)
             self._committer = Committer(self._store, offload)
             collector = Collector(self._tree, self._jobs, self._committer, offload)
             policy = parse_policy(self._options.keep) if self._options.keep else None
