@@ -19,7 +19,7 @@ from ckptfs.mount import mountinfo
 
 USERS_NAMED_MAX = 5
 FUSERMOUNT = "fusermount3"
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.01
 SLOW_SECONDS = 2.0
 
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED}

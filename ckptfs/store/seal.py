@@ -65,9 +65,9 @@ class Seal:
 
     def _content(self) -> bytes:
         digest = xxhash.xxh3_128()
-        buffer = memoryview(bytearray(_PIECE_SIZE))
         fd = self._disk.open_read(self._index_path)
         try:
+            buffer = memoryview(bytearray(min(_PIECE_SIZE, max(self._disk.size(fd), 1))))
             offset = 0
             while count := self._disk.pread_into(fd, [buffer], offset):
                 digest.update(buffer[:count])

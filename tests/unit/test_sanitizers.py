@@ -35,22 +35,21 @@ for size in [*range(140), *(generator.randrange(140, 5000) for _ in range(60))]:
         size_min = generator.randrange(16, 100)
         limits = size_min, generator.randrange(8, 13), size_min + generator.randrange(2000), generator.random() < 0.5
         expected = reference.cut(data, *limits)
+        seed = generator.getrandbits(64)
+        lengths, ids = hashed = reference.cut_and_hash(data, *limits, seed)
+        spans = b"".join(struct.pack("<QQ", sum(lengths[:i]), length) for i, length in enumerate(lengths))
+        wanted = bytearray(sum((48 + length + 7) // 8 * 8 for length in lengths))
+        reference_records.raw_records(memoryview(wanted), 5, data, spans, b"".join(ids), seed >> 1)
+        whole = reference.cut_and_hash(data, 6000, 16, 6000, True, seed)
         for name in kernels.cut_kernels():
             assert kernels.cut(name, exact, *limits) == expected, (name, size, limits)
-            seed = generator.getrandbits(64)
-            hashed = kernels.cut_and_hash(name, exact, *limits, seed)
-            assert hashed == reference.cut_and_hash(data, *limits, seed), (name, size, limits, seed)
-            lengths, ids = hashed
+            assert kernels.cut_and_hash(name, exact, *limits, seed) == hashed, (name, size, limits, seed)
             cut = (ctypes.c_ubyte * sum(lengths)).from_buffer_copy(data)
             assert kernels.hash_chunks(name, cut, lengths, seed) == ids, (name, size, seed)
-            spans = b"".join(struct.pack("<QQ", sum(lengths[:i]), length) for i, length in enumerate(lengths))
-            room = sum((48 + length + 7) // 8 * 8 for length in lengths)
-            built, wanted = (ctypes.c_ubyte * room)(), bytearray(room)
+            built = (ctypes.c_ubyte * len(wanted))()
             kernels.raw_records(built, 5, cut, spans, b"".join(ids), seed >> 1)
-            reference_records.raw_records(memoryview(wanted), 5, data, spans, b"".join(ids), seed >> 1)
             assert bytes(built) == wanted, (name, size)
-            whole = kernels.cut_and_hash(name, exact, 6000, 16, 6000, True, seed)
-            assert whole == reference.cut_and_hash(data, 6000, 16, 6000, True, seed), (name, size, seed)
+            assert kernels.cut_and_hash(name, exact, 6000, 16, 6000, True, seed) == whole, (name, size, seed)
             compared += 1
         for width, turned in itertools.product((2, 4, 8), (False, True)):
             planes = kernels.split_planes(exact, width, turned)
@@ -89,10 +88,10 @@ for size in [*range(24), *(generator.randrange(24, 12000) for _ in range(40))]:
     shape = width, phase
     coded = kernels.encode_bytes("portable", exactly(data))
     assert coded == reference_coders.encode_bytes(data)
+    difference = reference_differences.encode_difference(data, base, *shape)
     for name in kernels.cut_kernels():
         assert kernels.encode_bytes(name, exactly(data)) == coded
-        difference = kernels.encode_difference(name, exactly(data), exactly(base), *shape)
-        assert difference == reference_differences.encode_difference(data, base, *shape)
+        assert kernels.encode_difference(name, exactly(data), exactly(base), *shape) == difference
         assert kernels.decode_bytes(name, exactly(coded), size) == data
         decode = functools.partial(kernels.decode_differences, name)
         assert decode_differences(decode, exactly(difference), exactly(base), *shape) == data
