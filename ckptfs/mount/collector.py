@@ -72,12 +72,18 @@ class Collector:
         """Release what nothing needs, and plan what to do about its space."""
         swept = Swept()
         with Collection(self._tree) as collection:
-            if await self._mark(collection, stop):
-                while collection.delete_rows(ROWS_PER_STEP):
-                    await trio.lowlevel.checkpoint()
-                await self._committer.commit(durable=False)
+            if await self._mark(collection, stop) and await self._delete_rows(collection, stop):
                 swept = await self._offload.run(collection.sweep, stop)
         return swept, await self._plan(collection.end, stop)
+
+    async def _delete_rows(self, collection: Collection, stop: Callable[[], bool]) -> bool:
+        """Delete the rows that nothing needs and journal that; False when it was stopped, and the rest stays."""
+        while collection.delete_rows(ROWS_PER_STEP):
+            if stop():
+                return False
+            await trio.lowlevel.checkpoint()
+        await self._committer.commit(durable=False)
+        return True
 
     async def _plan(self, end: Position, stop: Callable[[], bool]) -> Reclamation:
         """Plan to give back what is dead before `end`; one that was begun in parts is given up."""

@@ -222,10 +222,14 @@ class Reclaimer:
         """Let the last pack get no more records."""
         self._end_pack()
 
-    def list_anew(self, rewrites: Iterable[Rewrite]) -> list[Rewrite]:
-        """Return rewrites with the chunks that their packs have by now, those that were the last pack included."""
-        survey = self._survey(_FAR, never)
-        assert survey is not None
+    def list_anew(self, rewrites: Iterable[Rewrite], stop: Stop) -> list[Rewrite] | None:
+        """Return rewrites with the chunks that their packs have by now, those that were the last pack included.
+
+        None where `stop()` became true.
+        """
+        survey = self._survey(_FAR, stop)
+        if survey is None:
+            return None
         numbers = survey.usage.numbers
         return [each._replace(numbers=numbers(each.pack)) for each in rewrites if each.pack < survey.end.pack]
 
@@ -292,8 +296,9 @@ class Reclamation:
             return True
         if self._is_ended:
             # Saves that went on appended to the last pack until it was ended.
-            self._rewrites = deque(self._reclaimer.list_anew(self._rewrites))
-            self._is_ended = False
+            rewrites = self._reclaimer.list_anew(self._rewrites, stop)
+            if rewrites is not None:
+                self._rewrites, self._is_ended = deque(rewrites), False
         elif self._condenses:
             self._condenses = not self._reclaimer.condense(stop)
         elif self._places:

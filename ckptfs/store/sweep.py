@@ -46,10 +46,12 @@ class Sweeper:
         """End what `begin` began."""
         self._index.end_watch()
 
-    def need_bases(self, needed: Bitmap) -> None:
-        """Add to the chunks that are needed those that they rest on, and those in turn."""
+    def need_bases(self, needed: Bitmap, stop: Callable[[], bool] = never) -> bool:
+        """Add to the chunks that are needed those that they rest on, and those in turn; False where it was stopped."""
         start: int | None = 0
         while start is not None:
+            if stop():
+                return False
             numbers, start = self._index.walk_encoded_against(start)
             pending = [number for number in numbers if number in needed]
             while pending:
@@ -57,6 +59,7 @@ class Sweeper:
                     if base < needed.limit and base not in needed:
                         needed.add(base)
                         pending.append(base)
+        return True
 
     def sweep(self, needed: Bitmap, stop: Callable[[], bool] = never) -> Swept:
         """Release the chunks that are not needed; the rows that spoke of them have to be journalled before.

@@ -110,8 +110,7 @@ class Collection:
                 self._dead_parts.append(key)
             if count % _STOP_ROWS == 0 and stop():
                 return False
-        self._store.sweeper.need_bases(self._needed)
-        return True
+        return self._store.sweeper.need_bases(self._needed, stop)
 
     def preview(self, view: View) -> Collected:
         """Return what the rest of the collection would free, in any thread; the view has the rows of now."""

@@ -298,6 +298,17 @@ def test_the_work_stops_when_asked(tree: Tree) -> None:
     assert collect(tree).raw_bytes == 20_000
 
 
+def test_looking_for_bases_stops_when_asked(tree: Tree) -> None:
+    save(tree, "model", noise(20_000))
+    needed = tree.store.sweeper.begin()
+    try:
+        asked: list[bool] = []
+        assert not tree.store.sweeper.need_bases(needed, lambda: bool(asked) or asked.append(True) or False)
+        assert tree.store.sweeper.need_bases(needed, lambda: False)
+    finally:
+        tree.store.sweeper.end()
+
+
 def test_what_is_needed_includes_bases(tree: Tree) -> None:
     """A chunk that something rests on stays, and so does what that one rests on."""
     store = tree.store

@@ -259,6 +259,27 @@ def test_a_step_that_is_stopped_is_taken_up_again(tree: Tree) -> None:
     assert_kept(tree, 12, 60_000)
 
 
+def test_listing_a_pack_anew_stops_when_asked(tmp_path: Path) -> None:
+    support.new_store(tmp_path / "store").close()
+    tree = support.open_tree(tmp_path / "store", disk=support.NoPunchDisk(), pack_size_max=1_000_000)
+    replace_versions(tree, 12, 60_000)
+    collect_rows(tree)
+    reclamation = tree.store.reclaimer.begin(tree.store.position)
+    while not reclamation._is_ended:  # the last pack was ended, and is listed next
+        assert not reclamation.is_done, "the plan ends no pack: the workload does not show what it shall"
+        if reclamation.step():
+            tree.store.commit(checkpoint=True)
+    assert not reclamation.step(lambda: True)
+    assert reclamation._is_ended
+    assert not reclamation.step()
+    assert not reclamation._is_ended
+    while not reclamation.is_done:
+        if reclamation.step():
+            tree.store.commit(checkpoint=True)
+    assert_kept(tree, 12, 60_000)
+    tree.close()
+
+
 # Damage
 
 
