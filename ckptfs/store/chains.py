@@ -10,6 +10,7 @@ it alone (`fetch.py`) says what is wrong.
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, groupby, pairwise
+from threading import Semaphore
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
@@ -30,6 +31,8 @@ BUFFER_SIZE = ASKED_SIZE_MAX + MIB
 """A level has little more bytes than what was asked for, and its records have fewer."""
 SPARE_BUFFERS = 6
 """So many buffers are kept for the next reads: two at a time take the records and two levels each."""
+READS_MAX = 2
+"""Reads at a time: each keeps a processor busy, and more would need more memory that is not in its cache."""
 
 
 class _Levels:
@@ -100,6 +103,7 @@ class ChainReader:
         self._packs = packs
         self._seed = seed
         self._spare: deque[bytearray] = deque(maxlen=SPARE_BUFFERS)
+        self._turn = Semaphore(READS_MAX)
 
     def read(self, deltas: Sequence[Located]) -> dict[int, Decoded]:
         """Return those deltas that are what was written, by number; OSError passes."""
@@ -115,6 +119,10 @@ class ChainReader:
         return found | self._read_asked(asked)
 
     def _read_asked(self, asked: Sequence[Located]) -> dict[int, Decoded]:
+        with self._turn:
+            return self._read_levels(asked)
+
+    def _read_levels(self, asked: Sequence[Located]) -> dict[int, Decoded]:
         levels = _Levels(self._index, asked)
         if not levels.is_complete:
             return {}
