@@ -19,9 +19,9 @@ SETTLE_SECONDS = 2.0
 class ChunkSizes:
     """Bounds of content-defined chunks; `mean_bits` is the binary logarithm of the mean distance of cut points."""
 
-    size_min: int = 16 * KIB
-    mean_bits: int = 16
-    size_max: int = 256 * KIB
+    size_min: int = 32 * KIB
+    mean_bits: int = 17
+    size_max: int = 512 * KIB
 
 
 @dataclass(frozen=True, slots=True)

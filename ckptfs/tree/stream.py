@@ -13,7 +13,7 @@ from ckptfs.tree.reader import Bytes
 
 PIECE_SIZE = 8 * MIB
 """Bytes that are cut and stored at once."""
-HEADROOM = 256 * KIB
+HEADROOM = 512 * KIB
 """Room in front of a piece; a rest that is longer is copied together with the piece."""
 SMALL_SIZE = 64 * KIB
 """A piece of no more bytes than this lies in memory of its own."""

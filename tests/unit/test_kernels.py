@@ -27,7 +27,10 @@ PASSES_OFTEN = bytes([reference.PREFILTER_TARGET, 0, 0, 0])  # the prefilter pas
 
 # The count, the first three lengths and the XXH3-64 of all lengths as u32. What is cut here is what lies in every
 # store: a change of these numbers is a new format version.
-GOLDEN_DEFAULT = (211, [56231, 32037, 131206], "e5538a6d4e3d728e")
+GOLDEN_CUTS = {
+    ChunkSizes(): (107, [88268, 524288, 120438], "e11241349dac2e91"),
+    ChunkSizes(16 * KIB, 16, 256 * KIB): (211, [56231, 32037, 131206], "e5538a6d4e3d728e"),  # of older stores
+}
 GOLDEN_SMALL = (130, [206, 247, 331], "254eb111cff02110")
 GOLDEN_ID = "57eee82837ddb0dddb6cbd8548f1ba52"
 
@@ -148,10 +151,11 @@ def summary(lengths: list[int]) -> tuple[int, list[int], str]:
     return len(lengths), lengths[:3], xxhash.xxh3_64_hexdigest(struct.pack(f"<{len(lengths)}I", *lengths))
 
 
+@pytest.mark.parametrize("sizes", GOLDEN_CUTS)
 @pytest.mark.parametrize("name", NATIVE)
-def test_golden_cuts(name: str) -> None:
-    lengths = KERNELS[name].cut(random_bytes(20240607, 16 * MIB), SIZES.size_min, SIZES.mean_bits, SIZES.size_max, True)
-    assert summary(lengths) == GOLDEN_DEFAULT
+def test_golden_cuts(name: str, sizes: ChunkSizes) -> None:
+    lengths = KERNELS[name].cut(random_bytes(20240607, 16 * MIB), sizes.size_min, sizes.mean_bits, sizes.size_max, True)
+    assert summary(lengths) == GOLDEN_CUTS[sizes]
 
 
 @pytest.mark.parametrize("name", KERNELS)
