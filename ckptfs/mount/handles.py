@@ -193,12 +193,14 @@ class Handles:
         file = handle.file
         if file is None or not handle.writing:
             return
-        if file.dirty and process.is_killed(handle.process):
-            file.interrupted = True
+        close = process.Close.UNCLEAR
+        if file.dirty:
+            close = process.look(handle.process, self._tree.names.path(file.ino))
+            file.interrupted = file.interrupted or close is process.Close.KILLED
         await self._jobs.drain(file)
         file.raise_error()
         last = file.dirty and file.writers == 1 and not file.interrupted and not file.unlinked
-        if last and process.has_closed(handle.process, self._tree.names.path(file.ino)):
+        if last and close is process.Close.FINAL:
             self._files.commit(file)
             self._touched()
             await self._committer.commit(durable=False)

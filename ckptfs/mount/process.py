@@ -6,47 +6,70 @@ what it inherited; the file is closed for good when the process that opened it d
 """
 
 import os
+from enum import Enum, auto
 
 PF_SIGNALED = 0x400
 DESCRIPTORS_MAX = 1024
 """More open files than this are not searched: the answer would take too long."""
 
 
+class Close(Enum):
+    """What a `flush` says of the process that opened the file."""
+
+    FINAL = auto()
+    """It has the file open no more."""
+    KILLED = auto()
+    """It is being ended by a signal."""
+    UNCLEAR = auto()
+    """It has the file open still, or cannot be looked at."""
+
+
 def process_of_thread(thread: int) -> int:
     """Return the process id (Tgid) of a thread id, 0 where it is of another PID namespace or gone."""
     if thread <= 0:
         return 0
-    for line in _read(f"/proc/{thread}/status").splitlines():
-        if line.startswith(b"Tgid:"):
-            return int(line[5:])
-    return 0
+    try:
+        os.close(os.pidfd_open(thread))
+    except OSError:  # it is not the first thread of its process
+        for line in _read(f"/proc/{thread}/status").splitlines():
+            if line.startswith(b"Tgid:"):
+                return int(line[5:])
+        return 0
+    return thread
 
 
-def is_killed(process: int) -> bool:
-    """Whether a process is being ended by a signal; false for an unknown one."""
+def look(process: int, path: str) -> Close:
+    """Say how a process, which `flush` keeps waiting, closes the file whose path in the mount is `path`."""
     if process <= 0:
-        return False
+        return Close.UNCLEAR
+    try:
+        directory = os.open(f"/proc/{process}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return Close.KILLED if _is_killed(process) else Close.UNCLEAR
+    try:
+        descriptors = os.listdir(directory)
+        # The kernel closes the files of a process that ends when it has taken them all from it.
+        if not descriptors and _is_killed(process):
+            return Close.KILLED
+        if len(descriptors) > DESCRIPTORS_MAX:
+            return Close.UNCLEAR
+        ending = f"/{path}"
+        has_it_open = any(_target(descriptor, directory).endswith(ending) for descriptor in descriptors)
+        return Close.UNCLEAR if has_it_open else Close.FINAL
+    except OSError:
+        return Close.UNCLEAR
+    finally:
+        os.close(directory)
+
+
+def _is_killed(process: int) -> bool:
     fields = _read(f"/proc/{process}/stat").rpartition(b")")[2].split()
     return len(fields) > 6 and bool(int(fields[6]) & PF_SIGNALED)
 
 
-def has_closed(process: int, path: str) -> bool:
-    """Whether a process, which `flush` keeps waiting, has no file open whose path ends in `path`; false if unknown."""
-    if process <= 0:
-        return False
-    directory = f"/proc/{process}/fd"
+def _target(link: str, directory: int) -> str:
     try:
-        descriptors = os.listdir(directory)
-    except OSError:
-        return False
-    if len(descriptors) > DESCRIPTORS_MAX:
-        return False
-    return not any(_target(f"{directory}/{descriptor}").endswith(f"/{path}") for descriptor in descriptors)
-
-
-def _target(link: str) -> str:
-    try:
-        return os.readlink(link)  # answered from the kernel's memory: no request reaches a filesystem
+        return os.readlink(link, dir_fd=directory)  # the kernel's memory answers: no request reaches a filesystem
     except OSError:
         return ""
 
