@@ -65,7 +65,7 @@ def measure(series: Path, mean_bits: int) -> Point:
 
 
 def optimized(series: Path, mean_bits: int) -> int:
-    """Store a series in chunks of one size, each save optimized before the next one; return what that takes in bytes."""
+    """Store a series in chunks of one size, each save optimized before the next; return the bytes that takes."""
     with _empty_store(mean_bits) as store:
         tree = Tree(store)
         optimizer = Optimizer(tree)
@@ -85,7 +85,7 @@ def report(seed: int) -> None:
         saves = series(recipe, seed)
         raw = raw_size(saves)
         print(f"series {saves.name}: {sum(1 for _ in saves_of(saves))} saves, {raw:,} bytes raw, seed {seed}")
-        print(f"{'asked for':>9} {'mean chunk':>11} {'distinct':>9} {'index':>8} {'stored':>7} {'MB/s':>6}   all of raw")
+        print(f"{'asked for':>9} {'mean chunk':>11} {'distinct':>9} {'index':>8} {'stored':>7} {'MB/s':>6}  (of raw)")
         points = [[measure(saves, bits) for bits in MEAN_BITS] for _ in range(ROUNDS)]
         for bits, rounds in zip(MEAN_BITS, zip(*points, strict=True), strict=True):
             chunks, distinct, index, _ = rounds[0]
