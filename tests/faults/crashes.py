@@ -33,8 +33,6 @@ HOLE_UNITS = (1, 512, mmap.PAGESIZE)
 TORN_TRIES = 10
 RECOVERY_EVERY = 600
 """One of so many crash states is also cut off again while it is opened."""
-ROWS_EVERY = 4
-"""Of one of so many crash states the rows are also compared with each other, at every epoch."""
 AFTERWARDS_EVERY = 32
 """One of so many crash states is also gone on with, closed, and opened once more."""
 _MEMORY_DIRECTORY = Path("/dev/shm")
@@ -176,8 +174,7 @@ def _judge(recording: Recording, crash: Crash, path: Path) -> None:
     found = state_of(tree)
     allowed = recording.states[max(crash.first, 0) : crash.last + 1]
     assert found in allowed, f"it shows none of the states {crash.first} to {crash.last}\n{_compare(found, allowed)}"
-    if sum(crash.cut) % ROWS_EVERY == 0:
-        support.check_tree(tree)
+    support.check_tree(tree)
     if sum(crash.cut) % AFTERWARDS_EVERY == 0:
         tree = go_on(tree, path)
     support.crash(tree)

@@ -7,14 +7,17 @@ ever, is seen as well.
 """
 
 import logging
+import mmap
 import os
 import random
 import resource
 import shutil
 import signal
+import struct
+import sys
 import traceback
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 from ckptfs.cli.main import main
@@ -37,7 +40,15 @@ SECONDS_MAX = 20
 MEMORY_MAX = 1 * GIB
 REFUSALS = (0, DamagedError.exit_code, NotAStoreError.exit_code, StoreVersionError.exit_code)
 """What a repair of a store that was tampered with may end with."""
-_WHOLE, _ERROR, _BUG = 0, 1, 2
+CLEAN_ERRORS = (CkptfsError, OSError)
+"""What a store may end with; the mount turns either into an errno."""
+_COUNT = struct.Struct("Q")
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_CHANGING = {
+    **dict.fromkeys(("os.chmod", "os.chown", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.utime"), 1),
+    **dict.fromkeys(("os.link", "os.rename", "os.symlink", "os.setxattr"), 2),
+}
+"""Audit events of calls that change files, and how many of their arguments are paths."""
 
 
 def make_store(path: Path, seed: int) -> None:
@@ -123,6 +134,18 @@ def judge_hostile(seeds: Iterable[int]) -> list[str]:
     return losses
 
 
+def judge_flips(seed: int, count: int) -> list[str]:
+    """Flip bits, drawn from a seed, of an index as a kill leaves it; return what was shown and not written."""
+    logging.disable()
+    source = random.Random(seed)
+    with scratch() as name:
+        path = Path(name) / "store"
+        make_store(path, STORE_SEED)
+        size = (path / "index.lmdb").stat().st_size
+        flips = [(source.randrange(size), source.randrange(8)) for _ in range(count)]
+        return [f"--seed {seed} --flips {count}: {shown}" for shown in flips_shown(path, read_state(path), flips)]
+
+
 def read_state(path: Path) -> State:
     """Return all that a store shows; it is not changed."""
     tree = support.open_tree(path, read_only=True)
@@ -130,11 +153,66 @@ def read_state(path: Path) -> State:
         return state_of(tree)
 
 
-def outcome(path: Path, *, read_only: bool = False, repaired: bool = False, written: State | None = None) -> str:
+def outcome(path: Path, *, repaired: bool = False, written: State | None = None) -> str:
     """Open a store, read all of it and save, in a child; return what is not as it should be, "" for nothing.
 
-    Nothing is saved when it is opened `read_only`. With `written`, what is shown has to be just that, or an error.
-    It is `repaired` before, where that is asked for, by the command that also verifies every byte.
+    With `written`, what is shown has to be just that, or an error. It is `repaired` before, where that is asked for,
+    by the command that also verifies every byte.
+    """
+
+    def use() -> None:
+        if repaired:
+            _repair(path)
+        tree = support.open_tree(path)
+        shown = state_of(tree)
+        assert written in (None, shown), "other bytes or names are shown than were written"
+        support.save(tree, "afterwards", b"saved" * 500)
+        tree.store.commit(checkpoint=True)
+        tree.store.close(commit=False)
+        if written is not None:
+            after = read_state(path)
+            assert after.live.pop("/afterwards").data == b"saved" * 500
+            assert (after.live, after.snapshots) == (shown.live, shown.snapshots), "a save changed the rest"
+
+    def use_without_error() -> None:
+        with suppress(*CLEAN_ERRORS):
+            use()
+
+    return said_by_child(path, use_without_error)
+
+
+def flips_shown(path: Path, written: State, flips: Sequence[tuple[int, int]]) -> list[str]:
+    """Flip bits of the index of a store, one at a time, and return which made it show anything but what was written.
+
+    A flip is an offset and the number of a bit. An error is as good as what was written. The store has no seal.
+    """
+    index = path / "index.lmdb"
+    whole = index.read_bytes()
+    shown: list[str] = []
+    with mmap.mmap(-1, _COUNT.size) as done:  # shared with the children
+        while (begun := _COUNT.unpack_from(done)[0]) < len(flips):
+
+            def look(begun: int = begun) -> None:
+                with open(index, "rb+", 0) as file:
+                    for number, (offset, bit) in enumerate(flips[begun:], begun):
+                        _COUNT.pack_into(done, 0, number + 1)
+                        signal.alarm(SECONDS_MAX)
+                        os.pwrite(file.fileno(), bytes([whole[offset] ^ 1 << bit]), offset)
+                        with suppress(*CLEAN_ERRORS):
+                            assert read_state(path) == written, "other bytes or names are shown than were written"
+                        os.pwrite(file.fileno(), whole[offset : offset + 1], offset)
+
+            if said := said_by_child(path, look):
+                offset, bit = flips[_COUNT.unpack_from(done)[0] - 1]
+                shown.append(f"bit {bit} at {offset} of the index: {said}")
+                index.write_bytes(whole)
+    return shown
+
+
+def said_by_child(path: Path, use: Callable[[], None]) -> str:
+    """Use a store in a child whose time and memory are bounded; return how that went wrong, "" where it did not.
+
+    It goes wrong, too, when anything is written that does not lie in the store.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -142,38 +220,46 @@ def outcome(path: Path, *, read_only: bool = False, repaired: bool = False, writ
         os.close(reading)
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_MAX, MEMORY_MAX))
         signal.alarm(SECONDS_MAX)
-        code = _BUG
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
+        outside = written_outside(path)
         try:
-            if repaired:
-                _repair(path)
-            tree = support.open_tree(path, read_only=read_only)
-            shown = state_of(tree)
-            assert written in (None, shown), "other bytes or names are shown than were written"
-            if not read_only:
-                support.save(tree, "afterwards", b"saved" * 500)
-                tree.store.commit(checkpoint=True)
-                tree.store.close(commit=False)
-                if written is not None:
-                    after = read_state(path)
-                    assert after.live.pop("/afterwards").data == b"saved" * 500
-                    assert (after.live, after.snapshots) == (shown.live, shown.snapshots), "a save changed the rest"
-            code = _WHOLE
-        except (CkptfsError, OSError):
-            code = _ERROR
+            use()
+            assert not outside, f"written outside of the store: {outside}"
         except BaseException as error:  # the child says what it met, and ends without the parent's clean-up
             os.write(writing, "".join(traceback.format_exception(error)).encode()[-1500:])
         finally:
-            os._exit(code)
+            os._exit(0)
     os.close(writing)
     with open(reading, "rb") as pipe:
         said = pipe.read().decode(errors="replace")
     status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        return f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
-    return said if os.WEXITSTATUS(status) == _BUG else ""
+    return f"ended by {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else said
+
+
+def written_outside(path: Path) -> list[str]:
+    """Return a list that gets, from now on, whatever this process does to a file that does not lie below `path`."""
+    outside: list[str] = []
+    store = os.path.realpath(path)
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open":
+            name, _, flags = arguments
+            names: tuple[object, ...] = (name,) if isinstance(flags, int) and flags & _WRITING else ()
+        elif event in _CHANGING:
+            names = arguments[: _CHANGING[event]]
+        else:
+            return
+        for name in names:
+            if isinstance(name, int):
+                continue  # a descriptor, which was opened before
+            where = os.path.realpath(os.fsdecode(name))  # type: ignore[arg-type]
+            if not (where == store or where.startswith(f"{store}/")):
+                outside.append(f"{event} {where}")
+
+    sys.addaudithook(note)
+    return outside
 
 
 def _repair(path: Path) -> None:

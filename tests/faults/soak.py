@@ -1,11 +1,13 @@
 """`script/soak`: go on with new seeds over all classes of faults, and see one failure again.
 
     script/soak --hours 8                      new seeds for eight hours
+    script/soak --hours 1 --only kills         the same for one class of faults (twice: for two)
     script/soak --seed 12 --cut 310.4          one power cut again; the directory is left in ./crash
     script/soak --seed 5 --fault FULL --at 17  one failing operation again
     script/soak --seed 5 --failing 17          one failing write or sync again, those of LMDB among them
     script/soak --seed 7 --room 40960          one full disk again
     script/soak --tampering 7                  one tampered store again
+    script/soak --seed 7 --flips 500           flipped bits of an index again
     script/soak --seed 20 --kills 100          kills of daemons and writers again (their moments are not the same)
 
 It ends with exit code 1 when anything was lost. What it prints for a loss is what shows it again.
@@ -19,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,14 +30,16 @@ from tests.faults.crashes import Cut, judge_seed, replay
 from tests.faults.daemons import KilledSaves
 from tests.faults.fault_disk import Fault, count_operations, judge_fault
 from tests.faults.full import count_writes, growth, judge_failing, judge_full
-from tests.faults.hostile import judge_hostile
+from tests.faults.hostile import judge_flips, judge_hostile
 from tests.mount.running import RunningMount
 
 PROCESSES = 2
 KILLS_PER_SEED = 300
 FULL_PER_SEED = 60
 TAMPERED_PER_SEED = 50
+FLIPS_PER_SEED = 500
 CRASH_DIRECTORY = Path("crash")
+CLASSES = ("power-cuts", "operations", "full-disks", "tampering", "flips", "kills")
 
 
 class Soak:
@@ -81,6 +85,11 @@ class Soak:
             self._note("tampered stores", 0, losses)
         self.tried["tampered stores"] += len(seeds)
 
+    def flips(self, seeds: range) -> None:
+        """Flip bits of the index of a store that was killed."""
+        for losses in self._pool.map(partial(judge_flips, count=FLIPS_PER_SEED), seeds):
+            self._note("flipped bits of an index", FLIPS_PER_SEED, losses)
+
     def kills(self, seed: int, count: int) -> None:
         """Kill daemons and writers of real saves."""
         with tempfile.TemporaryDirectory(prefix="ckptfs-soak-") as name:
@@ -104,14 +113,21 @@ class Soak:
             finally:
                 mount.clean_up()
 
-    def run(self, seed: int, deadline: float) -> None:
-        """Go through all classes with new seeds until the time is over."""
+    def run(self, seed: int, deadline: float, classes: Sequence[str]) -> None:
+        """Go through these classes with new seeds until the time is over."""
+        steps: dict[str, Callable[[], None]] = {
+            "power-cuts": lambda: self.power_cuts(range(seed, seed + PROCESSES)),
+            "operations": lambda: self.failing_operations(seed),
+            "full-disks": lambda: self.full_disks(seed),
+            "tampering": lambda: self.tampering(
+                range(seed * TAMPERED_PER_SEED, (seed + PROCESSES) * TAMPERED_PER_SEED)
+            ),
+            "flips": lambda: self.flips(range(seed, seed + PROCESSES)),
+            "kills": lambda: self.kills(seed, KILLS_PER_SEED),
+        }
         while time.monotonic() < deadline:
-            self.power_cuts(range(seed, seed + PROCESSES))
-            self.failing_operations(seed)
-            self.full_disks(seed)
-            self.tampering(range(seed * TAMPERED_PER_SEED, (seed + PROCESSES) * TAMPERED_PER_SEED))
-            self.kills(seed, KILLS_PER_SEED)
+            for name in classes:
+                steps[name]()
             seed += PROCESSES
             tried = ", ".join(f"{count} {kind}" for kind, count in self.tried.items())
             print(f"up to seed {seed}: {tried}; {self.losses} lost", flush=True)
@@ -128,6 +144,7 @@ def main() -> int:
         prog="soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--hours", type=float, default=1.0, help="how long to go on (default: 1)")
+    parser.add_argument("--only", choices=CLASSES, action="append", help="a class of faults (default: all)")
     parser.add_argument("--seed", type=int, help="the first seed (default: from the clock)")
     parser.add_argument(
         "--cut", type=_cut, action="append", default=[], help="a power cut to see again; twice: and one more"
@@ -137,6 +154,7 @@ def main() -> int:
     parser.add_argument("--failing", type=int, help="the write or sync that fails")
     parser.add_argument("--room", type=int, help="the size of a disk that fills up")
     parser.add_argument("--tampering", type=int, help="the way to tamper with a store")
+    parser.add_argument("--flips", type=int, help="so many flipped bits of an index")
     parser.add_argument("--kills", type=int, help="so many kills")
     args = parser.parse_args()
     seed = int(time.time()) if args.seed is None else args.seed
@@ -156,10 +174,12 @@ def main() -> int:
             losses = judge_full(seed, [args.room])
         elif args.tampering is not None:
             losses = judge_hostile([args.tampering])
+        elif args.flips:
+            losses = judge_flips(seed, args.flips)
         elif args.kills:
             soak.kills(seed, args.kills)
         else:
-            soak.run(seed, time.monotonic() + args.hours * 3600)
+            soak.run(seed, time.monotonic() + args.hours * 3600, args.only or CLASSES)
     for loss in filter(None, losses):
         print(f"LOST: {loss}")
     return int(bool(soak.losses or any(losses)))
