@@ -201,6 +201,7 @@ def flips_shown(path: Path, written: State, flips: Sequence[tuple[int, int]]) ->
                         with suppress(*CLEAN_ERRORS):
                             assert read_state(path) == written, "other bytes or names are shown than were written"
                         os.pwrite(file.fileno(), whole[offset : offset + 1], offset)
+                assert read_state(path) == written, "a flip left something behind, and those after it meant nothing"
 
             if said := said_by_child(path, look):
                 offset, bit = flips[_COUNT.unpack_from(done)[0] - 1]

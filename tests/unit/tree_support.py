@@ -174,7 +174,11 @@ def open_tree(
     """Open the tree of a store that exists."""
     clock = clock or Clock()
     store = ChunkStore.open(path, disk=disk or NoSyncDisk(), read_only=read_only, pack_size_max=pack_size_max)
-    return Tree(store, wall_ns=clock.wall_ns, monotonic=clock.monotonic)
+    try:
+        return Tree(store, wall_ns=clock.wall_ns, monotonic=clock.monotonic)
+    except BaseException:
+        store.close(commit=False)
+        raise
 
 
 def crash(tree: Tree) -> None:
