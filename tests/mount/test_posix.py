@@ -367,3 +367,26 @@ def test_directories_can_be_synced(place: Path) -> None:
     (place / "file").touch()
     os.fsync(directory)
     os.close(directory)
+
+
+def test_a_path_longer_than_the_kernel_takes_is_walked_step_by_step(place: Path) -> None:
+    """Eighty directories of 100 bytes are twice PATH_MAX: nobody names the lowest one by its path."""
+    name = "d" * 100
+    before = os.getcwd()
+    try:
+        os.chdir(place)
+        for _ in range(80):
+            os.mkdir(name)
+            os.chdir(name)
+        Path("file").write_bytes(b"deep")
+        with fails_with(errno.ENAMETOOLONG):
+            os.stat(f"{name}/" * 41 + "file")
+        os.rename("file", "renamed")
+        assert Path("renamed").read_bytes() == b"deep"
+        os.unlink("renamed")
+        for _ in range(80):
+            os.chdir("..")
+            os.rmdir(name)
+    finally:
+        os.chdir(before)
+    assert os.listdir(place) == []
