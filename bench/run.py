@@ -6,6 +6,7 @@ import argparse
 import curve
 import history
 import kernels
+import priority
 import shares
 import speed
 import storage
@@ -52,6 +53,8 @@ def main() -> None:
     command.set_defaults(run=lambda arguments: history.report(arguments.seed))
     command = benchmarks.add_parser("kernels", help="the loops over every byte, in memory, on one core")
     command.set_defaults(run=lambda arguments: kernels.report())
+    command = benchmarks.add_parser("priority", help="what the priority of idle work does to the loop of a mount")
+    command.set_defaults(run=lambda arguments: priority.report())
     arguments = parser.parse_args()
     arguments.run(arguments)
 
