@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "chains.h"
 #include "coder.h"
 #include "delta.h"
 #include "hash.h"
@@ -41,12 +42,6 @@
 /* Return the first candidate p, from <= p < end, of the chunk that begins at `chunk`, or `end`.
  * Needs from >= SIZE_MIN_LEAST and end - 1 readable bytes. */
 typedef size_t (*scan_function)(const uint8_t *chunk, size_t from, size_t end, uint64_t hash_mask);
-
-static inline uint64_t load_little_endian(const uint8_t *at) {
-    uint64_t word;
-    memcpy(&word, at, sizeof word);
-    return LITTLE_ENDIAN_64(word);
-}
 
 static inline uint8_t prefilter_sum(const uint8_t *at) {
     return (uint8_t)(at[-4] + 5 * at[-3] + 3 * at[-2] + 9 * at[-1]);
@@ -772,6 +767,93 @@ done:
     return result;
 }
 
+/* Take links from a packed list, which has been allocated with zeros; return the largest raw size, or -1 where one is not
+ * as it should be. */
+static int64_t links_of(const Py_buffer *packed, const Py_buffer *bases, const Py_buffer *out, struct chains *chains,
+                        unsigned *level_most) {
+    size_t count = (size_t)packed->len / LINK_SIZE, bases_left = (size_t)bases->len / 8;
+    const uint8_t *at = packed->buf, *base = bases->buf;
+    int64_t size_most = 0;
+    for (size_t k = 0; k < bases_left; k++)
+        if (load_little_endian(base + 8 * k) >= count)
+            return -1;
+    for (struct link *link = chains->links; link < chains->links + count; link++, at += LINK_SIZE) {
+        uint64_t place = load_little_endian(at + 16), sizes = load_little_endian(at + 24);
+        *link = (struct link){.payload = load_little_endian(at), .number = load_little_endian(at + 8)};
+        link->stored_size = (uint32_t)sizes;
+        link->size = (size_t)(sizes >> 32);
+        link->level = at[32];
+        link->encoding = at[33];
+        link->base_count = (size_t)at[34] | (size_t)at[35] << 8;
+        link->bases = base;
+        link->has_place = place != NO_PLACE;
+        if (link->base_count > bases_left || link->payload > chains->data_size ||
+            link->stored_size > chains->data_size - link->payload)
+            return -1;
+        if (link->has_place) {
+            if (place > (uint64_t)out->len || link->size > (uint64_t)out->len - place)
+                return -1;
+            link->at = (uint8_t *)out->buf + place;
+        }
+        base += 8 * link->base_count;
+        bases_left -= link->base_count;
+        size_most = (int64_t)link->size > size_most ? (int64_t)link->size : size_most;
+        *level_most = link->level > *level_most ? link->level : *level_most;
+    }
+    return size_most;
+}
+
+static PyObject *take_chains(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *name;
+    Py_buffer data, packed, bases, out, work;
+    unsigned long long seed;
+    if (!PyArg_ParseTuple(args, "sy*y*y*w*w*K", &name, &data, &packed, &bases, &out, &work, &seed))
+        return NULL;
+    PyObject *result = NULL;
+    const struct kernel *kernel = kernel_named(name);
+    size_t count = (size_t)packed.len / LINK_SIZE;
+    unsigned level_most = 0;
+    struct chains chains = {.data = data.buf, .data_size = (size_t)data.len, .work = work.buf, .seed = seed};
+    chains.links = PyMem_RawMalloc(count * sizeof *chains.links + 1);
+    if (!kernel)
+        goto done;
+    if (!chains.links) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    int64_t size_most = links_of(&packed, &bases, &out, &chains, &level_most);
+    if (size_most < 0 || (size_t)packed.len != count * LINK_SIZE) {
+        PyErr_SetString(PyExc_ValueError, "need links whose payloads, bases and places are there");
+        goto done;
+    }
+    chains.level_size = level_most ? (size_t)work.len / level_most : 0;
+    chains.hash = kernel->hash;
+    chains.vectors = kernel->vectors;
+    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+    chains.scratch = PyMem_RawMalloc(chains_scratch_size((size_t)size_most));
+    chains.joined = PyMem_RawMalloc((size_t)size_most + 1);
+    if (!result || !chains.scratch || !chains.joined) {
+        Py_CLEAR(result);
+        PyErr_NoMemory();
+        goto done;
+    }
+    uint8_t *taken = (uint8_t *)PyBytes_AS_STRING(result);
+    Py_BEGIN_ALLOW_THREADS
+    for (size_t i = 0; i < count; i++)
+        taken[i] = chains.links[i].has_place && take_link(&chains, i);
+    Py_END_ALLOW_THREADS
+done:
+    PyMem_RawFree(chains.joined);
+    PyMem_RawFree(chains.scratch);
+    PyMem_RawFree(chains.links);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&packed);
+    PyBuffer_Release(&bases);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&work);
+    return result;
+}
+
 /* ---- the module ---------------------------------------------------------------------------------------------- */
 
 static PyObject *cut_kernels(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
@@ -804,6 +886,8 @@ static PyMethodDef methods[] = {
     {"mark", mark, METH_VARARGS, "mark(bits, numbers) -> None"},
     {"raw_records", raw_records, METH_VARARGS, "raw_records(out, encoding, data, spans, ids, number) -> None"},
     {"take_chunks", take_chunks, METH_VARARGS, "take_chunks(kernel, data, places, out, seed) -> a byte for each place"},
+    {"take_chains", take_chains, METH_VARARGS,
+     "take_chains(kernel, data, links, bases, out, work, seed) -> a byte for each link"},
     {"plane_entropies", plane_entropies, METH_VARARGS, "plane_entropies(data, width, turned) -> list of bits per byte"},
     {NULL, NULL, 0, NULL},
 };

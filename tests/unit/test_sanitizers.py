@@ -19,6 +19,7 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
 import xxhash
 from ckptfs.store import codec, records, reference, reference_coders, reference_differences, reference_records
+from tests.unit.linked_chunks import SEED, linked_chunks
 
 loader = ExtensionFileLoader("_kernels", sys.argv[1])
 kernels = module_from_spec(ModuleSpec("_kernels", loader, origin=sys.argv[1]))
@@ -126,6 +127,35 @@ for size in [*range(1, 60, 7), *(generator.randrange(60, 4000) for _ in range(40
             mine = exactly(bytes(size))
             assert kernels.take_chunks(name, exactly(record), place, mine, 6) == theirs, (name, size, record)
             assert theirs == b"\\0" or bytes(mine) == bytes(wanted) == data
+            compared += 1
+for _ in range(25):
+    made = linked_chunks(generator, generator.randrange(9), 400)
+    for attempt in range(6):
+        if attempt:
+            made.data[generator.randrange(len(made.data))] = generator.randrange(256)
+            link = generator.choice(made.links)
+            change = generator.randrange(3)
+            if change == 0:
+                link[generator.choice((0, 3, 4))] += generator.randrange(-2, 3)
+            elif change == 1:
+                link[5] = generator.randrange(9)
+            elif made.bases:
+                made.bases[generator.randrange(len(made.bases))] = generator.randrange(len(made.links))
+        try:
+            packed = [exactly(each) for each in made.packed]
+        except struct.error:
+            break
+        rooms = made.room * 9, generator.randrange(4000)
+        theirs_out = bytearray(made.out_size)
+        theirs = outcome(reference_records.take_chains, *packed, theirs_out, memoryview(b""), SEED)
+        for name, room in itertools.product(kernels.cut_kernels(), rooms):
+            out, work = exactly(bytes(made.out_size)), exactly(bytes(room))
+            mine = outcome(kernels.take_chains, name, *packed, out, work, SEED)
+            assert mine == theirs or room != rooms[0], (name, mine, theirs)
+            assert (mine is None) == (theirs is None)
+            for index, raw in made.expected.items():
+                place = made.links[index][2]
+                assert not mine or not mine[index] or bytes(out)[place : place + len(raw)] == raw
             compared += 1
 for bad in (("neon", b"", 16, 8, 16, True), ("portable", b"", 15, 8, 16, True), ("portable", b"", 16, 7, 16, True)):
     try:
