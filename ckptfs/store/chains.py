@@ -26,7 +26,7 @@ ASKED_SIZE_MAX = 10 * MIB
 it is decoded twice where they are fewer."""
 LEVEL_SIZE_MAX = 2 * ASKED_SIZE_MAX + BASES_SIZE_MAX
 """A level with more bytes than chunks that lie over one another have is not read at once."""
-RECORDS_SIZE = 32 * MIB
+RECORDS_SIZE = 64 * MIB
 """Room for the records of a read; few need more."""
 LEVEL_ROOM = MIB
 """What is decoded of a level and kept until what rests on it is: more than the bases of one delta mostly have."""

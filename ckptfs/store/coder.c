@@ -359,18 +359,21 @@ static inline __attribute__((always_inline)) uint8_t *put_symbol(uint32_t *state
 #define LANES_OF_VECTOR 8
 #define VECTORS (LANES_MOST / LANES_OF_VECTOR)
 
-/* For each set of lanes that give or need a word: which lanes give the last words of eight, and which of the next eight
- * words each lane takes. */
-static uint8_t giving_lanes[256][LANES_OF_VECTOR], word_places[256][LANES_OF_VECTOR];
+/* For each set of lanes: which of them give the last words of eight; and where, of the next eight words, lies what each
+ * of them takes, byte by byte. */
+static uint8_t giving_lanes[256][LANES_OF_VECTOR];
+static _Alignas(32) uint8_t taking_lanes[256][4 * LANES_OF_VECTOR];
 
 __attribute__((constructor)) static void prepare_lanes(void) {
+    memset(taking_lanes, 0x80, sizeof taking_lanes); /* a zero */
     for (unsigned set = 0; set < 256; set++) {
         unsigned place = 0, last = LANES_OF_VECTOR - (unsigned)__builtin_popcount(set);
-        for (unsigned lane = 0; lane < LANES_OF_VECTOR; lane++) {
-            word_places[set][lane] = (uint8_t)place;
-            if (set >> lane & 1)
+        for (unsigned lane = 0; lane < LANES_OF_VECTOR; lane++)
+            if (set >> lane & 1) {
+                taking_lanes[set][4 * lane] = (uint8_t)(2 * place);
+                taking_lanes[set][4 * lane + 1] = (uint8_t)(2 * place + 1);
                 giving_lanes[set][last + place++] = (uint8_t)lane;
-        }
+            }
     }
 }
 
@@ -448,15 +451,15 @@ static uint8_t *put_rans(const uint8_t *data, const uint8_t *class_of, size_t si
 
 typedef uint32_t some_slots __attribute__((vector_size(SLOTS_AT_ONCE * sizeof(uint32_t))));
 
-/* A slot's symbol in bits 0-7, its frequency less 1 in 8-19, the slot's distance from the symbol's first in 20-31.
+/* A slot's symbol in bits 0-7, the slot's distance from the symbol's first in 8-19, the symbol's frequency in 20-31.
  * Writes up to SLOTS_AT_ONCE slots behind the last one: most frequencies are small, and a loop of one's own for the last
  * few slots of each would cost more than all else. */
 static void make_slots(const uint32_t frequencies[256], uint32_t slots[SCALE + SLOTS_AT_ONCE]) {
-    const some_slots in_order = {0, 1 << 20, 2 << 20, 3 << 20};
+    const some_slots in_order = {0, 1 << 8, 2 << 8, 3 << 8};
     for (uint32_t value = 0; value < 256; value++) {
         uint32_t frequency = frequencies[value];
-        some_slots next = in_order + (value | (frequency - 1) << 8);
-        for (uint32_t at = 0; at < frequency; at += SLOTS_AT_ONCE, next += SLOTS_AT_ONCE << 20)
+        some_slots next = in_order + (value | frequency << 20);
+        for (uint32_t at = 0; at < frequency; at += SLOTS_AT_ONCE, next += SLOTS_AT_ONCE << 8)
             memcpy(slots + at, &next, sizeof next);
         slots += frequency;
     }
@@ -466,7 +469,7 @@ static void make_slots(const uint32_t frequencies[256], uint32_t slots[SCALE + S
 static inline __attribute__((always_inline)) const uint8_t *take_symbol(uint32_t *state, const uint8_t *in,
                                                                         const uint32_t slots[SCALE], uint8_t *out) {
     uint32_t slot = slots[*state & (SCALE - 1)];
-    uint32_t next = ((slot >> 8 & (SCALE - 1)) + 1) * (*state >> SCALE_BITS) + (slot >> 20);
+    uint32_t next = (slot >> 20) * (*state >> SCALE_BITS) + (slot >> 8 & (SCALE - 1));
     /* Without a branch, which half the time would be mispredicted: states and STATE_LEAST are below 2^31. */
     uint32_t low = 0 - ((next - STATE_LEAST) >> 31);
     uint32_t filled = next << WORD_BITS | load_word(in);
@@ -489,7 +492,7 @@ __attribute__((target("avx2,popcnt"))) static size_t
 take_rounds_avx2(uint32_t states[LANES_MOST], const uint8_t **in, const uint8_t *end, const uint8_t *table_of,
                  const uint32_t *slots, uint8_t *out, size_t size) {
     const __m256i slot_mask = _mm256_set1_epi32(SCALE - 1), byte_mask = _mm256_set1_epi32(0xFF);
-    const __m256i least = _mm256_set1_epi32(STATE_LEAST), one = _mm256_set1_epi32(1);
+    const __m256i least = _mm256_set1_epi32(STATE_LEAST);
     const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const uint8_t *at = *in;
     __m256i x[VECTORS], value[VECTORS];
@@ -504,17 +507,18 @@ take_rounds_avx2(uint32_t states[LANES_MOST], const uint8_t **in, const uint8_t 
                 index = _mm256_or_si256(index, _mm256_slli_epi32(_mm256_cvtepu8_epi32(table), SCALE_BITS));
             }
             __m256i slot = look_up(slots, index);
-            __m256i frequency = _mm256_add_epi32(_mm256_and_si256(_mm256_srli_epi32(slot, 8), slot_mask), one);
-            x[v] = _mm256_add_epi32(_mm256_mullo_epi32(frequency, _mm256_srli_epi32(x[v], SCALE_BITS)),
-                                    _mm256_srli_epi32(slot, 20));
+            __m256i distance = _mm256_and_si256(_mm256_srli_epi32(slot, 8), slot_mask);
+            x[v] = _mm256_mullo_epi32(_mm256_srli_epi32(slot, 20), _mm256_srli_epi32(x[v], SCALE_BITS));
+            x[v] = _mm256_add_epi32(x[v], distance);
             value[v] = _mm256_and_si256(slot, byte_mask);
-            __m256i low = _mm256_cmpgt_epi32(least, x[v]);
-            unsigned needy = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(low));
-            __m256i places = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)word_places[needy]));
-            __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at));
-            words = _mm256_permutevar8x32_epi32(words, places);
+            __m256 low = _mm256_castsi256_ps(_mm256_sub_epi32(x[v], least)); /* negative: both are below 2^31 */
+            unsigned needy = (unsigned)_mm256_movemask_ps(low);
+            __m256i words = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)at));
+            words = _mm256_shuffle_epi8(words, _mm256_load_si256((const __m256i *)taking_lanes[needy]));
             at += 2 * (size_t)__builtin_popcount(needy);
-            x[v] = _mm256_blendv_epi8(x[v], _mm256_or_si256(_mm256_slli_epi32(x[v], WORD_BITS), words), low);
+            __m256i filled = _mm256_or_si256(_mm256_slli_epi32(x[v], WORD_BITS), words);
+            x[v] = _mm256_castps_si256(
+                _mm256_blendv_ps(_mm256_castsi256_ps(x[v]), _mm256_castsi256_ps(filled), low));
         }
         __m256i halves =
             _mm256_packus_epi16(_mm256_packus_epi32(value[0], value[1]), _mm256_packus_epi32(value[2], value[3]));
