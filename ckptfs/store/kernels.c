@@ -3,12 +3,12 @@
  *
  * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py,
  * reference_coders.py, reference_differences.py or reference_records.py and returns the same bytes; docs/format.md has the definitions in
- * prose. It keeps no state, reads only the buffers it is given (`mark`, `raw_records` and `take_chunks` write to one), and
+ * prose. It keeps no state, reads only the buffers it is given (`mark`, `raw_records`, `take_chunks` and `take_chains` write to some), and
  * runs without the GIL, so any number of threads may be inside at once.
  *
  * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is in
  * hash.h, byte planes are in planes.h, the entropy coder in coder.h, differences of floats in delta.h, records in
- * raw_records.h and stored_chunks.h.
+ * raw_records.h and stored_chunks.h, chains of deltas in chains.h.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
