@@ -96,8 +96,9 @@ static int take_delta(const struct chains *chains, const struct link *link) {
 static int decode_link(struct chains *chains, struct link *link) {
     if (is_there(chains, link))
         return 1;
-    if (link->tries++ == TRIES_MOST)
+    if (link->tries == TRIES_MOST)
         return 0;
+    link->tries++;
     link->is_decoded = 0;
     for (size_t k = 0; k < link->base_count; k++) {
         struct link *base = base_of(chains, link, k);

@@ -571,86 +571,38 @@ done:
     return result;
 }
 
-/* A difference to be decoded. */
-struct difference {
-    Py_buffer coded, base;
-    struct elements elements;
-};
-
-static void release_differences(struct difference *differences, Py_ssize_t count) {
-    for (Py_ssize_t i = 0; differences && i < count; i++) {
-        PyBuffer_Release(&differences[i].coded);
-        PyBuffer_Release(&differences[i].base);
-    }
-    PyMem_Free(differences);
-}
-
-/* Take the differences that a list has, whose bases have `size` bytes together; return how many, or -1 with an error. */
-static Py_ssize_t differences_of(PyObject *list, Py_ssize_t size, struct difference **differences, size_t *size_most) {
-    Py_ssize_t total = PyList_GET_SIZE(list), count = 0;
-    *differences = PyMem_Calloc((size_t)total + 1, sizeof **differences);
-    if (!*differences) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    *size_most = 0;
-    while (count < total) {
-        struct difference *each = &(*differences)[count];
-        int width, phase;
-        if (!PyArg_ParseTuple(PyList_GET_ITEM(list, count), "y*y*ii", &each->coded, &each->base, &width, &phase))
-            goto failed;
-        count++;
-        if (!check_elements(each->base.len, width, phase, 1))
-            goto failed;
-        if (each->base.len > size)
-            goto no_room;
-        size -= each->base.len;
-        each->elements = (struct elements){(size_t)each->base.len, (size_t)width, (size_t)phase};
-        *size_most = each->elements.size > *size_most ? each->elements.size : *size_most;
-    }
-    if (!size)
-        return count;
-no_room:
-    PyErr_SetString(PyExc_ValueError, "the bases do not have as many bytes as there is room for");
-failed:
-    release_differences(*differences, count);
-    *differences = NULL;
-    return -1;
-}
-
-static PyObject *decode_differences(PyObject *Py_UNUSED(module), PyObject *args) {
+static PyObject *decode_difference_of(PyObject *Py_UNUSED(module), PyObject *args) {
     const char *name;
-    PyObject *list, *result = NULL;
-    Py_buffer out;
-    if (!PyArg_ParseTuple(args, "sO!w*", &name, &PyList_Type, &list, &out))
+    Py_buffer coded, base;
+    int width, phase;
+    if (!PyArg_ParseTuple(args, "sy*y*ii", &name, &coded, &base, &width, &phase))
         return NULL;
-    struct difference *differences = NULL;
+    PyObject *result = NULL;
     uint8_t *scratch = NULL;
-    size_t size_most;
-    Py_ssize_t count = 0;
     const struct kernel *kernel = kernel_named(name);
-    if (!kernel || (count = differences_of(list, out.len, &differences, &size_most)) < 0)
+    if (!kernel || !check_elements(base.len, width, phase, 1))
         goto done;
-    scratch = PyMem_RawMalloc(difference_scratch_size(size_most));
-    if (!scratch) {
+    struct elements elements = {(size_t)base.len, (size_t)width, (size_t)phase};
+    result = PyBytes_FromStringAndSize(NULL, base.len);
+    scratch = PyMem_RawMalloc(difference_scratch_size(elements.size));
+    if (!result || !scratch) {
+        Py_CLEAR(result);
         PyErr_NoMemory();
         goto done;
     }
-    uint8_t *target = out.buf;
-    int intact = 1;
+    uint8_t *target = (uint8_t *)PyBytes_AS_STRING(result);
+    int intact;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; intact && i < count; i++) {
-        const struct difference *each = &differences[i];
-        intact = decode_difference(&each->elements, each->coded.buf, (size_t)each->coded.len, each->base.buf, target,
-                                   scratch, kernel->vectors);
-        target += each->elements.size;
-    }
+    intact = decode_difference(&elements, coded.buf, (size_t)coded.len, base.buf, target, scratch, kernel->vectors);
     Py_END_ALLOW_THREADS
-    result = intact ? Py_NewRef(Py_None) : damaged();
+    if (!intact) {
+        Py_CLEAR(result);
+        damaged();
+    }
 done:
     PyMem_RawFree(scratch);
-    release_differences(differences, count);
-    PyBuffer_Release(&out);
+    PyBuffer_Release(&coded);
+    PyBuffer_Release(&base);
     return result;
 }
 
@@ -881,8 +833,8 @@ static PyMethodDef methods[] = {
     {"decode_bytes", decode_bytes_of, METH_VARARGS, "decode_bytes(kernel, coded, size) -> bytes"},
     {"encode_difference", encode_difference_of, METH_VARARGS,
      "encode_difference(kernel, target, base, width, phase) -> bytes"},
-    {"decode_differences", decode_differences, METH_VARARGS,
-     "decode_differences(kernel, [(coded, base, width, phase), ...], out) -> None"},
+    {"decode_difference", decode_difference_of, METH_VARARGS,
+     "decode_difference(kernel, coded, base, width, phase) -> bytes"},
     {"mark", mark, METH_VARARGS, "mark(bits, numbers) -> None"},
     {"raw_records", raw_records, METH_VARARGS, "raw_records(out, encoding, data, spans, ids, number) -> None"},
     {"take_chunks", take_chunks, METH_VARARGS, "take_chunks(kernel, data, places, out, seed) -> a byte for each place"},

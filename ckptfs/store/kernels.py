@@ -47,7 +47,7 @@ class Kernel:
     encode_bytes: Callable[[Buffer], bytes]
     decode_bytes: Callable[[Buffer, int], bytes]
     encode_difference: Callable[[Buffer, Buffer, int, int], bytes]
-    decode_differences: Callable[[list[tuple[Buffer, Buffer, int, int]], bytearray | memoryview], None]
+    decode_difference: Callable[[Buffer, Buffer, int, int], bytes]
     is_slow: bool = False
 
 
@@ -76,7 +76,7 @@ def available_kernels() -> dict[str, Kernel]:
                 partial(native.encode_bytes, name),
                 partial(native.decode_bytes, name),
                 partial(native.encode_difference, name),
-                partial(native.decode_differences, name),
+                partial(native.decode_difference, name),
             )
     kernels["python"] = Kernel(
         f"python (slow: {why_slow})",
@@ -93,7 +93,7 @@ def available_kernels() -> dict[str, Kernel]:
         reference_coders.encode_bytes,
         reference_coders.decode_bytes,
         reference_differences.encode_difference,
-        reference_differences.decode_differences,
+        reference_differences.decode_difference,
         is_slow=True,
     )
     return kernels
@@ -197,13 +197,9 @@ def encode_difference(target: Buffer, base: Buffer, width: int, phase: int) -> b
     return _KERNEL.encode_difference(target, base, width, phase)
 
 
-def decode_differences(differences: list[tuple[Buffer, Buffer, int, int]], out: bytearray | memoryview) -> None:
-    """Undo `encode_difference` several times: write the targets into `out`, one behind the other.
-
-    Each is (difference, base, width, phase); the bases have as many bytes as `out` together. One call without the GIL
-    for all of them. ValueError when one is not a difference from such a base; what `out` holds then means nothing.
-    """
-    _KERNEL.decode_differences(differences, out)
+def decode_difference(coded: Buffer, base: Buffer, width: int, phase: int) -> bytes:
+    """Undo `encode_difference`; ValueError when `coded` is not a difference from such a base."""
+    return _KERNEL.decode_difference(coded, base, width, phase)
 
 
 def mark(bits: bytearray, numbers: Buffer) -> None:

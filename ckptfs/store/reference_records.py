@@ -15,7 +15,7 @@ import xxhash
 
 from ckptfs.store.reference import Buffer, join_planes
 from ckptfs.store.reference_coders import decode_bytes
-from ckptfs.store.reference_differences import decode_differences
+from ckptfs.store.reference_differences import decode_difference
 
 ID_SIZE = 16
 SPAN = struct.Struct("<QQ")
@@ -126,12 +126,11 @@ def take_chains(
         if link.encoding != DELTA or len(known) < len(parts) or len(payload) < DELTA_HEAD.size:
             return None
         width, phase, skip = DELTA_HEAD.unpack_from(payload)
-        base, raw = b"".join(known)[skip : skip + link.raw_size], bytearray(link.raw_size)
+        base = b"".join(known)[skip : skip + link.raw_size]
         if len(base) < link.raw_size:
             return None
         with suppress(ValueError):
-            decode_differences([(payload[DELTA_HEAD.size :], base, width, phase)], raw)
-            return bytes(raw)
+            return decode_difference(payload[DELTA_HEAD.size :], base, width, phase)
         return None
 
     taken = bytearray(len(chunks))

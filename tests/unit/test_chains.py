@@ -5,6 +5,8 @@ import random
 import pytest
 
 from ckptfs.store import kernels
+from ckptfs.store.codec import Encoding
+from ckptfs.store.delta import Alignment, encode_delta
 from tests.unit.linked_chunks import SEED, Linked, linked_chunks
 
 KERNELS = kernels.available_kernels()
@@ -57,6 +59,21 @@ def test_what_is_not_what_was_written_is_left_out(name: str) -> None:
             for index, raw in made.expected.items():
                 place = made.links[index][2]
                 assert not taken[index] or out[place : place + len(raw)] == raw
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name != "python"])
+def test_what_is_written_over_again_and_again_is_given_up(name: str) -> None:
+    """Every level has room for two of its four chunks: twice as many would be decoded on each, for ever on the last."""
+    depth, raw, made = 60, b"abcdefgh", Linked()
+    payload = encode_delta(raw, raw * 2, Alignment(0, 1, 0))
+    for level in range(depth, -1, -1):
+        first = len(made.links) - 4
+        for index in range(4 if level else 400):
+            bases = [first + 2 * (index % 2), first + 2 * (index % 2) + 1] if level < depth else []
+            encoding, stored = (Encoding.DELTA, payload) if bases else (Encoding.RAW, raw)
+            made.add(raw, level, encoding, stored, bases, asked=not level)
+    assert not all(take(name, made, depth * 2 * len(raw))[0][-4:])
+    assert take(name, made, depth * 4 * len(raw))[0][-4:] == bytes([1] * 4)
 
 
 @pytest.mark.parametrize("name", KERNELS)
