@@ -11,7 +11,7 @@ setup(
             [
                 f"{STORE}/{name}.c"
                 for name in (
-                    *("kernels", "planes", "coder", "delta", "raw_records", "stored_chunks"),
+                    *("kernels", "planes", "coder", "delta", "raw_records", "stored_chunks", "chains"),
                     *("hash_portable", "hash_avx2", "hash_avx512"),
                 )
             ],
@@ -19,6 +19,7 @@ setup(
             depends=[
                 f"{STORE}/{name}.h"
                 for name in (
+                    "chains",
                     "coder",
                     "delta",
                     "hash",

@@ -26,8 +26,11 @@ class Buffers:
         self._spare: deque[memoryview] = deque(maxlen=kept)
 
     @contextmanager
-    def taken(self) -> Iterator[memoryview]:
-        """Give a buffer, with any content, to the body, which has it to itself."""
+    def taken(self, size: int = 0) -> Iterator[memoryview]:
+        """Give a buffer, with any content, to the body, which has it to itself; one of its own where `size` is more."""
+        if size > self.size:
+            yield memoryview(new_buffer(size))
+            return
         try:
             buffer = self._spare.pop()
         except IndexError:

@@ -11,7 +11,7 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import frames
 from ckptfs.store.delta import decode_delta
 from ckptfs.store.kernels import plane_entropies
-from ckptfs.store.planes import RATIO_WORTH, WIDTHS, Shape, decode_planes, encode_planes
+from ckptfs.store.planes import RATIO_WORTH, WIDTHS, Shape, decode_planes, encode_planes, has_zstd
 
 SIZE_WORTH = 64
 """Below this size nothing is tried: the record around the payload is as large."""
@@ -100,6 +100,11 @@ def decode(encoding: int, payload: bytes | memoryview, raw_size: int, base: byte
     if encoding == Encoding.DELTA:
         return decode_delta(memoryview(payload), base, raw_size)
     raise DamagedError(f"unknown encoding {encoding}")
+
+
+def is_known_to_kernels(encoding: int, payload: memoryview) -> bool:
+    """Tell whether `kernels.take_chains` can decode a payload: all but what is compressed with zstd."""
+    return encoding != Encoding.ZSTD and (encoding != Encoding.PLANES or not has_zstd(payload))
 
 
 def element_width(data: bytes | memoryview) -> int:

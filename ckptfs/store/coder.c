@@ -72,12 +72,6 @@ static inline uint32_t load_word(const uint8_t *at) {
     return LITTLE_ENDIAN_16(word);
 }
 
-static inline uint64_t load_little_endian(const uint8_t *at) {
-    uint64_t word;
-    memcpy(&word, at, sizeof word);
-    return LITTLE_ENDIAN_64(word);
-}
-
 static inline void store_word(uint8_t *at, uint32_t value) {
     uint16_t word = LITTLE_ENDIAN_16((uint16_t)value);
     memcpy(at, &word, sizeof word);
@@ -365,18 +359,21 @@ static inline __attribute__((always_inline)) uint8_t *put_symbol(uint32_t *state
 #define LANES_OF_VECTOR 8
 #define VECTORS (LANES_MOST / LANES_OF_VECTOR)
 
-/* For each set of lanes that give or need a word: which lanes give the last words of eight, and which of the next eight
- * words each lane takes. */
-static uint8_t giving_lanes[256][LANES_OF_VECTOR], word_places[256][LANES_OF_VECTOR];
+/* For each set of lanes: which of them give the last words of eight; and where, of the next eight words, lies what each
+ * of them takes, byte by byte. */
+static uint8_t giving_lanes[256][LANES_OF_VECTOR];
+static _Alignas(32) uint8_t taking_lanes[256][4 * LANES_OF_VECTOR];
 
 __attribute__((constructor)) static void prepare_lanes(void) {
+    memset(taking_lanes, 0x80, sizeof taking_lanes); /* a zero */
     for (unsigned set = 0; set < 256; set++) {
         unsigned place = 0, last = LANES_OF_VECTOR - (unsigned)__builtin_popcount(set);
-        for (unsigned lane = 0; lane < LANES_OF_VECTOR; lane++) {
-            word_places[set][lane] = (uint8_t)place;
-            if (set >> lane & 1)
+        for (unsigned lane = 0; lane < LANES_OF_VECTOR; lane++)
+            if (set >> lane & 1) {
+                taking_lanes[set][4 * lane] = (uint8_t)(2 * place);
+                taking_lanes[set][4 * lane + 1] = (uint8_t)(2 * place + 1);
                 giving_lanes[set][last + place++] = (uint8_t)lane;
-        }
+            }
     }
 }
 
@@ -449,18 +446,21 @@ static uint8_t *put_rans(const uint8_t *data, const uint8_t *class_of, size_t si
     return out + (words_end - words);
 }
 
-#define SLOTS_AT_ONCE 8
+#define SLOTS_AT_ONCE 4
 #define SLOTS_SIZE ((CLASSES_MOST * SCALE + SLOTS_AT_ONCE) * sizeof(uint32_t))
 
-/* A slot's symbol in bits 0-7, its frequency less 1 in 8-19, the slot's distance from the symbol's first in 20-31.
+typedef uint32_t some_slots __attribute__((vector_size(SLOTS_AT_ONCE * sizeof(uint32_t))));
+
+/* A slot's symbol in bits 0-7, the slot's distance from the symbol's first in 8-19, the symbol's frequency in 20-31.
  * Writes up to SLOTS_AT_ONCE slots behind the last one: most frequencies are small, and a loop of one's own for the last
  * few slots of each would cost more than all else. */
 static void make_slots(const uint32_t frequencies[256], uint32_t slots[SCALE + SLOTS_AT_ONCE]) {
+    const some_slots in_order = {0, 1 << 8, 2 << 8, 3 << 8};
     for (uint32_t value = 0; value < 256; value++) {
-        uint32_t frequency = frequencies[value], first = value | (frequency - 1) << 8;
-        for (uint32_t at = 0; at < frequency; at += SLOTS_AT_ONCE)
-            for (uint32_t i = 0; i < SLOTS_AT_ONCE; i++)
-                slots[at + i] = first | (at + i) << 20;
+        uint32_t frequency = frequencies[value];
+        some_slots next = in_order + (value | frequency << 20);
+        for (uint32_t at = 0; at < frequency; at += SLOTS_AT_ONCE, next += SLOTS_AT_ONCE << 8)
+            memcpy(slots + at, &next, sizeof next);
         slots += frequency;
     }
 }
@@ -469,7 +469,7 @@ static void make_slots(const uint32_t frequencies[256], uint32_t slots[SCALE + S
 static inline __attribute__((always_inline)) const uint8_t *take_symbol(uint32_t *state, const uint8_t *in,
                                                                         const uint32_t slots[SCALE], uint8_t *out) {
     uint32_t slot = slots[*state & (SCALE - 1)];
-    uint32_t next = ((slot >> 8 & (SCALE - 1)) + 1) * (*state >> SCALE_BITS) + (slot >> 20);
+    uint32_t next = (slot >> 20) * (*state >> SCALE_BITS) + (slot >> 8 & (SCALE - 1));
     /* Without a branch, which half the time would be mispredicted: states and STATE_LEAST are below 2^31. */
     uint32_t low = 0 - ((next - STATE_LEAST) >> 31);
     uint32_t filled = next << WORD_BITS | load_word(in);
@@ -492,7 +492,7 @@ __attribute__((target("avx2,popcnt"))) static size_t
 take_rounds_avx2(uint32_t states[LANES_MOST], const uint8_t **in, const uint8_t *end, const uint8_t *table_of,
                  const uint32_t *slots, uint8_t *out, size_t size) {
     const __m256i slot_mask = _mm256_set1_epi32(SCALE - 1), byte_mask = _mm256_set1_epi32(0xFF);
-    const __m256i least = _mm256_set1_epi32(STATE_LEAST), one = _mm256_set1_epi32(1);
+    const __m256i least = _mm256_set1_epi32(STATE_LEAST);
     const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const uint8_t *at = *in;
     __m256i x[VECTORS], value[VECTORS];
@@ -507,17 +507,18 @@ take_rounds_avx2(uint32_t states[LANES_MOST], const uint8_t **in, const uint8_t 
                 index = _mm256_or_si256(index, _mm256_slli_epi32(_mm256_cvtepu8_epi32(table), SCALE_BITS));
             }
             __m256i slot = look_up(slots, index);
-            __m256i frequency = _mm256_add_epi32(_mm256_and_si256(_mm256_srli_epi32(slot, 8), slot_mask), one);
-            x[v] = _mm256_add_epi32(_mm256_mullo_epi32(frequency, _mm256_srli_epi32(x[v], SCALE_BITS)),
-                                    _mm256_srli_epi32(slot, 20));
+            __m256i distance = _mm256_and_si256(_mm256_srli_epi32(slot, 8), slot_mask);
+            x[v] = _mm256_mullo_epi32(_mm256_srli_epi32(slot, 20), _mm256_srli_epi32(x[v], SCALE_BITS));
+            x[v] = _mm256_add_epi32(x[v], distance);
             value[v] = _mm256_and_si256(slot, byte_mask);
-            __m256i low = _mm256_cmpgt_epi32(least, x[v]);
-            unsigned needy = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(low));
-            __m256i places = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)word_places[needy]));
-            __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at));
-            words = _mm256_permutevar8x32_epi32(words, places);
+            __m256 low = _mm256_castsi256_ps(_mm256_sub_epi32(x[v], least)); /* negative: both are below 2^31 */
+            unsigned needy = (unsigned)_mm256_movemask_ps(low);
+            __m256i words = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)at));
+            words = _mm256_shuffle_epi8(words, _mm256_load_si256((const __m256i *)taking_lanes[needy]));
             at += 2 * (size_t)__builtin_popcount(needy);
-            x[v] = _mm256_blendv_epi8(x[v], _mm256_or_si256(_mm256_slli_epi32(x[v], WORD_BITS), words), low);
+            __m256i filled = _mm256_or_si256(_mm256_slli_epi32(x[v], WORD_BITS), words);
+            x[v] = _mm256_castps_si256(
+                _mm256_blendv_ps(_mm256_castsi256_ps(x[v]), _mm256_castsi256_ps(filled), low));
         }
         __m256i halves =
             _mm256_packus_epi16(_mm256_packus_epi32(value[0], value[1]), _mm256_packus_epi32(value[2], value[3]));
@@ -527,12 +528,6 @@ take_rounds_avx2(uint32_t states[LANES_MOST], const uint8_t **in, const uint8_t 
         _mm256_storeu_si256((__m256i *)(states + v * LANES_OF_VECTOR), x[v]);
     *in = at;
     return i;
-}
-
-__attribute__((target("avx2"))) static void count_passed_avx2(const uint8_t *restrict keys, size_t size, uint8_t last,
-                                                              uint8_t *restrict table_of) {
-    for (size_t i = 0; i < size; i++)
-        table_of[i] = (uint8_t)(table_of[i] + (keys[i] > last));
 }
 #endif
 
@@ -552,38 +547,64 @@ static size_t take_rounds(uint32_t states[LANES_SOME], const uint8_t **in, const
     return i;
 }
 
-/* Add 1 to the table of each byte whose key is greater. */
-static void count_passed(const uint8_t *restrict keys, size_t size, uint8_t last, uint8_t *restrict table_of) {
+/* Tell the table of each byte: how many of the last keys of tables its key is greater than. */
+static void find_tables(const uint8_t *keys, size_t size, const uint8_t *last_keys, size_t count, uint8_t *table_of) {
+    uint8_t of_key[KEYS];
+    for (size_t key = 0, table = 0; key < KEYS; key++) {
+        of_key[key] = (uint8_t)table;
+        table += table < count && key == last_keys[table];
+    }
     for (size_t i = 0; i < size; i++)
-        table_of[i] = (uint8_t)(table_of[i] + (keys[i] > last));
+        table_of[i] = of_key[keys[i]];
 }
+
+#if HAVE_AVX2
+#define NEAR_KEYS 16
+
+/* The same for keys of which only so many from the first last key on matter. */
+__attribute__((target("avx2"))) static void find_tables_avx2(const uint8_t *keys, size_t size,
+                                                             const uint8_t *last_keys, size_t count,
+                                                             uint8_t *table_of) {
+    uint8_t of_near[NEAR_KEYS] = {0};
+    for (size_t table = 0; table < count; table++)
+        for (size_t near = last_keys[table] - last_keys[0] + 1u; near < NEAR_KEYS; near++)
+            of_near[near]++;
+    const __m256i first = _mm256_set1_epi8((char)last_keys[0]), most = _mm256_set1_epi8(NEAR_KEYS - 1);
+    const __m256i table_of_near = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)of_near));
+    size_t i = 0;
+    for (; i + 32 <= size; i += 32) {
+        __m256i above = _mm256_subs_epu8(_mm256_loadu_si256((const __m256i *)(keys + i)), first);
+        __m256i tables = _mm256_shuffle_epi8(table_of_near, _mm256_min_epu8(above, most));
+        _mm256_storeu_si256((__m256i *)(table_of + i), tables);
+    }
+    find_tables(keys + i, size - i, last_keys, count, table_of + i);
+}
+#endif
 
 static const uint8_t *take_rans(const uint8_t *in, const uint8_t *end, const uint8_t *keys, uint8_t *out, size_t size,
                                 uint8_t *scratch, int vectors) {
     uint32_t frequencies[256], *slots = (uint32_t *)scratch, states[LANES_MOST];
-    uint8_t *table_of = NULL, last_key = 0, last_before = 0;
+    uint8_t *table_of = NULL, last_keys[CLASSES_MOST];
+    size_t tables = 0;
     if (in == end)
         return NULL;
     size_t lanes = *in++;
     if (lanes != 1 && lanes != LANES_SOME && lanes != LANES_MOST)
         return NULL;
-    for (size_t tables = 0; last_key < KEYS - 1; tables++, last_before = last_key) {
-        in = tables < CLASSES_MOST ? take_table(in, end, &last_key, frequencies) : NULL;
-        if (!in || (tables && last_key <= last_before))
+    do {
+        in = tables < CLASSES_MOST ? take_table(in, end, &last_keys[tables], frequencies) : NULL;
+        if (!in || (tables && last_keys[tables] <= last_keys[tables - 1]))
             return NULL;
         make_slots(frequencies, slots + tables * SCALE);
-        if (tables == 0 && keys && last_key < KEYS - 1) {
-            table_of = scratch + SLOTS_SIZE;
-            memset(table_of, 0, size);
-        }
-        if (table_of && last_key < KEYS - 1) {
+    } while (last_keys[tables++] < KEYS - 1);
+    if (keys && tables > 1) {
+        table_of = scratch + SLOTS_SIZE;
 #if HAVE_AVX2
-            if (vectors)
-                count_passed_avx2(keys, size, last_key, table_of);
-            else
+        if (vectors && last_keys[tables - 2] - last_keys[0] < NEAR_KEYS - 1)
+            find_tables_avx2(keys, size, last_keys, tables - 1, table_of);
+        else
 #endif
-                count_passed(keys, size, last_key, table_of);
-        }
+            find_tables(keys, size, last_keys, tables - 1, table_of);
     }
     if ((size_t)(end - in) < 4 * lanes)
         return NULL;
@@ -933,6 +954,10 @@ size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct c
         symbols_of[class] = encoder->symbols[table_of[class]];
     at = put_rans(data, class_of, size, lanes, symbols_of, at, scratch + sizeof *encoder, vectors);
     return (size_t)(at - out) > size ? put_raw(data, size, out) : (size_t)(at - out);
+}
+
+const uint8_t *find_raw(const uint8_t *in, const uint8_t *end, size_t size) {
+    return end - in >= 2 && *in == CODED_RAW && (size_t)(end - in) > size ? in + 1 : NULL;
 }
 
 const uint8_t *decode_bytes(const uint8_t *in, const uint8_t *end, const uint8_t *keys, uint8_t *out, size_t size,

@@ -31,6 +31,9 @@ size_t coder_room(size_t size);
 size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct classes *classes, size_t size,
                     size_t slack, uint8_t *out, uint8_t *scratch, int vectors);
 
+/* Return where the bytes are, which end where the coded ones do, if these are them as they are; else NULL. */
+const uint8_t *find_raw(const uint8_t *in, const uint8_t *end, size_t size);
+
 /* Fill `out`, `size` (not 0) bytes, from coded ones that begin at `in`; `keys` has the key of each one, or is NULL where
  * all are 0. Return where they end, or NULL when they are none or do not end before `end`. */
 const uint8_t *decode_bytes(const uint8_t *in, const uint8_t *end, const uint8_t *keys, uint8_t *out, size_t size,

@@ -11,6 +11,7 @@
 
 #include "coder.h"
 #include "little_endian.h"
+#include "planes.h"
 
 #define SLACK_PARTS 64 /* one in so many of a difference may be spent on a plane where that makes decoding it faster */
 
@@ -21,7 +22,7 @@
 struct loops {
     void (*keys)(const uint8_t *base, size_t count, uint8_t *keys);
     void (*fold)(const uint8_t *target, const uint8_t *base, size_t count, uint8_t *planes);
-    void (*unfold)(const uint8_t *planes, const uint8_t *base, size_t count, uint8_t *target);
+    void (*unfold)(const uint8_t *const planes[], const uint8_t *base, size_t count, uint8_t *target);
 };
 
 #define DEFINE_ELEMENTS(BITS, UINT)                                                                                    \
@@ -53,12 +54,14 @@ struct loops {
                 planes[k * count + i] = (uint8_t)(folded >> 8 * k);                                                    \
         }                                                                                                              \
     }                                                                                                                  \
-    TARGET static void unfold_##NAME(const uint8_t *restrict planes, const uint8_t *restrict base, size_t count,       \
+    TARGET static void unfold_##NAME(const uint8_t *const planes[], const uint8_t *restrict base, size_t count,        \
                                      uint8_t *restrict target) {                                                       \
+        const uint8_t *plane[sizeof(UINT)];                                                                            \
+        memcpy(plane, planes, sizeof plane);                                                                           \
         for (size_t i = 0; i < count; i++) {                                                                           \
             UINT folded = 0;                                                                                           \
             for (size_t k = 0; k < sizeof(UINT); k++)                                                                  \
-                folded = (UINT)(folded | (UINT)((UINT)planes[k * count + i] << 8 * k));                                \
+                folded = (UINT)(folded | (UINT)((UINT)plane[k][i] << 8 * k));                                          \
             UINT step = (UINT)((folded >> 1) ^ (UINT)(0 - (folded & 1)));                                              \
             UINT moved = (UINT)(sortable_##BITS(load_##BITS(base, i)) + step);                                         \
             store_##BITS(target, i, (UINT)(moved ^ ((UINT)((moved >> (BITS - 1)) - 1) | (UINT)1 << (BITS - 1))));      \
@@ -162,14 +165,22 @@ int decode_difference(const struct elements *elements, const uint8_t *coded, siz
                       uint8_t *target, uint8_t *scratch, int vectors) {
     const struct loops *loops = loops_of(elements->width, vectors);
     size_t head = head_size(elements), count = element_count(elements), whole = count * elements->width;
-    uint8_t *planes = scratch + coder_scratch_size(elements->size), *keys = planes + whole;
-    const uint8_t *end = coded + size;
+    uint8_t *decoded = scratch + coder_scratch_size(elements->size), *keys = decoded + whole;
+    const uint8_t *end = coded + size, *planes[WIDTH_MOST];
     loops->keys(base + head, count, keys);
-    for (size_t k = 0; coded && count && k < elements->width; k++)
-        coded = decode_bytes(coded, end, keys, planes + k * count, count, scratch, vectors);
+    for (size_t k = 0; coded && count && k < elements->width; k++) {
+        planes[k] = find_raw(coded, end, count);
+        if (planes[k]) {
+            coded = planes[k] + count;
+            continue;
+        }
+        planes[k] = decoded + k * count;
+        coded = decode_bytes(coded, end, keys, decoded + k * count, count, scratch, vectors);
+    }
     if (!coded || (size_t)(end - coded) != elements->size - whole)
         return 0;
-    loops->unfold(planes, base + head, count, target + head);
+    if (count)
+        loops->unfold(planes, base + head, count, target + head);
     coded = add_bytes(coded, base, head, target);
     add_bytes(coded, base + head + whole, elements->size - head - whole, target + head + whole);
     return 1;

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
-from ckptfs.store.kernels import decode_differences, encode_difference
-from ckptfs.store.reference import Buffer
+from ckptfs.store.kernels import decode_difference, encode_difference
 
 DELTA_CHAIN_MAX = 8
 """So many deltas, one resting on the other, are decoded at most to read a chunk."""
@@ -19,10 +18,6 @@ BASES_SIZE_MAX = 4 * MIB
 """All bytes of a delta's bases together: what a reader takes into memory for one of them."""
 
 DELTA_HEAD = struct.Struct("<BBI")
-
-
-Difference = tuple[Buffer, Buffer, int, int]
-"""A coded difference, the bytes that it is against, the width of their elements and the phase of the first one."""
 
 
 class Alignment(NamedTuple):
@@ -46,25 +41,12 @@ def encode_delta(data: bytes | memoryview, base: bytes | memoryview, alignment: 
 
 def decode_delta(payload: memoryview, base: bytes | memoryview, raw_size: int) -> bytes:
     """Undo `encode_delta`; DamagedError when the payload is no delta of `raw_size` bytes against such a base."""
-    difference = find_difference(payload, base, raw_size)
-    out = bytearray(raw_size)
-    decode_all([difference], out)
-    return bytes(out)
-
-
-def find_difference(payload: memoryview, base: bytes | memoryview, raw_size: int) -> Difference:
-    """Return what a payload says of a chunk of `raw_size` bytes; DamagedError when it cannot be one of such a base."""
     if len(payload) < DELTA_HEAD.size:
         raise DamagedError("delta payload that ends in its head")
     width, phase, skip = DELTA_HEAD.unpack_from(payload)
     if raw_size < 0 or skip + raw_size > len(base):
         raise DamagedError(f"delta of {raw_size} bytes, from {skip} on, against {len(base)} bytes of its bases")
-    return payload[DELTA_HEAD.size :], memoryview(base)[skip : skip + raw_size], width, phase
-
-
-def decode_all(differences: list[Difference], out: bytearray | memoryview) -> None:
-    """Decode chunks one behind the other into `out`, which they fill; DamagedError when one of them cannot be read."""
     try:
-        decode_differences(differences, out)
+        return decode_difference(payload[DELTA_HEAD.size :], memoryview(base)[skip : skip + raw_size], width, phase)
     except ValueError as error:
         raise DamagedError(f"delta that cannot be read: {error}") from error

@@ -69,22 +69,23 @@ class Fetcher:
     def read_many(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
         """Return the bytes of several chunks, with few reads where they lie one behind the other; as `read`.
 
-        Those that are no deltas lie one behind the other, in `room` if it is large enough.
+        Mostly they lie in `room`, if it is large enough: first those that are no deltas, then the others.
         """
         located = self._locate(numbers)
-        found: dict[int, Decoded] = {}
-        if deltas := [chunk for chunk in located if chunk.location.bases]:
-            with suppress(DamagedError):  # a pack was removed: its chunks are looked for one by one
-                found |= self._chains.read(deltas)
+        deltas = [chunk for chunk in located if chunk.location.bases]
         rest = [chunk for chunk in located if not chunk.location.bases] if deltas else located
-        size = sum(chunk.location.raw_size for chunk in rest)
+        size = sum(chunk.location.raw_size for chunk in located)
         if room is None or len(room) < size:
             room = bytearray(size)
+        found: dict[int, Decoded] = {}
         start = 0
         for span in spans(rest):
             with suppress(DamagedError):
                 found |= self._read_span(span, room, start)
             start += sum(chunk.location.raw_size for chunk in span)
+        if deltas:
+            with suppress(DamagedError):  # a pack was removed: its chunks are looked for one by one
+                found |= self._chains.read(deltas, room, start)
         return [found[number] if number in found else _whole(self.read(number)) for number in numbers]
 
     def _locate(self, numbers: Sequence[int]) -> list[Located]:

@@ -3,12 +3,12 @@
  *
  * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py,
  * reference_coders.py, reference_differences.py or reference_records.py and returns the same bytes; docs/format.md has the definitions in
- * prose. It keeps no state, reads only the buffers it is given (`mark`, `raw_records` and `take_chunks` write to one), and
+ * prose. It keeps no state, reads only the buffers it is given (`mark`, `raw_records`, `take_chunks` and `take_chains` write to some), and
  * runs without the GIL, so any number of threads may be inside at once.
  *
  * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is in
  * hash.h, byte planes are in planes.h, the entropy coder in coder.h, differences of floats in delta.h, records in
- * raw_records.h and stored_chunks.h.
+ * raw_records.h and stored_chunks.h, chains of deltas in chains.h.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "chains.h"
 #include "coder.h"
 #include "delta.h"
 #include "hash.h"
@@ -41,12 +42,6 @@
 /* Return the first candidate p, from <= p < end, of the chunk that begins at `chunk`, or `end`.
  * Needs from >= SIZE_MIN_LEAST and end - 1 readable bytes. */
 typedef size_t (*scan_function)(const uint8_t *chunk, size_t from, size_t end, uint64_t hash_mask);
-
-static inline uint64_t load_little_endian(const uint8_t *at) {
-    uint64_t word;
-    memcpy(&word, at, sizeof word);
-    return LITTLE_ENDIAN_64(word);
-}
 
 static inline uint8_t prefilter_sum(const uint8_t *at) {
     return (uint8_t)(at[-4] + 5 * at[-3] + 3 * at[-2] + 9 * at[-1]);
@@ -576,86 +571,38 @@ done:
     return result;
 }
 
-/* A difference to be decoded. */
-struct difference {
-    Py_buffer coded, base;
-    struct elements elements;
-};
-
-static void release_differences(struct difference *differences, Py_ssize_t count) {
-    for (Py_ssize_t i = 0; differences && i < count; i++) {
-        PyBuffer_Release(&differences[i].coded);
-        PyBuffer_Release(&differences[i].base);
-    }
-    PyMem_Free(differences);
-}
-
-/* Take the differences that a list has, whose bases have `size` bytes together; return how many, or -1 with an error. */
-static Py_ssize_t differences_of(PyObject *list, Py_ssize_t size, struct difference **differences, size_t *size_most) {
-    Py_ssize_t total = PyList_GET_SIZE(list), count = 0;
-    *differences = PyMem_Calloc((size_t)total + 1, sizeof **differences);
-    if (!*differences) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    *size_most = 0;
-    while (count < total) {
-        struct difference *each = &(*differences)[count];
-        int width, phase;
-        if (!PyArg_ParseTuple(PyList_GET_ITEM(list, count), "y*y*ii", &each->coded, &each->base, &width, &phase))
-            goto failed;
-        count++;
-        if (!check_elements(each->base.len, width, phase, 1))
-            goto failed;
-        if (each->base.len > size)
-            goto no_room;
-        size -= each->base.len;
-        each->elements = (struct elements){(size_t)each->base.len, (size_t)width, (size_t)phase};
-        *size_most = each->elements.size > *size_most ? each->elements.size : *size_most;
-    }
-    if (!size)
-        return count;
-no_room:
-    PyErr_SetString(PyExc_ValueError, "the bases do not have as many bytes as there is room for");
-failed:
-    release_differences(*differences, count);
-    *differences = NULL;
-    return -1;
-}
-
-static PyObject *decode_differences(PyObject *Py_UNUSED(module), PyObject *args) {
+static PyObject *decode_difference_of(PyObject *Py_UNUSED(module), PyObject *args) {
     const char *name;
-    PyObject *list, *result = NULL;
-    Py_buffer out;
-    if (!PyArg_ParseTuple(args, "sO!w*", &name, &PyList_Type, &list, &out))
+    Py_buffer coded, base;
+    int width, phase;
+    if (!PyArg_ParseTuple(args, "sy*y*ii", &name, &coded, &base, &width, &phase))
         return NULL;
-    struct difference *differences = NULL;
+    PyObject *result = NULL;
     uint8_t *scratch = NULL;
-    size_t size_most;
-    Py_ssize_t count = 0;
     const struct kernel *kernel = kernel_named(name);
-    if (!kernel || (count = differences_of(list, out.len, &differences, &size_most)) < 0)
+    if (!kernel || !check_elements(base.len, width, phase, 1))
         goto done;
-    scratch = PyMem_RawMalloc(difference_scratch_size(size_most));
-    if (!scratch) {
+    struct elements elements = {(size_t)base.len, (size_t)width, (size_t)phase};
+    result = PyBytes_FromStringAndSize(NULL, base.len);
+    scratch = PyMem_RawMalloc(difference_scratch_size(elements.size));
+    if (!result || !scratch) {
+        Py_CLEAR(result);
         PyErr_NoMemory();
         goto done;
     }
-    uint8_t *target = out.buf;
-    int intact = 1;
+    uint8_t *target = (uint8_t *)PyBytes_AS_STRING(result);
+    int intact;
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; intact && i < count; i++) {
-        const struct difference *each = &differences[i];
-        intact = decode_difference(&each->elements, each->coded.buf, (size_t)each->coded.len, each->base.buf, target,
-                                   scratch, kernel->vectors);
-        target += each->elements.size;
-    }
+    intact = decode_difference(&elements, coded.buf, (size_t)coded.len, base.buf, target, scratch, kernel->vectors);
     Py_END_ALLOW_THREADS
-    result = intact ? Py_NewRef(Py_None) : damaged();
+    if (!intact) {
+        Py_CLEAR(result);
+        damaged();
+    }
 done:
     PyMem_RawFree(scratch);
-    release_differences(differences, count);
-    PyBuffer_Release(&out);
+    PyBuffer_Release(&coded);
+    PyBuffer_Release(&base);
     return result;
 }
 
@@ -772,6 +719,93 @@ done:
     return result;
 }
 
+/* Take links from a packed list, which has been allocated with zeros; return the largest raw size, or -1 where one is not
+ * as it should be. */
+static int64_t links_of(const Py_buffer *packed, const Py_buffer *bases, const Py_buffer *out, struct chains *chains,
+                        unsigned *level_most) {
+    size_t count = (size_t)packed->len / LINK_SIZE, bases_left = (size_t)bases->len / 8;
+    const uint8_t *at = packed->buf, *base = bases->buf;
+    int64_t size_most = 0;
+    for (size_t k = 0; k < bases_left; k++)
+        if (load_little_endian(base + 8 * k) >= count)
+            return -1;
+    for (struct link *link = chains->links; link < chains->links + count; link++, at += LINK_SIZE) {
+        uint64_t place = load_little_endian(at + 16), sizes = load_little_endian(at + 24);
+        *link = (struct link){.payload = load_little_endian(at), .number = load_little_endian(at + 8)};
+        link->stored_size = (uint32_t)sizes;
+        link->size = (size_t)(sizes >> 32);
+        link->level = at[32];
+        link->encoding = at[33];
+        link->base_count = (size_t)at[34] | (size_t)at[35] << 8;
+        link->bases = base;
+        link->has_place = place != NO_PLACE;
+        if (link->base_count > bases_left || link->payload > chains->data_size ||
+            link->stored_size > chains->data_size - link->payload)
+            return -1;
+        if (link->has_place) {
+            if (place > (uint64_t)out->len || link->size > (uint64_t)out->len - place)
+                return -1;
+            link->at = (uint8_t *)out->buf + place;
+        }
+        base += 8 * link->base_count;
+        bases_left -= link->base_count;
+        size_most = (int64_t)link->size > size_most ? (int64_t)link->size : size_most;
+        *level_most = link->level > *level_most ? link->level : *level_most;
+    }
+    return size_most;
+}
+
+static PyObject *take_chains(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *name;
+    Py_buffer data, packed, bases, out, work;
+    unsigned long long seed;
+    if (!PyArg_ParseTuple(args, "sy*y*y*w*w*K", &name, &data, &packed, &bases, &out, &work, &seed))
+        return NULL;
+    PyObject *result = NULL;
+    const struct kernel *kernel = kernel_named(name);
+    size_t count = (size_t)packed.len / LINK_SIZE;
+    unsigned level_most = 0;
+    struct chains chains = {.data = data.buf, .data_size = (size_t)data.len, .work = work.buf, .seed = seed};
+    chains.links = PyMem_RawMalloc(count * sizeof *chains.links + 1);
+    if (!kernel)
+        goto done;
+    if (!chains.links) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    int64_t size_most = links_of(&packed, &bases, &out, &chains, &level_most);
+    if (size_most < 0 || (size_t)packed.len != count * LINK_SIZE) {
+        PyErr_SetString(PyExc_ValueError, "need links whose payloads, bases and places are there");
+        goto done;
+    }
+    chains.level_size = level_most ? (size_t)work.len / level_most : 0;
+    chains.hash = kernel->hash;
+    chains.vectors = kernel->vectors;
+    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+    chains.scratch = PyMem_RawMalloc(chains_scratch_size((size_t)size_most));
+    chains.joined = PyMem_RawMalloc((size_t)size_most + 1);
+    if (!result || !chains.scratch || !chains.joined) {
+        Py_CLEAR(result);
+        PyErr_NoMemory();
+        goto done;
+    }
+    uint8_t *taken = (uint8_t *)PyBytes_AS_STRING(result);
+    Py_BEGIN_ALLOW_THREADS
+    for (size_t i = 0; i < count; i++)
+        taken[i] = chains.links[i].has_place && take_link(&chains, i);
+    Py_END_ALLOW_THREADS
+done:
+    PyMem_RawFree(chains.joined);
+    PyMem_RawFree(chains.scratch);
+    PyMem_RawFree(chains.links);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&packed);
+    PyBuffer_Release(&bases);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&work);
+    return result;
+}
+
 /* ---- the module ---------------------------------------------------------------------------------------------- */
 
 static PyObject *cut_kernels(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
@@ -799,11 +833,13 @@ static PyMethodDef methods[] = {
     {"decode_bytes", decode_bytes_of, METH_VARARGS, "decode_bytes(kernel, coded, size) -> bytes"},
     {"encode_difference", encode_difference_of, METH_VARARGS,
      "encode_difference(kernel, target, base, width, phase) -> bytes"},
-    {"decode_differences", decode_differences, METH_VARARGS,
-     "decode_differences(kernel, [(coded, base, width, phase), ...], out) -> None"},
+    {"decode_difference", decode_difference_of, METH_VARARGS,
+     "decode_difference(kernel, coded, base, width, phase) -> bytes"},
     {"mark", mark, METH_VARARGS, "mark(bits, numbers) -> None"},
     {"raw_records", raw_records, METH_VARARGS, "raw_records(out, encoding, data, spans, ids, number) -> None"},
     {"take_chunks", take_chunks, METH_VARARGS, "take_chunks(kernel, data, places, out, seed) -> a byte for each place"},
+    {"take_chains", take_chains, METH_VARARGS,
+     "take_chains(kernel, data, links, bases, out, work, seed) -> a byte for each link"},
     {"plane_entropies", plane_entropies, METH_VARARGS, "plane_entropies(data, width, turned) -> list of bits per byte"},
     {NULL, NULL, 0, NULL},
 };

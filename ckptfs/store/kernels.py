@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from mmap import mmap
 
 from ckptfs.errors import UsageError
 from ckptfs.store import reference, reference_coders, reference_differences, reference_records
@@ -20,6 +21,12 @@ VARIABLE = "CKPTFS_KERNEL"
 
 PLACE = reference_records.PLACE
 """A place for `take_chunks`."""
+LINK = reference_records.LINK
+"""A link for `take_chains`."""
+NO_PLACE = reference_records.NO_PLACE
+
+
+Room = bytearray | mmap | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +43,11 @@ class Kernel:
     mark: Callable[[bytearray, Buffer], None]
     raw_records: Callable[[memoryview, int, Buffer, Buffer, Buffer, int], None]
     take_chunks: Callable[[Buffer, Buffer, bytearray | memoryview, int], bytes]
+    take_chains: Callable[[Buffer, Buffer, Buffer, Room, memoryview, int], bytes]
     encode_bytes: Callable[[Buffer], bytes]
     decode_bytes: Callable[[Buffer, int], bytes]
     encode_difference: Callable[[Buffer, Buffer, int, int], bytes]
-    decode_differences: Callable[[list[tuple[Buffer, Buffer, int, int]], bytearray | memoryview], None]
+    decode_difference: Callable[[Buffer, Buffer, int, int], bytes]
     is_slow: bool = False
 
 
@@ -64,10 +72,11 @@ def available_kernels() -> dict[str, Kernel]:
                 native.mark,
                 native.raw_records,
                 partial(native.take_chunks, name),
+                partial(native.take_chains, name),
                 partial(native.encode_bytes, name),
                 partial(native.decode_bytes, name),
                 partial(native.encode_difference, name),
-                partial(native.decode_differences, name),
+                partial(native.decode_difference, name),
             )
     kernels["python"] = Kernel(
         f"python (slow: {why_slow})",
@@ -80,10 +89,11 @@ def available_kernels() -> dict[str, Kernel]:
         reference.mark,
         reference_records.raw_records,
         reference_records.take_chunks,
+        reference_records.take_chains,
         reference_coders.encode_bytes,
         reference_coders.decode_bytes,
         reference_differences.encode_difference,
-        reference_differences.decode_differences,
+        reference_differences.decode_difference,
         is_slow=True,
     )
     return kernels
@@ -187,13 +197,9 @@ def encode_difference(target: Buffer, base: Buffer, width: int, phase: int) -> b
     return _KERNEL.encode_difference(target, base, width, phase)
 
 
-def decode_differences(differences: list[tuple[Buffer, Buffer, int, int]], out: bytearray | memoryview) -> None:
-    """Undo `encode_difference` several times: write the targets into `out`, one behind the other.
-
-    Each is (difference, base, width, phase); the bases have as many bytes as `out` together. One call without the GIL
-    for all of them. ValueError when one is not a difference from such a base; what `out` holds then means nothing.
-    """
-    _KERNEL.decode_differences(differences, out)
+def decode_difference(coded: Buffer, base: Buffer, width: int, phase: int) -> bytes:
+    """Undo `encode_difference`; ValueError when `coded` is not a difference from such a base."""
+    return _KERNEL.decode_difference(coded, base, width, phase)
 
 
 def mark(bits: bytearray, numbers: Buffer) -> None:
@@ -223,3 +229,18 @@ def take_chunks(data: Buffer, places: Buffer, out: bytearray | memoryview, seed:
     place then means nothing. One call without the GIL for all of them. ValueError: the sizes are not that of `out`.
     """
     return _KERNEL.take_chunks(data, places, out, seed)
+
+
+def take_chains(data: Buffer, links: Buffer, bases: Buffer, out: Room, work: memoryview, seed: int) -> bytes:
+    """Put chunks into `out` from deltas and all that they rest on; return a byte for each link.
+
+    A link (`LINK`) is a chunk: where in `data` its payload begins, its number, its place in `out` (NO_PLACE: it is only
+    rested on), its stored and its raw size in bytes, its level, its encoding, and how many bases it has. Which links
+    those are is in `bases`, of one link behind the other, packed as little-endian u64; they have higher levels. Before
+    the payload of a link that has a place there is the record's header and the list of its bases. The byte is 1 where
+    a place was asked for, and has the bytes that the record is of. Otherwise it is 0: also where a chunk that is rested
+    on has an encoding that `take_chunks` would not take, and where `work`, memory that means nothing before and behind,
+    has too little room for the bases of a delta. One call without the GIL for all of them. ValueError: payloads, bases
+    or places that are not there.
+    """
+    return _KERNEL.take_chains(data, links, bases, out, work, seed)

@@ -2,6 +2,9 @@
 #ifndef CKPTFS_LITTLE_ENDIAN_H
 #define CKPTFS_LITTLE_ENDIAN_H
 
+#include <stdint.h>
+#include <string.h>
+
 #define LITTLE_ENDIAN_8(element) (element)
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #define LITTLE_ENDIAN_16(element) __builtin_bswap16(element)
@@ -12,5 +15,11 @@
 #define LITTLE_ENDIAN_32(element) (element)
 #define LITTLE_ENDIAN_64(element) (element)
 #endif
+
+static inline uint64_t load_little_endian(const uint8_t *at) {
+    uint64_t word;
+    memcpy(&word, at, sizeof word);
+    return LITTLE_ENDIAN_64(word);
+}
 
 #endif

@@ -95,6 +95,12 @@ def decode_planes(payload: memoryview, raw_size: int) -> bytes:
     return bytes(payload[body_start + tail_size :]) + joined if phase else joined
 
 
+def has_zstd(payload: memoryview) -> bool:
+    """Tell whether one of the planes of a payload is compressed with zstd."""
+    entries = payload[PLANES_HEAD.size : PLANES_HEAD.size + (payload[0] & _WIDTH_MASK) * PLANES_ENTRY.size]
+    return PlaneKind.ZSTD in entries[:: PLANES_ENTRY.size] if payload else False
+
+
 def _shape(packed: int) -> Shape | None:
     """Return the shape that the first byte of a payload says, None where there is no such one."""
     width, phase = packed & _WIDTH_MASK, packed >> _PHASE_SHIFT & _PHASE_MASK

@@ -5,8 +5,6 @@ reference_coders.py defines. It is also what runs, slowly, where the C extension
 state: any thread may call them. The decoder raises ValueError where the bytes are not what an encoder makes.
 """
 
-from collections.abc import Sequence
-
 from ckptfs.store.reference import Buffer
 from ckptfs.store.reference_coders import DAMAGED, Input, put_bytes, take_bytes
 
@@ -73,7 +71,9 @@ def encode_difference(target: Buffer, base: Buffer, width: int, phase: int) -> b
     return coded + bytes((after[at] - before[at]) % 256 for at in elements.outside)
 
 
-def _decode_difference(coded: Buffer, before: bytes, width: int, phase: int) -> bytes:
+def decode_difference(coded: Buffer, base: Buffer, width: int, phase: int) -> bytes:
+    """Undo `encode_difference`; see `kernels.decode_difference`."""
+    before = bytes(base)
     elements = _Elements(len(before), width, phase)
     rest = Input(coded)
     olds = elements.numbers(before)
@@ -90,13 +90,3 @@ def _decode_difference(coded: Buffer, before: bytes, width: int, phase: int) -> 
     for at, step in zip(elements.outside, outside, strict=True):
         out[at] = (before[at] + step) % 256
     return bytes(out)
-
-
-def decode_differences(differences: Sequence[tuple[Buffer, Buffer, int, int]], out: bytearray | memoryview) -> None:
-    """Undo `encode_difference` for several targets; see `kernels.decode_differences`."""
-    if sum(len(base) for _, base, _, _ in differences) != len(out):
-        raise ValueError("the bases do not have as many bytes as there is room for")
-    start = 0
-    for coded, base, width, phase in differences:
-        out[start : start + len(base)] = _decode_difference(coded, bytes(base), width, phase)
-        start += len(base)

@@ -7,20 +7,28 @@ without state: any thread may call them.
 
 import struct
 from contextlib import suppress
+from functools import cache
+from mmap import mmap
+from typing import NamedTuple
 
 import xxhash
 
 from ckptfs.store.reference import Buffer, join_planes
 from ckptfs.store.reference_coders import decode_bytes
+from ckptfs.store.reference_differences import decode_difference
 
 ID_SIZE = 16
 SPAN = struct.Struct("<QQ")
 PLACE = struct.Struct("<QQQ")
+LINK = struct.Struct("<QQQIIBBH")
+BASE = struct.Struct("<Q")
+NO_PLACE = (1 << 64) - 1
 ALIGNMENT = 8
 HEADER = struct.Struct("<4sBBHIIQ16s4s")
 HEADER_SIZE = HEADER.size + 4
 CHUNK = 2
-RAW, PLANES, WAITING = 0, 2, 4
+RAW, PLANES, DELTA, WAITING = 0, 2, 3, 4
+DELTA_HEAD = struct.Struct("<BBI")
 PLANE_RAW, PLANE_CODED = 0, 2
 PLANE_ENTRY = struct.Struct("<BI")
 
@@ -68,19 +76,88 @@ def take_chunks(data: Buffer, places: Buffer, out: bytearray | memoryview, seed:
 
 def _chunk(record: bytes, number: int, size: int, seed: int) -> bytes | None:
     """Return a chunk if its record holds it, raw or in planes that are raw or coded, and it has its id."""
-    if len(record) < HEADER_SIZE or _check(record[: HEADER.size]) != record[HEADER.size : HEADER_SIZE]:
+    chunk_id = _id_in(record[:HEADER_SIZE], number, size)
+    if chunk_id is None:
         return None
-    magic, kind, encoding, base_count, raw_size, stored_size, its_number, chunk_id, _ = HEADER.unpack_from(record)
+    _, _, encoding, base_count, _, stored_size, _, _, _ = HEADER.unpack_from(record)
     payload = record[HEADER_SIZE : HEADER_SIZE + stored_size]
-    if (magic, kind, base_count, raw_size, its_number) != (b"ckR1", CHUNK, 0, size, number):
-        return None
-    raw = None
-    if len(payload) == stored_size:
-        if encoding == PLANES:
-            raw = _joined(payload, size)
-        elif encoding in (RAW, WAITING) and stored_size == size:
-            raw = payload
+    raw = _decoded(encoding, payload, size) if not base_count and len(payload) == stored_size else None
     return raw if raw is not None and xxhash.xxh3_128_digest(raw, seed) == chunk_id else None
+
+
+class _Link(NamedTuple):
+    """A chunk of a chain, its fields as in LINK."""
+
+    payload: int
+    number: int
+    place: int
+    stored_size: int
+    raw_size: int
+    level: int
+    encoding: int
+    base_count: int
+
+
+def take_chains(
+    data: Buffer, links: Buffer, bases: Buffer, out: bytearray | mmap | memoryview, work: memoryview, seed: int
+) -> bytes:
+    """Take deltas out of their records, and what they rest on; see `kernels.take_chains`. Needs no `work`."""
+    flat = bytes(data)
+    chunks = [_Link(*each) for each in LINK.iter_unpack(links)] if len(links) % LINK.size == 0 else []
+    indexes = [index for (index,) in BASE.iter_unpack(bytes(bases)[: len(bases) // BASE.size * BASE.size])]
+    fits = len(links) == LINK.size * len(chunks) and max(indexes, default=-1) < len(chunks)
+    bases_of: list[list[int]] = []
+    for link in chunks:
+        bases_of.append(indexes[: link.base_count])
+        indexes = indexes[link.base_count :]
+        fits = fits and len(bases_of[-1]) == link.base_count and link.payload + link.stored_size <= len(flat)
+        fits = fits and (link.place == NO_PLACE or link.place + link.raw_size <= len(out))
+    if not fits:
+        raise ValueError("need links whose payloads, bases and places are there")
+
+    @cache
+    def decoded(index: int) -> bytes | None:
+        link = chunks[index]
+        payload = flat[link.payload : link.payload + link.stored_size]
+        if not bases_of[index]:
+            return _decoded(link.encoding, payload, link.raw_size)
+        parts = [decoded(base) if chunks[base].level > link.level else None for base in bases_of[index]]
+        known = [part for part in parts if part is not None]
+        if link.encoding != DELTA or len(known) < len(parts) or len(payload) < DELTA_HEAD.size:
+            return None
+        width, phase, skip = DELTA_HEAD.unpack_from(payload)
+        base = b"".join(known)[skip : skip + link.raw_size]
+        if len(base) < link.raw_size:
+            return None
+        with suppress(ValueError):
+            return decode_difference(payload[DELTA_HEAD.size :], base, width, phase)
+        return None
+
+    taken = bytearray(len(chunks))
+    for index, link in enumerate(chunks):
+        record_start = link.payload - BASE.size * link.base_count - HEADER_SIZE
+        if link.place == NO_PLACE or record_start < 0 or (raw := decoded(index)) is None:
+            continue
+        header = flat[record_start : record_start + HEADER_SIZE]
+        if _id_in(header, link.number, link.raw_size) == xxhash.xxh3_128_digest(raw, seed):
+            out[link.place : link.place + link.raw_size] = raw
+            taken[index] = 1
+    return bytes(taken)
+
+
+def _id_in(header: bytes, number: int, size: int) -> bytes | None:
+    """Return the id that a header says, if it is whole and that of the chunk."""
+    if len(header) < HEADER_SIZE or _check(header[: HEADER.size]) != header[HEADER.size :]:
+        return None
+    magic, kind, _, _, raw_size, _, its_number, chunk_id, _ = HEADER.unpack_from(header)
+    return chunk_id if (magic, kind, raw_size, its_number) == (b"ckR1", CHUNK, size, number) else None
+
+
+def _decoded(encoding: int, payload: bytes, size: int) -> bytes | None:
+    """Return the bytes of a payload that is raw or in planes that are raw or coded."""
+    if encoding == PLANES:
+        return _joined(payload, size)
+    return payload if encoding in (RAW, WAITING) and len(payload) == size else None
 
 
 def _joined(payload: bytes, size: int) -> bytes | None:

@@ -9,7 +9,6 @@
 #define XXH_INLINE_ALL
 #include "vendor/xxhash.h"
 
-#define HEADER_SIZE 48
 #define CHECKED_SIZE 44 /* of the header, by its last four bytes */
 #define TYPE_CHUNK 2
 #define ENTRY_SIZE 5 /* of a plane, in the table of a payload */
@@ -64,25 +63,34 @@ static int take_planes(const uint8_t *payload, size_t stored_size, uint8_t *out,
     return 1;
 }
 
+int is_record_of(const uint8_t *record, size_t left, const struct wanted *wanted) {
+    return left >= HEADER_SIZE && !memcmp(record, "ckR1", 4) &&
+           (uint32_t)XXH3_64bits(record, CHECKED_SIZE) == load(record + CHECKED_SIZE, 4) && record[4] == TYPE_CHUNK &&
+           load(record + 8, 4) == wanted->size && load(record + 16, 8) == wanted->number;
+}
+
+int take_payload(unsigned encoding, const uint8_t *payload, size_t stored_size, uint8_t *out, size_t size,
+                 uint8_t *scratch, int vectors) {
+    if (encoding == PLANES)
+        return take_planes(payload, stored_size, out, size, scratch, vectors);
+    if ((encoding != RAW && encoding != WAITING) || stored_size != size)
+        return 0;
+    memcpy(out, payload, size);
+    return 1;
+}
+
+int has_id(const uint8_t *record, const uint8_t *raw, const struct wanted *wanted, hash_function hash) {
+    uint8_t id[ID_SIZE];
+    hash(raw, wanted->size, wanted->seed, id);
+    return !memcmp(id, record + 24, ID_SIZE);
+}
+
 int take_chunk(const uint8_t *record, size_t left, const struct wanted *wanted, uint8_t *out, uint8_t *scratch,
                hash_function hash, int vectors) {
-    uint8_t id[ID_SIZE];
-    if (left < HEADER_SIZE || memcmp(record, "ckR1", 4) ||
-        (uint32_t)XXH3_64bits(record, CHECKED_SIZE) != load(record + CHECKED_SIZE, 4))
+    if (!is_record_of(record, left, wanted))
         return 0;
     size_t stored_size = (size_t)load(record + 12, 4);
-    if (record[4] != TYPE_CHUNK || load(record + 6, 2) || load(record + 8, 4) != wanted->size ||
-        stored_size > left - HEADER_SIZE || load(record + 16, 8) != wanted->number)
-        return 0;
-    const uint8_t *payload = record + HEADER_SIZE;
-    if (record[5] == PLANES) {
-        if (!take_planes(payload, stored_size, out, wanted->size, scratch, vectors))
-            return 0;
-    } else if ((record[5] == RAW || record[5] == WAITING) && stored_size == wanted->size) {
-        memcpy(out, payload, stored_size);
-    } else {
-        return 0;
-    }
-    hash(out, wanted->size, wanted->seed, id);
-    return !memcmp(id, record + 24, ID_SIZE);
+    return !load(record + 6, 2) && stored_size <= left - HEADER_SIZE &&
+           take_payload(record[5], record + HEADER_SIZE, stored_size, out, wanted->size, scratch, vectors) &&
+           has_id(record, out, wanted, hash);
 }

@@ -9,6 +9,7 @@
 
 /* Of a place in a packed list: where the record begins, the chunk's number and its size, 8 bytes each. */
 #define PLACE_SIZE 24
+#define HEADER_SIZE 48 /* of a record */
 
 /* What a record has to hold. */
 struct wanted {
@@ -24,5 +25,13 @@ HIDDEN size_t chunk_scratch_size(size_t size);
  * are raw or coded: `out` then means nothing. */
 HIDDEN int take_chunk(const uint8_t *record, size_t left, const struct wanted *wanted, uint8_t *out, uint8_t *scratch,
                       hash_function hash, int vectors);
+
+/* The steps of it. Tell whether the header of a record, of which `left` bytes are there, is whole and that of the chunk;
+ * take the chunk out of the payload, which may be in any encoding, and 0 is returned for others than said above; tell
+ * whether the bytes of the chunk have the id that its header says. */
+HIDDEN int is_record_of(const uint8_t *record, size_t left, const struct wanted *wanted);
+HIDDEN int take_payload(unsigned encoding, const uint8_t *payload, size_t stored_size, uint8_t *out, size_t size,
+                        uint8_t *scratch, int vectors);
+HIDDEN int has_id(const uint8_t *record, const uint8_t *raw, const struct wanted *wanted, hash_function hash);
 
 #endif

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +24,15 @@ from ckptfs.store import (
     Decoded,
     DeltaCandidate,
     Table,
-    codec,
     description,
+    kernels,
     records,
 )
 from ckptfs.store.codec import Encoding
 from ckptfs.store.delta import encode_delta
 from ckptfs.store.location import Chunk, Known, Location
 from ckptfs.store.records import EncodedChunk
+from ckptfs.store.reference import Buffer
 from tests.unit.second_reader import SecondReader
 
 SEED = 4711
@@ -339,12 +341,12 @@ def test_a_chain_that_is_too_long_is_damage(path: Path) -> None:
 
 
 def test_neighbours_decode_a_common_base_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded = []
-    decode = codec.decode
+    link_counts = []
+    take_chains = kernels.take_chains
 
-    def counting(encoding: int, payload: memoryview, raw_size: int, base: bytes = b"") -> bytes:
-        decoded.append(encoding)
-        return decode(encoding, payload, raw_size, base)
+    def counting(data: Buffer, links: Buffer, *others: Any) -> bytes:
+        link_counts.append(len(links) // kernels.LINK.size)
+        return take_chains(data, links, *others)
 
     stream = b"".join(versions(5))
     moved = (np.frombuffer(stream, np.uint32) + np.uint32(3)).tobytes()
@@ -354,10 +356,10 @@ def test_neighbours_decode_a_common_base_once(path: Path, monkeypatch: pytest.Mo
             DeltaCandidate(number, (number - 5, number - 4), Alignment(1000, 4, 0)) for number in range(6, 10)
         ]
         assert store.reencode_deltas(candidates).chunks == 4
-        monkeypatch.setattr(codec, "decode", counting)
+        monkeypatch.setattr(kernels, "take_chains", counting)
         read = store.read_many([6, 7, 8, 9])
         assert [decoded.view() for decoded in read] == [kept[number] for number in (6, 7, 8, 9)]
-        assert decoded == [Encoding.PLANES] * 5
+        assert link_counts == [4 + 5]
 
 
 def sweep(store: ChunkStore, needed: Sequence[int]) -> int:

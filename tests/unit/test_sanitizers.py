@@ -19,6 +19,7 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
 import xxhash
 from ckptfs.store import codec, records, reference, reference_coders, reference_differences, reference_records
+from tests.unit.linked_chunks import SEED, linked_chunks
 
 loader = ExtensionFileLoader("_kernels", sys.argv[1])
 kernels = module_from_spec(ModuleSpec("_kernels", loader, origin=sys.argv[1]))
@@ -74,11 +75,6 @@ def outcome(decode, *arguments):
     except ValueError:
         return None
 
-def decode_differences(decode, coded, base, width, phase):
-    out = bytearray(len(base))
-    decode([(coded, base, width, phase)], out)
-    return bytes(out)
-
 for size in [*range(24), *(generator.randrange(24, 12000) for _ in range(40))]:
     zeros = generator.choice((0.0, 0.5, 0.9, 0.99, 0.999))
     data = bytes(0 if generator.random() < zeros else generator.choice(b"abcdefgz") for _ in range(size))
@@ -93,8 +89,8 @@ for size in [*range(24), *(generator.randrange(24, 12000) for _ in range(40))]:
         assert kernels.encode_bytes(name, exactly(data)) == coded
         assert kernels.encode_difference(name, exactly(data), exactly(base), *shape) == difference
         assert kernels.decode_bytes(name, exactly(coded), size) == data
-        decode = functools.partial(kernels.decode_differences, name)
-        assert decode_differences(decode, exactly(difference), exactly(base), *shape) == data
+        decode = functools.partial(kernels.decode_difference, name)
+        assert decode(exactly(difference), exactly(base), *shape) == data
         for _ in range(4):
             hostile = [bytearray(coded), bytearray(difference)]
             for each in hostile:
@@ -104,8 +100,8 @@ for size in [*range(24), *(generator.randrange(24, 12000) for _ in range(40))]:
                 del each[len(each) - generator.randrange(3) :]
             mine = outcome(kernels.decode_bytes, name, exactly(hostile[0]), size)
             assert mine == outcome(reference_coders.decode_bytes, hostile[0], size), (name, hostile[0], size)
-            mine = outcome(decode_differences, decode, exactly(hostile[1]), exactly(base), *shape)
-            theirs = outcome(decode_differences, reference_differences.decode_differences, hostile[1], base, *shape)
+            mine = outcome(decode, exactly(hostile[1]), exactly(base), *shape)
+            theirs = outcome(reference_differences.decode_difference, hostile[1], base, *shape)
             assert mine == theirs, (name, hostile[1], base, shape)
             compared += 1
 for size in [*range(1, 60, 7), *(generator.randrange(60, 4000) for _ in range(40))]:
@@ -126,6 +122,35 @@ for size in [*range(1, 60, 7), *(generator.randrange(60, 4000) for _ in range(40
             mine = exactly(bytes(size))
             assert kernels.take_chunks(name, exactly(record), place, mine, 6) == theirs, (name, size, record)
             assert theirs == b"\\0" or bytes(mine) == bytes(wanted) == data
+            compared += 1
+for _ in range(25):
+    made = linked_chunks(generator, generator.randrange(9), 400)
+    for attempt in range(6):
+        if attempt:
+            made.data[generator.randrange(len(made.data))] = generator.randrange(256)
+            link = generator.choice(made.links)
+            change = generator.randrange(3)
+            if change == 0:
+                link[generator.choice((0, 3, 4))] += generator.randrange(-2, 3)
+            elif change == 1:
+                link[5] = generator.randrange(9)
+            elif made.bases:
+                made.bases[generator.randrange(len(made.bases))] = generator.randrange(len(made.links))
+        try:
+            packed = [exactly(each) for each in made.packed]
+        except struct.error:
+            break
+        rooms = made.room * 9, generator.randrange(4000)
+        theirs_out = bytearray(made.out_size)
+        theirs = outcome(reference_records.take_chains, *packed, theirs_out, memoryview(b""), SEED)
+        for name, room in itertools.product(kernels.cut_kernels(), rooms):
+            out, work = exactly(bytes(made.out_size)), exactly(bytes(room))
+            mine = outcome(kernels.take_chains, name, *packed, out, work, SEED)
+            assert mine == theirs or room != rooms[0], (name, mine, theirs)
+            assert (mine is None) == (theirs is None)
+            for index, raw in made.expected.items():
+                place = made.links[index][2]
+                assert not mine or not mine[index] or bytes(out)[place : place + len(raw)] == raw
             compared += 1
 for bad in (("neon", b"", 16, 8, 16, True), ("portable", b"", 15, 8, 16, True), ("portable", b"", 16, 7, 16, True)):
     try:
