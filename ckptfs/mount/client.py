@@ -15,6 +15,7 @@ from ckptfs.mount.protocol import (
     LINE_SIZE_MAX,
     BackupCut,
     Collected,
+    Composition,
     FileDamage,
     Progress,
     Request,
@@ -92,6 +93,10 @@ class Client:
     def stats(self) -> Stats:
         """Return the figures of the store."""
         return cast(Stats, self._call("stats"))
+
+    def composition(self) -> Composition:
+        """Return what the chunks of the store consist of."""
+        return cast(Composition, self._call("composition"))
 
     def _call(self, command: str, **arguments: Any) -> Any:
         """Send one request and return the result of its reply; the errors are those of `ckptfs.errors`."""

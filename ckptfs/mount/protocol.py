@@ -116,6 +116,21 @@ class Stats(StoreStats, total=False):
     buffered_bytes: int
 
 
+class Share(TypedDict):
+    """Some of the chunks: how many, their bytes when decoded, and those that their records take."""
+
+    chunks: int
+    chunk_bytes: int
+    stored_bytes: int
+
+
+class Composition(TypedDict):
+    """All chunks by the name of their encoding, and by how many deltas each is read through."""
+
+    encodings: dict[str, Share]
+    depths: list[Share]
+
+
 class Structure(TypedDict):
     """What a check of the structure found, and how much there is to verify: chunks with numbers below `numbers_end`.
 
@@ -199,6 +214,9 @@ class Commands(Protocol):
 
     def stats(self) -> Stats:
         """Return the figures of the store."""
+
+    def composition(self) -> Composition:
+        """Return what the chunks of the store consist of."""
 
 
 class Request(NamedTuple):

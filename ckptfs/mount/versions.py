@@ -232,7 +232,7 @@ DELETING = ("snapshot_delete", "prune")
 CHANGING = ("snapshot_create", "snapshot_rollback", *DELETING)
 STANDSTILL_SECONDS = 0.02
 """For so long the loop stands still while the kernel is told of a rollback, which may make it wait."""
-CHECKING = ("snapshot_sizes", "check_structure", "check_data", "check_files")
+CHECKING = ("snapshot_sizes", "composition", "check_structure", "check_data", "check_files")
 COMMANDS = ("snapshot_list", "snapshot_show", "stats", "backup_cut", *CHANGING, *CHECKING)
 
 

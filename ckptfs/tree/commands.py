@@ -7,10 +7,11 @@ relative to the root of the tree, "" being the root itself.
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 from ckptfs.retention import parse_policy
-from ckptfs.store import Table, View
+from ckptfs.store import Encoding, Table, View, composition
 from ckptfs.tree.check import Check
 from ckptfs.tree.gc import Collected, collect_in_parts, preview
 from ckptfs.tree.inode import Inode
@@ -166,6 +167,15 @@ class Commands:
             "snapshots": len(self._tree.snapshots),
             "kernel": stats.kernel,
             "interrupted": sorted(self._tree.names.path(inode.ino) for inode in self._tree.names.interrupted()),
+        }
+
+    def composition(self, *, view: View | None = None) -> Answer:
+        """Return what the chunks consist of, by encoding and by depth; for any thread, with a view."""
+        with self._view(view) as view:
+            encodings, depths = composition(view, self._tree.store.next_number)
+        return {
+            "encodings": {Encoding(encoding).name.lower(): asdict(share) for encoding, share in encodings.items()},
+            "depths": [asdict(share) for share in depths],
         }
 
     def _logical_bytes(self) -> tuple[int, int]:

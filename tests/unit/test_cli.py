@@ -277,7 +277,6 @@ def test_an_empty_list_is_a_sentence(daemon, tmp_path, capsys):
         ),
         (["snapshot", "rollback", "7", "PATH"], "snapshot_rollback", ROLLBACK, {"ref": "7", "path": ""}),
         (["snapshot", "delete", "7", "8", "--at", "PATH"], "snapshot_delete", [ROW], {"refs": ["7", "8"]}),
-        (["stats", "PATH"], "stats", STATS, {}),
         (["prune", "PATH", "--keep-last", "3"], "prune", [ROW], {"policy": "last=3", "dry_run": False}),
         (
             ["prune", "PATH", "--keep-daily=7", "--keep-within", "3d", "--no-keep-named", "--dry-run"],
@@ -466,6 +465,29 @@ def test_stats_is_a_block_that_names_interrupted_files(daemon, tmp_path, capsys)
     assert "distinct     5.00 GiB in 12,345 chunks, of which 4.00 GiB are kept as differences\n" in out
     assert "stored       1.00 GiB on disk, 10.0% of the versions\n" in out
     assert "interrupted  run1/half.pt (its writer was killed)\n" in out
+
+
+def test_stats_show_what_the_history_consists_of_where_asked(daemon, tmp_path, capsys):
+    path = str(tmp_path / "ckpt")
+    none = {"chunks": 0, "chunk_bytes": 0, "stored_bytes": 0}
+    plain = {"chunks": 1, "chunk_bytes": 1 << 20, "stored_bytes": 800 << 10}
+    deltas = {"chunks": 1200, "chunk_bytes": 100 << 20, "stored_bytes": 5 << 20}
+    consists = {"encodings": {"raw": none, "planes": plain, "delta": deltas}, "depths": [plain, deltas, none, deltas]}
+    daemon.answers["composition"] = consists
+    assert main(["stats", path, "--chains"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith(("encoding", "read"))] == [
+        "encoding      planes         1.00 MiB in 1 chunk take 800 KiB",
+        "encoding      delta          100 MiB in 1,200 chunks take 5.00 MiB",
+        "read through  0 differences  1.00 MiB in 1 chunk take 800 KiB",
+        "read through  1 difference   100 MiB in 1,200 chunks take 5.00 MiB",
+        "read through  3 differences  100 MiB in 1,200 chunks take 5.00 MiB",
+    ]
+    main(["stats", path, "--chains", "--json"])
+    assert json.loads(capsys.readouterr().out) == STATS | consists
+    main(["stats", path, "--json"])
+    assert json.loads(capsys.readouterr().out) == STATS | {"encodings": None, "depths": None}
+    assert [command for command, _ in daemon.asked] == ["stats", "composition"] * 2 + ["stats"]
 
 
 def test_stats_on_a_terminal_show_bars_of_what_the_history_weighs(daemon, tmp_path, capsys, monkeypatch):
