@@ -50,6 +50,10 @@ class Client:
         """Return one snapshot with its changes."""
         return cast(SnapshotDetails, self._call("snapshot_show", ref=ref))
 
+    def sizes_are_quick(self) -> bool:
+        """Tell whether `snapshot_sizes` takes no more than about half a second."""
+        return cast(bool, self._call("sizes_are_quick"))
+
     def snapshot_sizes(self) -> list[tuple[int, int]]:
         """Return the id of each snapshot and how many bytes deleting it would free."""
         return cast(list[tuple[int, int]], self._call("snapshot_sizes"))

@@ -31,7 +31,7 @@ _TOO_LONG = f"an answer of more than {LINE_SIZE_MAX // MIB} MiB; ask for a small
 class SnapshotRow(TypedDict):
     """One snapshot as `list` shows it; sizes in bytes, `created` in RFC 3339 UTC, `trigger` auto|manual|rollback.
 
-    `exclusive_bytes` is what deleting it would free, where `snapshot_sizes` was asked as well.
+    `exclusive_bytes` is what deleting it would free, in `list` and `show`; None where it takes too long to find out.
     """
 
     id: int
@@ -43,7 +43,7 @@ class SnapshotRow(TypedDict):
     written_bytes: int
     stored_bytes: int
     paths: list[str]
-    exclusive_bytes: NotRequired[int]
+    exclusive_bytes: NotRequired[int | None]
 
 
 class Change(TypedDict):
@@ -181,6 +181,9 @@ class Commands(Protocol):
 
     def snapshot_show(self, ref: str) -> SnapshotDetails:
         """Return one snapshot with its changes."""
+
+    def sizes_are_quick(self) -> bool:
+        """Tell whether `snapshot_sizes` takes no more than about half a second."""
 
     def snapshot_sizes(self) -> list[tuple[int, int]]:
         """Return the id of each snapshot and how many bytes deleting it would free."""

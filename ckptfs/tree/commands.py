@@ -17,7 +17,7 @@ from ckptfs.tree.gc import Collected, collect_in_parts, preview
 from ckptfs.tree.inode import Inode
 from ckptfs.tree.optimize import Optimizer, optimize_part, uncompared_bytes
 from ckptfs.tree.rollback import RollbackResult
-from ckptfs.tree.sizes import exclusive_sizes
+from ckptfs.tree.sizes import exclusive_sizes, is_quick
 from ckptfs.tree.snapshots import Snapshot
 from ckptfs.tree.tree import Tree
 
@@ -65,6 +65,10 @@ class Commands:
         """Return one snapshot and the paths it changed; UnknownSnapshotError, AmbiguousSnapshotError."""
         snapshot = self._tree.snapshots.resolve(ref)
         return describe(snapshot) | {"changes": [change._asdict() for change in self._tree.history.changes(snapshot)]}
+
+    def sizes_are_quick(self) -> bool:
+        """Tell whether `snapshot_sizes` takes no more than about half a second."""
+        return is_quick(self._tree.store)
 
     def snapshot_sizes(self, *, view: View | None = None) -> list[tuple[int, int]]:
         """Return the id of each snapshot and what deleting it would free, in bytes; for any thread, with a view."""
