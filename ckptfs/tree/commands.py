@@ -76,6 +76,15 @@ class Commands:
             sizes = exclusive_sizes(view, self._tree.rows.next_id, self._tree.store.next_number)
         return list(sizes.items())
 
+    def composition(self, *, view: View | None = None) -> Answer:
+        """Return what the chunks consist of, by encoding and by depth; for any thread, with a view."""
+        with self._view(view) as view:
+            encodings, depths = composition(view, self._tree.store.next_number)
+        return {
+            "encodings": {Encoding(encoding).name.lower(): asdict(share) for encoding, share in encodings.items()},
+            "depths": [asdict(share) for share in depths],
+        }
+
     def snapshot_rollback(self, ref: str, path: str = "") -> Answer:
         """Roll back; UnknownSnapshotError, AmbiguousSnapshotError, OpenFilesError, UsageError."""
         target = self._tree.snapshots.resolve(ref)
@@ -171,15 +180,6 @@ class Commands:
             "snapshots": len(self._tree.snapshots),
             "kernel": stats.kernel,
             "interrupted": sorted(self._tree.names.path(inode.ino) for inode in self._tree.names.interrupted()),
-        }
-
-    def composition(self, *, view: View | None = None) -> Answer:
-        """Return what the chunks consist of, by encoding and by depth; for any thread, with a view."""
-        with self._view(view) as view:
-            encodings, depths = composition(view, self._tree.store.next_number)
-        return {
-            "encodings": {Encoding(encoding).name.lower(): asdict(share) for encoding, share in encodings.items()},
-            "depths": [asdict(share) for share in depths],
         }
 
     def _logical_bytes(self) -> tuple[int, int]:
