@@ -3,7 +3,8 @@
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 
 from ckptfs.cli.parser import Subparsers, add_at, add_command, add_json
 from ckptfs.cli.tables import Column, age_text, count_text, printable, size_text, table, time_text
@@ -40,6 +41,7 @@ _TEXT_COLUMNS = (
     Column("CHANGED", flexible=True),
     Column("LABEL", flexible=True),
 )
+_NO_SIZES = "What deleting each would free takes a while to find out here; `ckptfs snapshot list --sizes` tells it."
 _CHANGE_COLUMNS = (Column("CHANGE"), Column("SIZE", right=True), Column("PATH"))
 
 
@@ -65,10 +67,10 @@ def _add_list(actions: Subparsers) -> None:
         run_list,
         summary="list the versions, oldest first",
         description="List the versions, oldest first. SIZE is what was saved, STORED the disk that it really took, and "
-        "ALONE, with --sizes, what deleting it would free.",
+        "ALONE what deleting it would free; where finding that out takes more than half a second, only with --sizes.",
         examples=(
             "ckptfs snapshot list",
-            "ckptfs snapshot list --sizes        # and what deleting each would free",
+            "ckptfs snapshot list --sizes        # what deleting each would free also where that takes seconds",
             "ckptfs snapshot list /ckpt/run1     # only the versions that changed this directory",
             "ckptfs snapshot list --json | jq -r '.[-1].name'",
         ),
@@ -76,7 +78,7 @@ def _add_list(actions: Subparsers) -> None:
     )
     parser.add_argument("path", metavar="PATH", nargs="?", help="a mountpoint, a directory in one, or a store")
     parser.add_argument(
-        "--sizes", action="store_true", help="say what deleting each would free; seconds for a large store"
+        "--sizes", action="store_true", help="say what deleting each would free however long that takes to find out"
     )
     add_json(parser)
 
@@ -151,14 +153,14 @@ def run_list(args: argparse.Namespace) -> None:
     target = find(args.path)
     with commands(target, write=False) as store:
         rows = store.snapshot_list(target.path)
-        if args.sizes:
-            sizes = dict(store.snapshot_sizes())
-            for row in rows:
-                row["exclusive_bytes"] = sizes.get(row["id"], 0)  # 0: taken since
+        sizes = store.snapshot_sizes() if args.sizes or store.sizes_are_quick() else None
+    _add_sizes(rows, sizes)
     if args.json:
         _print_json(rows)
     elif rows:
         print(list_text(rows))
+        if sizes is None:
+            print(_NO_SIZES, file=sys.stderr)
     elif target.path:
         print(f"No version has changed {printable(target.path)} yet.")
     else:
@@ -179,11 +181,18 @@ def run_show(args: argparse.Namespace) -> None:
     """Carry out `snapshot show`."""
     with commands(find(args.at), write=False) as store:
         details = store.snapshot_show(args.ref)
-        details["exclusive_bytes"] = dict(store.snapshot_sizes()).get(details["id"], 0)
+        _add_sizes([details], store.snapshot_sizes())
     if args.json:
         _print_json(details)
     else:
         print(show_text(details))
+
+
+def _add_sizes(rows: Sequence[SnapshotRow], sizes: Iterable[tuple[int, int]] | None) -> None:
+    """Put into rows what deleting each would free, None where that is not known."""
+    size_of = None if sizes is None else dict(sizes)
+    for row in rows:
+        row["exclusive_bytes"] = None if size_of is None else size_of.get(row["id"], 0)  # 0: taken since
 
 
 def run_rollback(args: argparse.Namespace) -> None:
@@ -208,8 +217,9 @@ def run_delete(args: argparse.Namespace) -> None:
 
 
 def list_text(rows: Sequence[SnapshotRow]) -> str:
-    """Return the table of `snapshot list`."""
-    sized = any("exclusive_bytes" in row for row in rows)
+    """Return the table of `snapshot list`; what deleting each would free is in it where all rows have it."""
+    alone = [row.get("exclusive_bytes") for row in rows]
+    sized = None not in alone
     return table(
         (*_COLUMNS, *_SIZE_COLUMNS, *_TEXT_COLUMNS) if sized else (*_COLUMNS, *_TEXT_COLUMNS),
         [
@@ -221,11 +231,11 @@ def list_text(rows: Sequence[SnapshotRow]) -> str:
                 f"{row['changed_files']:,}",
                 size_text(row["written_bytes"]),
                 size_text(row["stored_bytes"]),
-                *([size_text(row["exclusive_bytes"])] if sized else []),
+                *([size_text(size)] if size is not None else []),
                 _changed_text(row),
                 row["label"],
             )
-            for row in rows
+            for row, size in zip(rows, alone, strict=True)
         ],
     )
 
@@ -239,7 +249,7 @@ def show_text(details: SnapshotDetails) -> str:
         ("label", details["label"] or "-"),
         ("size", f"{size_text(details['written_bytes'])} in {count_text(details['changed_files'], 'file')}"),
         ("stored", f"{size_text(details['stored_bytes'])} of disk"),
-        ("alone", f"{size_text(details['exclusive_bytes'])} that deleting it would free"),
+        ("alone", f"{size_text(details['exclusive_bytes'] or 0)} that deleting it would free"),
     ]
     text = "\n".join(f"{name:<8}  {printable(value)}" for name, value in head)
     if not details["changes"]:

@@ -15,6 +15,7 @@ from ckptfs.mount.protocol import (
     LINE_SIZE_MAX,
     BackupCut,
     Collected,
+    Composition,
     FileDamage,
     Progress,
     Request,
@@ -48,6 +49,10 @@ class Client:
     def snapshot_show(self, ref: str) -> SnapshotDetails:
         """Return one snapshot with its changes."""
         return cast(SnapshotDetails, self._call("snapshot_show", ref=ref))
+
+    def sizes_are_quick(self) -> bool:
+        """Tell whether `snapshot_sizes` takes no more than about half a second."""
+        return cast(bool, self._call("sizes_are_quick"))
 
     def snapshot_sizes(self) -> list[tuple[int, int]]:
         """Return the id of each snapshot and how many bytes deleting it would free."""
@@ -92,6 +97,10 @@ class Client:
     def stats(self) -> Stats:
         """Return the figures of the store."""
         return cast(Stats, self._call("stats"))
+
+    def composition(self) -> Composition:
+        """Return what the chunks of the store consist of."""
+        return cast(Composition, self._call("composition"))
 
     def _call(self, command: str, **arguments: Any) -> Any:
         """Send one request and return the result of its reply; the errors are those of `ckptfs.errors`."""

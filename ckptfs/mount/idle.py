@@ -19,7 +19,7 @@ from ckptfs.mount.offload import Offload
 from ckptfs.mount.trouble import Trouble
 from ckptfs.tree import Tree
 from ckptfs.tree.commands import PART_SECONDS
-from ckptfs.tree.optimize import Optimizer, Progress
+from ckptfs.tree.optimize import BATCH_SIZE, Optimizer, Progress
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,6 @@ QUIET_SECONDS = 1.0
 """How long nobody may have asked for data before the work begins."""
 SLICE_SIZE = 8 * MIB
 """Raw bytes that are encoded in one call."""
-CHECKPOINT_SIZE = 256 * MIB
-"""Bytes of records with successors after which their places are freed."""
 COLLECT_SHARE = 0.05
 """The share of a processor's time that collections may take."""
 RETRY_SECONDS = 60.0
@@ -40,7 +38,14 @@ class Idle:
     """The idle work of one mount; `busy` is told of every request for data. `optimizing` is done only where asked."""
 
     def __init__(
-        self, tree: Tree, collector: Collector, committer: Committer, offload: Offload, *, optimizing: bool
+        self,
+        tree: Tree,
+        collector: Collector,
+        committer: Committer,
+        offload: Offload,
+        *,
+        optimizing: bool,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
         self._tree = tree
         self._store = tree.store
@@ -49,6 +54,7 @@ class Idle:
         self._committer = committer
         self._offload = offload
         self._optimizing = optimizing
+        self._batch_size = batch_size
         self._turn = trio.Lock()
         self._requests = 0
         self._collect_at = 0.0
@@ -104,12 +110,13 @@ class Idle:
         return not self._unfreed
 
     async def _encode(self, stop: Stop) -> None:
+        slice_size = min(SLICE_SIZE, self._batch_size)
         while self._store.waiting_bytes and not stop():
-            done = await self._offload.run(self._store.reencode, SLICE_SIZE, stop)
+            done = await self._offload.run(self._store.reencode, slice_size, stop)
             if done.chunks == 0 and not stop():
                 # What waits is not in the index yet; a checkpoint brings it there.
                 await self._committer.checkpoint()
-                done = await self._offload.run(self._store.reencode, SLICE_SIZE, stop)
+                done = await self._offload.run(self._store.reencode, slice_size, stop)
                 if done.chunks == 0:
                     return
             await self._note_unfreed(done.raw_bytes, stop)
@@ -127,7 +134,7 @@ class Idle:
 
     async def _note_unfreed(self, size: int, stop: Stop) -> None:
         self._unfreed += size
-        if self._unfreed >= CHECKPOINT_SIZE:
+        if self._unfreed >= self._batch_size:
             await self._free(stop)
 
     async def _collect(self) -> None:

@@ -31,7 +31,7 @@ _TOO_LONG = f"an answer of more than {LINE_SIZE_MAX // MIB} MiB; ask for a small
 class SnapshotRow(TypedDict):
     """One snapshot as `list` shows it; sizes in bytes, `created` in RFC 3339 UTC, `trigger` auto|manual|rollback.
 
-    `exclusive_bytes` is what deleting it would free, where `snapshot_sizes` was asked as well.
+    `exclusive_bytes` is what deleting it would free, in `list` and `show`; None where it takes too long to find out.
     """
 
     id: int
@@ -43,7 +43,7 @@ class SnapshotRow(TypedDict):
     written_bytes: int
     stored_bytes: int
     paths: list[str]
-    exclusive_bytes: NotRequired[int]
+    exclusive_bytes: NotRequired[int | None]
 
 
 class Change(TypedDict):
@@ -116,6 +116,21 @@ class Stats(StoreStats, total=False):
     buffered_bytes: int
 
 
+class Share(TypedDict):
+    """Some of the chunks: how many, their bytes when decoded, and those that their records take."""
+
+    chunks: int
+    chunk_bytes: int
+    stored_bytes: int
+
+
+class Composition(TypedDict):
+    """All chunks by the name of their encoding, and by how many deltas each is read through."""
+
+    encodings: dict[str, Share]
+    depths: list[Share]
+
+
 class Structure(TypedDict):
     """What a check of the structure found, and how much there is to verify: chunks with numbers below `numbers_end`.
 
@@ -167,6 +182,9 @@ class Commands(Protocol):
     def snapshot_show(self, ref: str) -> SnapshotDetails:
         """Return one snapshot with its changes."""
 
+    def sizes_are_quick(self) -> bool:
+        """Tell whether `snapshot_sizes` takes no more than about half a second."""
+
     def snapshot_sizes(self) -> list[tuple[int, int]]:
         """Return the id of each snapshot and how many bytes deleting it would free."""
 
@@ -199,6 +217,9 @@ class Commands(Protocol):
 
     def stats(self) -> Stats:
         """Return the figures of the store."""
+
+    def composition(self) -> Composition:
+        """Return what the chunks of the store consist of."""
 
 
 class Request(NamedTuple):

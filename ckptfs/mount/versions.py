@@ -232,8 +232,8 @@ DELETING = ("snapshot_delete", "prune")
 CHANGING = ("snapshot_create", "snapshot_rollback", *DELETING)
 STANDSTILL_SECONDS = 0.02
 """For so long the loop stands still while the kernel is told of a rollback, which may make it wait."""
-CHECKING = ("snapshot_sizes", "check_structure", "check_data", "check_files")
-COMMANDS = ("snapshot_list", "snapshot_show", "stats", "backup_cut", *CHANGING, *CHECKING)
+CHECKING = ("snapshot_sizes", "composition", "check_structure", "check_data", "check_files")
+COMMANDS = ("snapshot_list", "snapshot_show", "sizes_are_quick", "stats", "backup_cut", *CHANGING, *CHECKING)
 
 
 def _tell_kernel(entries: Iterable[tuple[int, bytes]], directories: Iterable[int], told: Future[None]) -> None:

@@ -5,7 +5,8 @@ from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.buffers import new_buffer
 from ckptfs.store.check import PROBLEMS_MAX, Verified
 from ckptfs.store.chunkstore import ChunkStore, StoreStats
-from ckptfs.store.codec import element_width
+from ckptfs.store.codec import Encoding, element_width
+from ckptfs.store.composition import composition
 from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.ingest import Chunked
@@ -35,6 +36,7 @@ __all__ = [
     "DeltaCandidate",
     "Deltas",
     "Disk",
+    "Encoding",
     "Frozen",
     "Owners",
     "Position",
@@ -49,6 +51,7 @@ __all__ = [
     "Verified",
     "View",
     "back_up",
+    "composition",
     "element_width",
     "never",
     "new_buffer",

@@ -498,6 +498,14 @@ class ChunkStore:
         """The number that the next new chunk gets; those of all others are smaller."""
         return self._end.mark.number
 
+    def count(self, table: Table) -> int:
+        """Return how many rows a table has on the disk, as of the last checkpoint."""
+        return self._environment.count(table)
+
+    def table_size(self, table: Table) -> int:
+        """Return the bytes of a table on the disk, as of the last checkpoint."""
+        return self._environment.table_size(table)
+
     @property
     def waiting_rows(self) -> int:
         """How many rows a checkpoint would bring to LMDB."""

@@ -175,6 +175,12 @@ class Environment:
         with begin(self._env, self.path) as transaction:
             return int(transaction.stat(self._databases[table])["entries"])
 
+    def table_size(self, table: Table) -> int:
+        """Return the bytes of the pages that have the rows of a table."""
+        with begin(self._env, self.path) as transaction:
+            stat = transaction.stat(self._databases[table])
+            return int((stat["leaf_pages"] + stat["overflow_pages"]) * stat["psize"])
+
     def stored_size(self) -> int:
         """Return the bytes that the index takes on the disk below."""
         return self._disk.stored_size(self.path)

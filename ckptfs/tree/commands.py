@@ -7,16 +7,17 @@ relative to the root of the tree, "" being the root itself.
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 from ckptfs.retention import parse_policy
-from ckptfs.store import Table, View
+from ckptfs.store import Encoding, Table, View, composition
 from ckptfs.tree.check import Check
 from ckptfs.tree.gc import Collected, collect_in_parts, preview
 from ckptfs.tree.inode import Inode
 from ckptfs.tree.optimize import Optimizer, optimize_part, uncompared_bytes
 from ckptfs.tree.rollback import RollbackResult
-from ckptfs.tree.sizes import exclusive_sizes
+from ckptfs.tree.sizes import exclusive_sizes, is_quick
 from ckptfs.tree.snapshots import Snapshot
 from ckptfs.tree.tree import Tree
 
@@ -65,11 +66,24 @@ class Commands:
         snapshot = self._tree.snapshots.resolve(ref)
         return describe(snapshot) | {"changes": [change._asdict() for change in self._tree.history.changes(snapshot)]}
 
+    def sizes_are_quick(self) -> bool:
+        """Tell whether `snapshot_sizes` takes no more than about half a second."""
+        return is_quick(self._tree.store)
+
     def snapshot_sizes(self, *, view: View | None = None) -> list[tuple[int, int]]:
         """Return the id of each snapshot and what deleting it would free, in bytes; for any thread, with a view."""
         with self._view(view) as view:
             sizes = exclusive_sizes(view, self._tree.rows.next_id, self._tree.store.next_number)
         return list(sizes.items())
+
+    def composition(self, *, view: View | None = None) -> Answer:
+        """Return what the chunks consist of, by encoding and by depth; for any thread, with a view."""
+        with self._view(view) as view:
+            encodings, depths = composition(view, self._tree.store.next_number)
+        return {
+            "encodings": {Encoding(encoding).name.lower(): asdict(share) for encoding, share in encodings.items()},
+            "depths": [asdict(share) for share in depths],
+        }
 
     def snapshot_rollback(self, ref: str, path: str = "") -> Answer:
         """Roll back; UnknownSnapshotError, AmbiguousSnapshotError, OpenFilesError, UsageError."""

@@ -44,6 +44,8 @@ VERSION_SIZE_MIN = 4 * KIB
 """Smaller versions are left alone: the header of a record is a good part of them."""
 PIECE_SIZE = 64 * MIB
 """Bytes of an older version, or of deltas to be stored by themselves, that one call goes through."""
+BATCH_SIZE = 256 * MIB
+"""Bytes of records with successors after which their places are freed: so much, and a piece more, is there twice."""
 
 _META_DONE = b"optimized_until"
 _DONE = struct.Struct(">Q")
@@ -149,17 +151,20 @@ class Progress(NamedTuple):
     finished: bool
 
 
-def optimize_part(optimizer: Optimizer, store: ChunkStore, stop: Stop) -> Progress:
-    """Encode what waits, then optimize, until `stop()`; for callers without a loop, in the owner's thread."""
+def optimize_part(optimizer: Optimizer, store: ChunkStore, stop: Stop, *, batch_size: int = BATCH_SIZE) -> Progress:
+    """Encode what waits, then optimize, until `stop()` or for a batch, and free the places of what has a successor.
+
+    For callers without a loop, in the owner's thread.
+    """
     before, waiting_before = optimizer.done_bytes, store.waiting_bytes
     store.commit(checkpoint=True)
-    store.reencode(waiting_before, stop)
-    while not stop() and (work := optimizer.take()) is not None:
+    unfreed = store.reencode(batch_size, stop).raw_bytes
+    while unfreed < batch_size and not stop() and (work := optimizer.take()) is not None:
         try:
-            work(stop)
+            unfreed += work(stop)
         finally:
             optimizer.finish()
-    finished = not stop()
+    finished = unfreed < batch_size and not stop()
     store.commit(checkpoint=True)
     store.reclaimer.punch()
     encoded = waiting_before - store.waiting_bytes

@@ -1,20 +1,37 @@
-"""The daemon's memory stays bounded while a file larger than it is written and read."""
+"""The daemon's memory stays bounded while a file larger than it is written and read, and while it optimizes."""
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xxhash
 
-from tests.mount.running import RunningMount
+from ckptfs.store import ChunkStore
+from ckptfs.tree import Tree
+from tests.mount.running import ROOT, RunningMount
 from tests.unit.harmful_files import HARMFUL
+from tests.unit.tree_support import save
 
 MIB = 1024 * 1024
 MEMORY_MAX = 512 * MIB
 FILE_SIZE = (4096 if os.environ.get("CKPTFS_TEST_LARGE") else 1024) * MIB
 PIECE = 8 * MIB
+OPTIMIZED_SIZE = 8 * MIB
+OPTIMIZED_VERSIONS = 13
+OPTIMIZED_MEMORY_MAX = 24 * MIB
+TELL_PEAK = """
+import os, sys
+from ckptfs.cli.main import main
+from tests.mount.test_memory import peak_memory
+try:
+    main(sys.argv[1:])
+finally:
+    print(peak_memory(os.getpid()))
+"""
 HARMFUL_SAVED = ("many members", "long keys", "tensors in GGUF", "many pieces")
 """One of each kind of file; `tests/unit/test_formats_hostile.py` has all of them, without a mount."""
 
@@ -80,3 +97,35 @@ def test_files_made_to_do_harm_to_parsers_are_saved_in_bounded_memory(mount: Run
     assert peak_memory(pid) - before < MEMORY_MAX
     mount.snapshot("whole")
     assert set(os.listdir(mount.at("whole"))) == set(HARMFUL_SAVED)
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_versions_many_times_as_large_are_optimized_in_bounded_memory(unmounted: RunningMount, mounted: bool) -> None:
+    mount = unmounted
+    weights = np.random.default_rng(1).standard_normal(OPTIMIZED_SIZE // 4, dtype=np.float32).view(np.uint32)
+    with ChunkStore.create(mount.store) as store:
+        tree = Tree(store)
+        for number in range(OPTIMIZED_VERSIONS):
+            save(tree, "last.bin", (weights ^ np.uint32(number * 0x357)).tobytes())
+            tree.take_snapshot()
+    if mounted:
+        mount.mount("--no-optimize")
+        before = peak_memory(mount.daemon)
+        mount.run("optimize")
+        grown = peak_memory(mount.daemon) - before
+    else:
+        before = own_peak_memory(mount, "stats")
+        grown = own_peak_memory(mount, "optimize") - before
+    stats = mount.json("stats", mount.store)
+    assert stats["waiting_bytes"] == stats["uncompared_bytes"] == 0
+    assert stats["delta_bytes"] > 3 * OPTIMIZED_MEMORY_MAX
+    print(f"{grown / MIB:.1f} MiB")
+    assert grown < OPTIMIZED_MEMORY_MAX
+
+
+def own_peak_memory(mount: RunningMount, command: str) -> int:
+    """Run a command on the store, which is not mounted, in a process of its own; return its largest resident size."""
+    done = subprocess.run(
+        [sys.executable, "-c", TELL_PEAK, command, mount.store], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.split()[-1])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ckptfs.store import DELTA_CHAIN_MAX
 from tests.mount.running import RunningMount
 
 SAVES = 10
@@ -46,10 +47,13 @@ def test_every_version_loads_and_takes_much_less_after_optimize(unmounted: Runni
     before = mount.json("stats")
     assert before["uncompared_bytes"] == (SAVES - 1) * os.stat(mount.path / "last.pt").st_size
     report = mount.json("optimize")
-    after = mount.json("stats")
+    after = mount.json("stats", "--chains")
     assert after["uncompared_bytes"] == 0
     assert report["done_bytes"] == before["uncompared_bytes"]
     assert report["after_bytes"] == after["stored_bytes"] < 0.5 * before["stored_bytes"]
+    assert sum(share["chunk_bytes"] for share in after["encodings"].values()) == after["chunk_bytes"]
+    assert after["encodings"]["delta"]["chunk_bytes"] == after["delta_bytes"]
+    assert len(after["depths"]) == 1 + DELTA_CHAIN_MAX
     mount.umount()
     mount.mount("--no-optimize")
     loads(mount, versions)

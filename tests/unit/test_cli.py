@@ -66,7 +66,12 @@ class Daemon:
     """A mount process that answers every command with what the test says, and remembers what it was asked."""
 
     def __init__(self):
-        self.answers = {"snapshot_list": [ROW], "stats": STATS}
+        self.answers = {
+            "snapshot_list": [ROW],
+            "sizes_are_quick": True,
+            "snapshot_sizes": [[7, 3 << 20], [12, 5 << 10]],
+            "stats": STATS,
+        }
         self.in_turn = set()
         """Commands whose answer is a list of answers, one for each call."""
         self.asked = []
@@ -228,8 +233,8 @@ def test_list_prints_one_aligned_line_per_version(daemon, tmp_path, capsys):
     daemon.answers["snapshot_list"] = [ROW, {**ROW, "id": 12, "name": "before-lr", "label": "lr 3e-4", "paths": ["x"]}]
     assert main(["snapshot", "list", str(tmp_path / "ckpt" / "run1")]) == 0
     head, first, second = capsys.readouterr().out.splitlines()
-    assert daemon.asked == [("snapshot_list", {"path": "run1"})]
-    assert head.split() == ["ID", "NAME", "WHEN", "TRIGGER", "FILES", "SIZE", "STORED", "CHANGED", "LABEL"]
+    assert daemon.asked[0] == ("snapshot_list", {"path": "run1"})
+    assert head.split() == ["ID", "NAME", "WHEN", "TRIGGER", "FILES", "SIZE", "STORED", "ALONE", "CHANGED", "LABEL"]
     assert "3.00 MiB" in first and "1.50 KiB" in first and "run1/step-7.pt, run1/last.pt +1" in first
     assert re.search(r"\(\d+ d ago\)", first)
     assert second.endswith("lr 3e-4")
@@ -267,7 +272,6 @@ def test_an_empty_list_is_a_sentence(daemon, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "command", "answer", "asked"),
     [
-        (["snapshot", "list", "PATH"], "snapshot_list", [ROW], {"path": ""}),
         (["snapshot", "create", "--at", "PATH"], "snapshot_create", ROW, {"name": None, "label": ""}),
         (
             ["snapshot", "create", "n", "--label", "l", "--at", "PATH"],
@@ -277,7 +281,6 @@ def test_an_empty_list_is_a_sentence(daemon, tmp_path, capsys):
         ),
         (["snapshot", "rollback", "7", "PATH"], "snapshot_rollback", ROLLBACK, {"ref": "7", "path": ""}),
         (["snapshot", "delete", "7", "8", "--at", "PATH"], "snapshot_delete", [ROW], {"refs": ["7", "8"]}),
-        (["stats", "PATH"], "stats", STATS, {}),
         (["prune", "PATH", "--keep-last", "3"], "prune", [ROW], {"policy": "last=3", "dry_run": False}),
         (
             ["prune", "PATH", "--keep-daily=7", "--keep-within", "3d", "--no-keep-named", "--dry-run"],
@@ -344,17 +347,31 @@ def test_gc_asks_until_it_is_finished_and_adds_up(daemon, tmp_path, capsys):
 def test_list_and_show_say_what_deleting_a_version_would_free(daemon, tmp_path, capsys):
     path = str(tmp_path / "ckpt")
     daemon.answers["snapshot_show"] = {**ROW, "changes": []}
-    daemon.answers["snapshot_sizes"] = [[ROW["id"], 3 << 20]]
-    assert main(["snapshot", "list", path, "--sizes"]) == 0
-    head, row = capsys.readouterr().out.splitlines()
-    assert "ALONE" in head.split()
-    assert "3.00 MiB" in row
-    assert main(["snapshot", "list", path, "--sizes", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [{**ROW, "exclusive_bytes": 3 << 20}]
+    for options, is_quick in (([], True), (["--sizes"], False)):
+        daemon.answers["sizes_are_quick"] = is_quick
+        assert main(["snapshot", "list", path, *options]) == 0
+        head, row = capsys.readouterr().out.splitlines()
+        assert head.index("ALONE") + len("ALONE") == row.index("3.00 MiB", head.index("STORED")) + len("3.00 MiB")
+        assert main(["snapshot", "list", path, "--json", *options]) == 0
+        assert json.loads(capsys.readouterr().out) == [{**ROW, "exclusive_bytes": 3 << 20}]
     assert main(["snapshot", "show", "latest", "--at", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {**ROW, "changes": [], "exclusive_bytes": 3 << 20}
     assert main(["snapshot", "show", "latest", "--at", path]) == 0
     assert "3.00 MiB that deleting it would free" in capsys.readouterr().out
+
+
+def test_list_says_how_to_get_what_would_take_long(daemon, tmp_path, capsys):
+    daemon.answers["sizes_are_quick"] = False
+    assert main(["snapshot", "list", str(tmp_path / "ckpt")]) == 0
+    printed = capsys.readouterr()
+    head, _ = printed.out.splitlines()
+    assert "ALONE" not in head
+    assert "`ckptfs snapshot list --sizes` tells it" in printed.err
+    assert main(["snapshot", "list", str(tmp_path / "ckpt"), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == [{**ROW, "exclusive_bytes": None}]
+    assert printed.err == ""
+    assert "snapshot_sizes" not in dict(daemon.asked)
 
 
 def test_prune_lists_what_goes(daemon, tmp_path, capsys):
@@ -436,7 +453,6 @@ def test_show_prints_every_change(daemon, tmp_path, capsys):
         {"path": "run1/a.pt", "change": "added", "size": 2048},
         {"path": "run1/" + os.fsdecode(b"\xff\n"), "change": "removed", "size": 0},
     ]
-    daemon.answers["snapshot_sizes"] = []
     daemon.answers["snapshot_show"] = {**ROW, "changes": changes}
     main(["snapshot", "show", "latest", "--at", str(tmp_path / "ckpt")])
     out = capsys.readouterr().out.splitlines()
@@ -466,6 +482,29 @@ def test_stats_is_a_block_that_names_interrupted_files(daemon, tmp_path, capsys)
     assert "distinct     5.00 GiB in 12,345 chunks, of which 4.00 GiB are kept as differences\n" in out
     assert "stored       1.00 GiB on disk, 10.0% of the versions\n" in out
     assert "interrupted  run1/half.pt (its writer was killed)\n" in out
+
+
+def test_stats_show_what_the_history_consists_of_where_asked(daemon, tmp_path, capsys):
+    path = str(tmp_path / "ckpt")
+    none = {"chunks": 0, "chunk_bytes": 0, "stored_bytes": 0}
+    plain = {"chunks": 1, "chunk_bytes": 1 << 20, "stored_bytes": 800 << 10}
+    deltas = {"chunks": 1200, "chunk_bytes": 100 << 20, "stored_bytes": 5 << 20}
+    consists = {"encodings": {"raw": none, "planes": plain, "delta": deltas}, "depths": [plain, deltas, none, deltas]}
+    daemon.answers["composition"] = consists
+    assert main(["stats", path, "--chains"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith(("encoding", "read"))] == [
+        "encoding      planes         1.00 MiB in 1 chunk take 800 KiB",
+        "encoding      delta          100 MiB in 1,200 chunks take 5.00 MiB",
+        "read through  0 differences  1.00 MiB in 1 chunk take 800 KiB",
+        "read through  1 difference   100 MiB in 1,200 chunks take 5.00 MiB",
+        "read through  3 differences  100 MiB in 1,200 chunks take 5.00 MiB",
+    ]
+    main(["stats", path, "--chains", "--json"])
+    assert json.loads(capsys.readouterr().out) == STATS | consists
+    main(["stats", path, "--json"])
+    assert json.loads(capsys.readouterr().out) == STATS | {"encodings": None, "depths": None}
+    assert [command for command, _ in daemon.asked] == ["stats", "composition"] * 2 + ["stats"]
 
 
 def test_stats_on_a_terminal_show_bars_of_what_the_history_weighs(daemon, tmp_path, capsys, monkeypatch):

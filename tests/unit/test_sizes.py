@@ -12,6 +12,7 @@ from ckptfs.config import MIB
 from ckptfs.store import Table
 from ckptfs.store.location import parse_location
 from ckptfs.tree import Tree
+from ckptfs.tree import sizes as tree_sizes
 from ckptfs.tree.commands import Commands
 from ckptfs.tree.gc import collect
 from tests.unit import tree_support as support
@@ -65,6 +66,19 @@ def test_the_sizes_are_what_a_deletion_takes_away(tree: Tree) -> None:
     assert sizes(tree) == {}
 
 
+def test_the_sizes_are_at_hand_where_there_is_little_to_read(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(20):
+        save(tree, "model", random.Random(step).randbytes(3000))
+        tree.take_snapshot(f"v{step}")
+    for tables_in_index in (False, True):
+        if tables_in_index:
+            tree.store.commit(checkpoint=True)
+        assert Commands(tree).sizes_are_quick()
+        monkeypatch.setattr(tree_sizes, "QUICK_ROWS", tree.store.stats().chunks + 10)
+        assert not Commands(tree).sizes_are_quick()
+        monkeypatch.undo()
+
+
 def test_a_base_is_needed_by_whoever_needs_the_delta(tree: Tree) -> None:
     rng = random.Random(SEED)
     save(tree, "model", rng.randbytes(60))
@@ -94,6 +108,7 @@ def test_the_sizes_of_ten_thousand_versions_of_a_million_chunks_take_seconds(tmp
     tree.store._environment.write(
         [(Table.SNAPSHOTS, [(number.to_bytes(4, "big"), b"{}") for number in range(1, SNAPSHOTS_MANY + 1)])]
     )
+    assert not Commands(tree).sizes_are_quick()
     began = time.process_time()
     found = sizes(tree)
     seconds = time.process_time() - began
