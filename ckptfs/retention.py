@@ -85,8 +85,10 @@ class _Period:
 
     def keeps(self, version: Version, *, is_oldest: bool) -> bool:
         """Tell whether this version is kept; asked from the newest on."""
+        if not self._left:
+            return False
         period = self._period_of(version)
-        if not self._left or (period == self._last and not is_oldest):
+        if period == self._last and not is_oldest:
             return False
         self._last = period
         self._left -= 1

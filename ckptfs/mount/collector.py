@@ -77,13 +77,15 @@ class Collector:
         return swept, await self._plan(collection.end, stop)
 
     async def _delete_rows(self, collection: Collection, stop: Callable[[], bool]) -> bool:
-        """Delete the rows that nothing needs and journal that; False when it was stopped, and the rest stays."""
-        while collection.delete_rows(ROWS_PER_STEP):
+        """Delete the rows that nothing needs and journal that, in steps; False when it was stopped, the rest stays."""
+        while True:
+            left = collection.delete_rows(ROWS_PER_STEP)
+            await self._committer.commit(durable=False)  # all at once would hold up the loop
+            if not left:
+                return True
             if stop():
                 return False
             await trio.lowlevel.checkpoint()
-        await self._committer.commit(durable=False)
-        return True
 
     async def _plan(self, end: Position, stop: Callable[[], bool]) -> Reclamation:
         """Plan to give back what is dead before `end`; one that was begun in parts is given up."""

@@ -42,7 +42,8 @@ async def _reply(stream: trio.SocketStream, carry_out: Callable[[Request], Await
     try:
         if _peer(stream) not in (0, os.geteuid()):
             raise UsageError("this mount belongs to another user")
-        return encode_result(await carry_out(decode_request(await _line(stream))))
+        result = await carry_out(decode_request(await _line(stream)))
+        return await trio.to_thread.run_sync(encode_result, result)  # thousands of versions are megabytes
     except CkptfsError as error:
         return encode_error(error)
     except Exception as error:

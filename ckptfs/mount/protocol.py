@@ -243,8 +243,11 @@ def decode_request(line: bytes) -> Request:
 
 
 def encode_result(result: Any) -> bytes:
-    """Return the line of a reply that carries a result."""
-    return _line({"result": result})
+    """Return the line of a reply that carries a result; for any thread, which others can take turns with."""
+    if not isinstance(result, list):
+        return _line({"result": result})
+    # One by one: the encoder keeps the interpreter to itself from the beginning of a call to its end.
+    return _ended('{"result":[' + ",".join(map(_text, result)) + "]}")
 
 
 def encode_error(error: Exception) -> bytes:
@@ -313,8 +316,16 @@ def peer_uid(connection: socket.socket) -> int:
 
 
 def _line(value: object) -> bytes:
+    return _ended(_text(value))
+
+
+def _text(value: object) -> str:
     # ASCII escapes keep lone surrogates (file names that are not UTF-8) intact.
-    line = json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii") + b"\n"
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+
+
+def _ended(text: str) -> bytes:
+    line = text.encode("ascii") + b"\n"
     if len(line) > LINE_SIZE_MAX:
         raise DaemonError(_TOO_LONG)
     return line

@@ -6,7 +6,7 @@ Belongs to the loop.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -28,7 +28,7 @@ MADE_SHARE = 64
 class Room:
     """The room of one mount. `give_up(count)` deletes up to `count` versions and tells how many it has deleted."""
 
-    def __init__(self, tree: Tree, jobs: Jobs, collector: Collector, give_up: Callable[[int], int]) -> None:
+    def __init__(self, tree: Tree, jobs: Jobs, collector: Collector, give_up: Callable[[int], Awaitable[int]]) -> None:
         self._tree = tree
         self._store = tree.store
         self._jobs = jobs
@@ -58,7 +58,7 @@ class Room:
             count = 1
             if self._free() < size and self._tree.rows.has_garbage:
                 await self._collect()
-            while self._free() < wanted and (given_up := self._give_up(count)):
+            while self._free() < wanted and (given_up := await self._give_up(count)):
                 log.info("the disk below the store is full: %d versions were given up", given_up)
                 await self._collect()
                 count *= 2

@@ -6,6 +6,7 @@ accepted is made durable before the store is let go. A kill -9 loses what was no
 
 import ctypes
 import errno
+import gc
 import logging
 import os
 import signal
@@ -67,8 +68,10 @@ def run(options: MountOptions, ready: Callable[[], None]) -> None:
     with ChunkStore.open(Path(options.store), read_only=options.read_only) as store:
         if not options.read_only:
             store.hold_reserve()
+        session = _Session(options, store, ready)
+        gc.freeze()  # looking through all modules and versions for garbage holds up the loop for tens of milliseconds
         try:
-            trio.run(_Session(options, store, ready).run)
+            trio.run(session.run)
         except BaseExceptionGroup as group:
             raise _only_error(group) from group
 

@@ -6,7 +6,7 @@ of them is fetched, stored and committed.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from threading import Thread
@@ -22,9 +22,9 @@ from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Node, Nodes
 from ckptfs.mount.offload import Offload
 from ckptfs.mount.protocol import Request
-from ckptfs.retention import Policy, is_named
+from ckptfs.retention import Policy, is_named, parse_policy
 from ckptfs.tree import Commands, Tree
-from ckptfs.tree.commands import Answer, describe
+from ckptfs.tree.commands import COUNTED_TABLES, Answer, describe
 from ckptfs.tree.rollback import RollbackResult
 from ckptfs.tree.rows import LIVE
 from ckptfs.tree.snapshots import Snapshot
@@ -101,15 +101,15 @@ class MountedVersions:
         if self._policy is not None:
             await self._delete(self._policy.removable(self._tree.snapshots.all()))
 
-    async def _delete(self, snapshots: Sequence[Snapshot]) -> None:
-        """Delete snapshots, however many, in steps between which the loop answers others."""
-        for snapshot in snapshots:
-            if self._tree.snapshots.has(snapshot.id):  # else somebody else has deleted it meanwhile
-                for _ in self._tree.snapshots.deletion(snapshot):
-                    await trio.lowlevel.checkpoint()
-                log.info("snapshot %d %s deleted", snapshot.id, snapshot.name)
+    async def _delete(self, snapshots: Iterable[Snapshot], why: str = "") -> None:
+        """Delete snapshots, however many, in steps between which the loop answers others and the journal follows."""
+        for snapshot in self._tree.snapshots.in_turn(snapshots):
+            for _ in self._tree.snapshots.deletion(snapshot):
+                self._committer.wake()
+                await trio.lowlevel.checkpoint()
+            log.info("snapshot %d %s deleted%s", snapshot.id, snapshot.name, why)
 
-    def give_up(self, count: int) -> int:
+    async def give_up(self, count: int) -> int:
         """Delete up to `count` versions because the disk is full, oldest automatic ones first; return how many.
 
         Versions that the policy for this case keeps stay, and so do those with a name or a label in any case.
@@ -120,9 +120,7 @@ class MountedVersions:
             each for each in self._policy_when_full.removable(self._tree.snapshots.all()) if not is_named(each)
         ]
         removable.sort(key=lambda snapshot: (snapshot.trigger != "auto", snapshot.id))
-        for snapshot in removable[:count]:
-            self._tree.snapshots.delete(snapshot)
-            log.info("snapshot %d %s deleted, the disk is full", snapshot.id, snapshot.name)
+        await self._delete(removable[:count], ", the disk is full")
         return len(removable[:count])
 
     @staticmethod
@@ -168,11 +166,14 @@ class MountedVersions:
         try:
             if request.command in CHECKING:
                 return await self._check(command, request)
-            result = (
-                await self._delete_chosen(request)
-                if changing and request.command in DELETING
-                else command(**request.arguments)
-            )
+            if request.command == "stats":
+                return await self._stats()
+            if request.command == "snapshot_list":
+                return await self._described(self._commands.listed(**request.arguments))
+            if request.command in DELETING:
+                result = await self._delete_chosen(request)
+            else:
+                result = command(**request.arguments)
         except TypeError as error:
             raise UsageError(f"{request.command}: {error}") from error
         if changing:
@@ -180,21 +181,31 @@ class MountedVersions:
             await self._committer.commit(durable=True)
             if request.command == "snapshot_rollback":
                 await self._forget_content(self._commands.last_rollback, result["saved"]["id"])
-        elif request.command == "stats":
-            result["buffered_bytes"] = self._jobs.buffered
         return result
 
     async def _delete_chosen(self, request: Request) -> list[Answer]:
-        """Delete the snapshots that a command is about."""
+        """Delete the snapshots that a command is about, unless it is a dry run; return what they are or were."""
         match request:
             case Request("snapshot_delete", {"refs": list(refs)}):
                 snapshots = self._commands.referred(refs)
-            case Request("prune", {"policy": str(policy)}):
-                snapshots = self._commands.removable(policy)
+            case Request("prune", {"policy": str(text)}):
+                policy = parse_policy(text)
+                snapshots = await self._offload.run(policy.removable, self._tree.snapshots.all())
             case _:
                 raise UsageError(f"{request.command}: it is not said what to delete")
-        await self._delete(snapshots)
-        return [describe(snapshot) for snapshot in snapshots]
+        if not request.arguments.get("dry_run"):
+            await self._delete(snapshots)
+        return await self._described(snapshots)
+
+    async def _described(self, snapshots: list[Snapshot]) -> list[Answer]:
+        """Describe snapshots, however many."""
+        return await self._offload.run(lambda: [describe(snapshot) for snapshot in snapshots])
+
+    async def _stats(self) -> Answer:
+        """Return the figures of the store; what is to be counted is counted in a thread."""
+        with self._tree.store.view(COUNTED_TABLES, chunks=False) as view:
+            figures = await self._offload.run(self._commands.begin_stats(), view)
+        return figures | {"buffered_bytes": self._jobs.buffered}
 
     async def _gc(self, request: Request) -> Any:
         match request.arguments:

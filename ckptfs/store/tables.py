@@ -180,7 +180,8 @@ class Tables:
 
     def rows_in_memory(self, tables: Iterable[Table]) -> dict[Table, Memtable]:
         """Return copies of the rows of some of these tables that LMDB may not have yet."""
-        return {table: self._in_memory(table, b"", END) for table in tables}
+        copies = {table: _copied(self._active[table]) for table in tables}
+        return {table: _copied(self._below[table]) | copies[table] for table in copies} if self._below else copies
 
     def freeze(self) -> Frozen:
         """Begin a checkpoint: what is in memory becomes the frozen memtable, which goes on being read."""
@@ -208,6 +209,11 @@ class Tables:
 
 def _memtables() -> dict[Table, Memtable]:
     return {table: SortedDict() for table in TREE_TABLES}
+
+
+def _copied(memtable: Memtable) -> Memtable:
+    """Return the rows of a memtable in no order, in a fifth of the time that going through it takes."""
+    return dict(zip(dict.keys(memtable), dict.values(memtable), strict=True))
 
 
 def _range(memtable: Memtable, start: bytes, stop: bytes) -> list[tuple[bytes, bytes | None]]:

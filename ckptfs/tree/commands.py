@@ -5,7 +5,7 @@ relative to the root of the tree, "" being the root itself.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +15,7 @@ from ckptfs.store import Encoding, Table, View, composition
 from ckptfs.tree.check import Check
 from ckptfs.tree.gc import Collected, collect_in_parts, preview
 from ckptfs.tree.inode import Inode
-from ckptfs.tree.optimize import Optimizer, optimize_part, uncompared_bytes
+from ckptfs.tree.optimize import Optimizer, Uncompared, optimize_part
 from ckptfs.tree.rollback import RollbackResult
 from ckptfs.tree.sizes import exclusive_sizes, is_quick
 from ckptfs.tree.snapshots import Snapshot
@@ -25,6 +25,8 @@ Answer = dict[str, Any]
 
 PART_SECONDS = 1.0
 """How long a call of `Commands.optimize` or `gc` works."""
+COUNTED_TABLES = (Table.INODES, Table.DIRENTS)
+"""What the figures of `Commands.stats` are counted from."""
 
 
 def describe(snapshot: Snapshot) -> Answer:
@@ -54,8 +56,11 @@ class Commands:
 
     def snapshot_list(self, path: str = "") -> list[Answer]:
         """Return the snapshots, oldest first; those that changed `path` if one is given. UsageError."""
-        found = self._tree.history.changing(path) if path.strip("/") else self._tree.snapshots.all()
-        return [describe(snapshot) for snapshot in found]
+        return [describe(snapshot) for snapshot in self.listed(path)]
+
+    def listed(self, path: str = "") -> list[Snapshot]:
+        """Return the snapshots that `snapshot_list` describes; UsageError."""
+        return self._tree.history.changing(path) if path.strip("/") else self._tree.snapshots.all()
 
     def snapshot_create(self, name: str | None = None, label: str = "") -> Answer:
         """Take a snapshot of the present; SnapshotNameError."""
@@ -106,7 +111,7 @@ class Commands:
         return list({snapshot.id: snapshot for snapshot in map(self._tree.snapshots.resolve, refs)}.values())
 
     def _delete(self, snapshots: list[Snapshot]) -> list[Answer]:
-        for snapshot in snapshots:
+        for snapshot in self._tree.snapshots.in_turn(snapshots):
             self._tree.snapshots.delete(snapshot)
         return [describe(snapshot) for snapshot in snapshots]
 
@@ -165,36 +170,50 @@ class Commands:
 
     def stats(self) -> Answer:
         """Return sizes and counts of the whole tree and its store."""
-        live_bytes, version_bytes = self._logical_bytes()
-        stats = self._tree.store.stats()
-        return {
-            "store": str(self._tree.store.path),
-            "live_bytes": live_bytes,
-            "version_bytes": version_bytes,
-            "chunk_bytes": stats.raw_bytes,
-            "delta_bytes": stats.delta_bytes,
-            "stored_bytes": stats.stored_bytes,
-            "waiting_bytes": stats.waiting_bytes,
-            "uncompared_bytes": uncompared_bytes(self._tree),
-            "chunks": stats.chunks,
-            "snapshots": len(self._tree.snapshots),
-            "kernel": stats.kernel,
-            "interrupted": sorted(self._tree.names.path(inode.ino) for inode in self._tree.names.interrupted()),
-        }
+        with self._tree.store.view(COUNTED_TABLES, chunks=False) as view:
+            return self.begin_stats()(view)
 
-    def _logical_bytes(self) -> tuple[int, int]:
-        """Return the bytes of all live files, and of all file versions that the live tree or a snapshot shows."""
-        live_bytes = version_bytes = 0
-        current: tuple[bytes, int, int] | None = None  # inode, live size, manifest of the row before
-        for key, value in self._tree.rows.tables.scan(Table.INODES, b"", b"\xff" * 13):
-            prefix = key[:-4]
-            if current and current[0] != prefix:
-                live_bytes += current[1]
-                current = None
-            inode = Inode.decode(0, value) if value else None
-            size = inode.size if inode and inode.is_file else 0
-            manifest = inode.manifest if inode else 0
-            if current is None or manifest != current[2]:
-                version_bytes += size
-            current = (prefix, size, manifest)
-        return live_bytes + (current[1] if current else 0), version_bytes
+    def begin_stats(self) -> Callable[[View], Answer]:
+        """Return what tells the figures of this moment, in any thread, from a view of COUNTED_TABLES taken now."""
+        tree = self._tree
+        stats = tree.store.stats()
+        uncompared = Uncompared(tree)
+        snapshots = len(tree.snapshots)
+        interrupted = sorted(tree.names.path(inode.ino) for inode in tree.names.interrupted())
+
+        def figures(view: View) -> Answer:
+            live_bytes, version_bytes = _logical_bytes(view)
+            return {
+                "store": str(tree.store.path),
+                "live_bytes": live_bytes,
+                "version_bytes": version_bytes,
+                "chunk_bytes": stats.raw_bytes,
+                "delta_bytes": stats.delta_bytes,
+                "stored_bytes": stats.stored_bytes,
+                "waiting_bytes": stats.waiting_bytes,
+                "uncompared_bytes": uncompared.size(view.scan),
+                "chunks": stats.chunks,
+                "snapshots": snapshots,
+                "kernel": stats.kernel,
+                "interrupted": interrupted,
+            }
+
+        return figures
+
+
+def _logical_bytes(view: View) -> tuple[int, int]:
+    """Return the bytes of all live files, and of all file versions that the live tree or a snapshot shows."""
+    live_bytes = version_bytes = 0
+    current: tuple[bytes, int, int] | None = None  # inode, live size, manifest of the row before
+    for key, value in view.scan(Table.INODES):
+        prefix = key[:-4]
+        if current and current[0] != prefix:
+            live_bytes += current[1]
+            current = None
+        inode = Inode.decode(0, value) if value else None
+        size = inode.size if inode and inode.is_file else 0
+        manifest = inode.manifest if inode else 0
+        if current is None or manifest != current[2]:
+            version_bytes += size
+        current = (prefix, size, manifest)
+    return live_bytes + (current[1] if current else 0), version_bytes

@@ -296,12 +296,22 @@ def file_versions(scan: Scan, epochs: Sequence[int]) -> Versions:
     return Versions(list(committed.values()), manifests)
 
 
+class Uncompared:
+    """The older versions that no comparison has gone through yet, as of the moment when it is made."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._epochs = [*(snapshot.id for snapshot in tree.snapshots.all()), tree.rows.open_epoch]
+        self._done = done_until(tree.rows)
+
+    def size(self, scan: Scan) -> int:
+        """Return their bytes, in any thread; `scan` gives the rows of that moment."""
+        found = pairs(file_versions(scan, self._epochs).committed)
+        return sum(pair.older.size for pair in found if pair.stamp >= self._done)
+
+
 def uncompared_bytes(tree: Tree) -> int:
-    """Return the bytes of older versions that no comparison has gone through yet."""
-    epochs = [*(snapshot.id for snapshot in tree.snapshots.all()), tree.rows.open_epoch]
-    done = done_until(tree.rows)
-    found = pairs(file_versions(tree.rows.tables.scan, epochs).committed)
-    return sum(pair.older.size for pair in found if pair.stamp >= done)
+    """Return the bytes of older versions that no comparison has gone through yet; for callers without a loop."""
+    return Uncompared(tree).size(tree.rows.tables.scan)
 
 
 def done_until(rows: Rows) -> int:

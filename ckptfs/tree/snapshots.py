@@ -9,7 +9,7 @@ import json
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -80,6 +80,7 @@ class Snapshots:
         for key, value in rows.tables.scan(Table.SNAPSHOTS, b"", b"\xff" * 9):
             snapshot = Snapshot.decode(int.from_bytes(key, "big"), value)
             self._by_id[snapshot.id] = snapshot
+        self._ids = list(self._by_id)
         self._by_name = {snapshot.name: snapshot for snapshot in self._by_id.values()}
 
     def __len__(self) -> int:
@@ -99,19 +100,17 @@ class Snapshots:
 
     def latest(self) -> Snapshot | None:
         """Return the newest snapshot."""
-        return self._by_id[next(reversed(self._by_id))] if self._by_id else None
+        return self._by_id[self._ids[-1]] if self._ids else None
 
     def before(self, epoch: int) -> int:
         """Return the id of the newest snapshot older than `epoch`, 0 where there is none."""
-        ids = list(self._by_id)
-        index = bisect_left(ids, epoch)
-        return ids[index - 1] if index else 0
+        index = bisect_left(self._ids, epoch)
+        return self._ids[index - 1] if index else 0
 
     def after(self, epoch: int) -> int:
         """Return the id of the oldest snapshot newer than `epoch`, or `LIVE`."""
-        ids = list(self._by_id)
-        index = bisect_left(ids, epoch + 1)
-        return ids[index] if index < len(ids) else LIVE
+        index = bisect_left(self._ids, epoch + 1)
+        return self._ids[index] if index < len(self._ids) else LIVE
 
     def resolve(self, ref: str) -> Snapshot:
         """Return the snapshot meant by a number, a name, a unique prefix, `latest` or `latest~N`.
@@ -168,6 +167,7 @@ class Snapshots:
         self._rows.tables.put(Table.SNAPSHOTS, snapshot.id.to_bytes(4, "big"), snapshot.encode())
         self._rows.tables.put(Table.NAMES, name.encode(), snapshot.id.to_bytes(4, "big"))
         self._by_id[snapshot.id] = self._by_name[name] = snapshot
+        self._ids.append(snapshot.id)
         self._epoch.begin()
         return snapshot
 
@@ -178,6 +178,13 @@ class Snapshots:
             count += 1
             name = f"{stem}-{count}"
         return name
+
+    def in_turn(self, snapshots: Iterable[Snapshot]) -> Iterator[Snapshot]:
+        """Yield snapshots that are to be deleted, as far as they are still there, newest first.
+
+        So the rows that stay are looked at once, and not again with each snapshot behind them.
+        """
+        return (snapshot for snapshot in sorted(snapshots, reverse=True) if snapshot.id in self._by_id)
 
     def delete(self, snapshot: Snapshot) -> None:
         """Delete a snapshot and the rows that only it saw."""
@@ -195,7 +202,7 @@ class Snapshots:
         rows.tables.delete(Table.SNAPSHOTS, snapshot.id.to_bytes(4, "big"))
         rows.tables.delete(Table.NAMES, snapshot.name.encode())
         rows.has_garbage = True
-        del self._by_id[snapshot.id], self._by_name[snapshot.name]
+        del self._by_id[snapshot.id], self._by_name[snapshot.name], self._ids[bisect_left(self._ids, snapshot.id)]
         yield
         for count, (epoch, (table, prefix)) in enumerate(rows.changes(previous, snapshot.id), 1):
             self._erase_unseen(table, prefix, epoch)

@@ -8,7 +8,7 @@
     script/soak --seed 7 --room 40960          one full disk again
     script/soak --tampering 7                  one tampered store again
     script/soak --seed 7 --flips 500           flipped bits of an index again
-    script/soak --seed 20 --kills 100          kills of daemons and writers again (their moments are not the same)
+    script/soak --seed 20 --kills 100          kills in saves and in work again (their moments are not the same)
 
 It ends with exit code 1 when anything was lost. What it prints for a loss is what shows it again.
 """
@@ -21,9 +21,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 from tests.faults.crashes import Cut, judge_seed, replay
@@ -31,6 +33,7 @@ from tests.faults.daemons import KilledSaves
 from tests.faults.fault_disk import Fault, count_operations, judge_fault
 from tests.faults.full import count_writes, growth, judge_failing, judge_full
 from tests.faults.hostile import judge_flips, judge_hostile
+from tests.faults.killed_work import KilledWork
 from tests.mount.running import RunningMount
 
 PROCESSES = 2
@@ -91,21 +94,22 @@ class Soak:
             self._note("flipped bits of an index", FLIPS_PER_SEED, losses)
 
     def kills(self, seed: int, count: int) -> None:
-        """Kill daemons and writers of real saves."""
+        """Kill daemons and writers of real saves, and a tenth as many daemons at work on what was saved."""
+        self._kills(seed, count, _kills_of_saves)
+        self._kills(seed, count // 10, _kills_of_work)
+
+    def _kills(self, seed: int, count: int, kills: Callable[[RunningMount, int], Iterator[bool]]) -> None:
+        """Go on with kills, each of which tells whether it met somebody at work, until so many did."""
         with tempfile.TemporaryDirectory(prefix="ckptfs-soak-") as name:
             (Path(name) / "ckpt").mkdir()
             mount = RunningMount(Path(name) / "ckpt", Path(name) / "ckpt.store")
             mount.expected_in_log.append("interrupted")
             try:
-                mount.mount()
-                saves = KilledSaves(mount, seed)
-                try:
+                with closing(kills(mount, seed)) as killed:
                     while count > 0:
-                        killed = saves.kill_one()
-                        self.tried["kills"] += killed
-                        count -= killed
-                finally:
-                    saves.close()
+                        met = next(killed)
+                        self.tried["kills"] += met
+                        count -= met
                 mount.umount()
                 assert not mount.unexpected_in_log(), mount.unexpected_in_log()
             except (AssertionError, subprocess.SubprocessError) as error:
@@ -131,6 +135,19 @@ class Soak:
             seed += PROCESSES
             tried = ", ".join(f"{count} {kind}" for kind, count in self.tried.items())
             print(f"up to seed {seed}: {tried}; {self.losses} lost", flush=True)
+
+
+def _kills_of_saves(mount: RunningMount, seed: int) -> Iterator[bool]:
+    mount.mount()
+    with closing(KilledSaves(mount, seed)) as saves:
+        while True:
+            yield saves.kill_one()
+
+
+def _kills_of_work(mount: RunningMount, seed: int) -> Iterator[bool]:
+    work = KilledWork(mount, seed)
+    for kind in cycle(work.kinds):
+        yield work.kill_one(kind)
 
 
 def _cut(text: str) -> Cut:

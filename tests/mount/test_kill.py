@@ -1,12 +1,14 @@
-"""kill -9 at random moments of real saves: the newest committed version is there and loads, after one command."""
+"""kill -9 at random moments of real saves and of work on what was saved: what was there is, after one command."""
 
 import pytest
 
 from tests.faults.daemons import KilledSaves
+from tests.faults.killed_work import KilledWork
 from tests.mount.running import RunningMount
 
 SEED = 20
 KILLS = 100
+WORK_KILLS = 3
 
 
 @pytest.mark.expects_log("interrupted")
@@ -19,3 +21,11 @@ def test_a_hundred_kills_of_daemon_and_writer_lose_no_completed_save(mount: Runn
             killed += saves.kill_one()
     finally:
         saves.close()
+
+
+def test_a_kill_of_the_daemon_at_work_changes_no_version_and_the_work_goes_on(unmounted: RunningMount) -> None:
+    print(f"seed {SEED}")
+    work = KilledWork(unmounted, SEED)
+    for kind in work.kinds:
+        assert sum(work.kill_one(kind) for _ in range(WORK_KILLS)) >= WORK_KILLS // 2, kind
+    unmounted.run("check", "--read-data")
