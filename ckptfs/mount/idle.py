@@ -110,8 +110,10 @@ class Idle:
         return not self._unfreed
 
     async def _encode(self, stop: Stop) -> None:
+        """Encode what waits now; what saves add meanwhile is for the next time, or there would never be an end."""
         slice_size = min(SLICE_SIZE, self._batch_size)
-        while self._store.waiting_bytes and not stop():
+        left = self._store.waiting_bytes
+        while left > 0 and not stop():
             done = await self._offload.run(self._store.reencode, slice_size, stop)
             if done.chunks == 0 and not stop():
                 # What waits is not in the index yet; a checkpoint brings it there.
@@ -119,17 +121,20 @@ class Idle:
                 done = await self._offload.run(self._store.reencode, slice_size, stop)
                 if done.chunks == 0:
                     return
+            left -= done.raw_bytes
             await self._note_unfreed(done.raw_bytes, stop)
 
     async def _optimize(self, stop: Stop) -> None:
-        while not stop():
+        """Optimize until a plan finds nothing to do, even if the tree has changed since it was made."""
+        is_up_to_date = False
+        while not (is_up_to_date or stop()):
             async with self._collector.turn:  # a collection would take away what is being compared
                 if (work := self._optimizer.take()) is None:
                     return
                 try:
                     unfreed = await self._offload.run(work, stop)
                 finally:
-                    self._optimizer.finish()
+                    is_up_to_date = self._optimizer.finish()
             await self._note_unfreed(unfreed, stop)
 
     async def _note_unfreed(self, size: int, stop: Stop) -> None:

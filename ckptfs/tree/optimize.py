@@ -101,14 +101,18 @@ class Optimizer:
         newer = load_manifest(tables, pair.newer.manifest, pair.newer.size)
         return _Comparison(pair, pair_chunks(self._tree.reader, older, newer, kept))
 
-    def finish(self) -> None:
-        """Take over what the work that was taken has done, whether it came to its end or not."""
+    def finish(self) -> bool:
+        """Take over what the work that was taken has done, whether it came to its end or not.
+
+        Returns whether it was to find out what there is to do, and found nothing.
+        """
         plan = self._plan
         assert plan is not None
+        was_planning = plan.is_open
         plan.close()
         if not plan.is_complete:
             self._plan = self._planned = None
-            return
+            return False
         self._checked = plan.heads
         if self._pair is not None and self._pair.is_done:
             self._pair = None
@@ -119,6 +123,7 @@ class Optimizer:
                 self._tree.rows.tables.put(Table.META, _META_DONE, _DONE.pack(done))
             if not plan.pairs and not plan.restorable:
                 self._plan = None
+        return was_planning and self._plan is None
 
     def _restore(self, stop: Stop) -> int:
         """Store deltas by themselves again."""
@@ -230,6 +235,8 @@ class _Plan:
         """Chunks of heads that are deltas."""
         self.pairs: deque[Pair] = deque()
         self.is_complete = False
+        self.is_open = True
+        """Whether `run` has yet to be called, or is."""
         self._resources = ExitStack()
         tables = (Table.INODES, Table.DIRENTS, Table.MANIFESTS)
         self._view = self._resources.enter_context(self._store.view(tables, chunks=False))
@@ -237,6 +244,7 @@ class _Plan:
     def close(self) -> None:
         """Let go of the rows that were looked at."""
         self._resources.close()
+        self.is_open = False
 
     def run(self, stop: Stop) -> int:
         """Fill in what there is to do; `is_complete` tells whether it was stopped before."""

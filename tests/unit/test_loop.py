@@ -3,6 +3,7 @@
 Counted, and not timed: the rows that the loop's thread reads or changes between two of its turns.
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 import trio
 
-from ckptfs.mount import collector, committer
+from ckptfs.config import MIB
+from ckptfs.mount import collector, committer, idle
 from ckptfs.mount.collector import Collector
 from ckptfs.mount.committer import Committer
-from ckptfs.mount.idle import Idle
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.nodes import Nodes
 from ckptfs.mount.offload import Offload
@@ -24,6 +25,7 @@ from ckptfs.store import ChunkStore
 from ckptfs.store.reader import View
 from ckptfs.store.tables import Tables
 from ckptfs.tree import Tree
+from ckptfs.tree.optimize import VERSION_SIZE_MIN, uncompared_bytes
 from tests.unit.tree_support import CONFIG, NoSyncDisk, save
 
 FILES = 300
@@ -35,6 +37,8 @@ ROWS_PER_STEP = 50
 PRUNE_ROWS_MAX = 20 * VERSIONS
 """In all turns: some ten rows for each version. Another look at what every file has, for each version, would be a
 hundred times as much."""
+PARTS_MAX = 20
+"""One or two are enough on a machine that has nothing else to do."""
 
 
 class Meter(trio.abc.Instrument):
@@ -105,7 +109,7 @@ def test_no_command_about_many_versions_holds_up_the_loop(tmp_path: Path, monkey
                 nursery.start_soon(committing.run)
                 collecting = Collector(tree, jobs, committing, offload)
                 versions = MountedVersions(tree, Nodes(tree), jobs, committing, collecting, offload, 60, None, None)
-                idle = Idle(tree, collecting, committing, offload, optimizing=True)
+                working = idle.Idle(tree, collecting, committing, offload, optimizing=True)
                 half = [f"step-{number}" for number in range(0, VERSIONS, 2)]
                 for request in (
                     Request("stats", {}),
@@ -123,7 +127,7 @@ def test_no_command_about_many_versions_holds_up_the_loop(tmp_path: Path, monkey
                     most.setdefault(request.command, []).append(meter.most)
                     totals[request.command] = meter.total
                 meter.most = 0
-                while not (await idle.optimize()).finished:
+                while not (await working.optimize()).finished:
                     pass
                 most["optimize"] = [meter.most]
                 nursery.cancel_scope.cancel()
@@ -133,3 +137,33 @@ def test_no_command_about_many_versions_holds_up_the_loop(tmp_path: Path, monkey
         assert len(tree.snapshots) == 3
         assert max(max(rows) for rows in most.values()) <= ROWS_MAX
         assert totals["prune"] <= PRUNE_ROWS_MAX
+
+
+def test_optimizing_ends_while_somebody_goes_on_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "PART_SECONDS", 0.5)
+    with ChunkStore.create(tmp_path / "store", disk=NoSyncDisk()) as store:
+        tree = Tree(store)
+        for _ in range(3):
+            save(tree, "last.bin", os.urandom(MIB))
+            tree.take_snapshot()
+
+        async def save_on() -> None:
+            while True:
+                save(tree, "log", os.urandom(2 * VERSION_SIZE_MIN))
+                await trio.to_thread.run_sync(int)  # as in a mount, the interpreter is free now and then
+
+        async def run() -> int:
+            async with trio.open_nursery() as nursery:
+                offload = Offload()
+                committing = Committer(store, offload)
+                collecting = Collector(tree, Jobs(tree, nursery), committing, offload)
+                working = idle.Idle(tree, collecting, committing, offload, optimizing=True)
+                nursery.start_soon(save_on)
+                parts = 1
+                while not (await working.optimize()).finished and parts < PARTS_MAX:
+                    parts += 1
+                nursery.cancel_scope.cancel()
+            return parts
+
+        assert trio.run(run) < PARTS_MAX
+        assert not uncompared_bytes(tree)
