@@ -6,6 +6,7 @@ import argparse
 import curve
 import history
 import kernels
+import pause
 import priority
 import shares
 import speed
@@ -51,6 +52,9 @@ def main() -> None:
     command = benchmarks.add_parser("history", help="whether a long run and many runs stay as cheap as they begin")
     command.add_argument("--seed", type=int, default=0, help="of the training runs that make the series")
     command.set_defaults(run=lambda arguments: history.report(arguments.seed))
+    command = benchmarks.add_parser("pause", help="how long a save or a load waits for work on what was saved before")
+    command.add_argument("--quick", action="store_true", help="smaller stores")
+    command.set_defaults(run=lambda arguments: pause.report(quick=arguments.quick))
     command = benchmarks.add_parser("kernels", help="the loops over every byte, in memory, on one core")
     command.set_defaults(run=lambda arguments: kernels.report())
     command = benchmarks.add_parser("priority", help="what the priority of idle work does to the loop of a mount")

@@ -29,20 +29,20 @@ RUN_FILES = 1000
 RUN_FILE_SIZE = 4096
 
 
-def make_large_store(path: Path) -> None:
-    """Make a store of CHUNKS chunks in files of FILE_SIZE, and of SNAPSHOTS snapshots that each change one file."""
+def make_large_store(path: Path, chunk_count: int = CHUNKS, snapshot_count: int = SNAPSHOTS) -> None:
+    """Make a store of so many chunks in files of FILE_SIZE, and of snapshots that each change one file."""
     config = StoreConfig(FORMAT_VERSION, seed=1, created_ns=0, chunk_sizes=CHUNK_SIZES)
     source = np.random.default_rng(0)
     with ChunkStore.create(path, config=config) as store:
         tree = Tree(store)
         saved, number = 0, 0
-        while (chunks := store.stats().chunks) < CHUNKS:
+        while (chunks := store.stats().chunks) < chunk_count:
             save(tree, b"%06d.pt" % number, source.bytes(FILE_SIZE))
             number += 1
             if chunks - saved > CHECKPOINT_CHUNKS:
                 store.commit(checkpoint=True)
                 saved = chunks
-        for step in range(SNAPSHOTS):
+        for step in range(snapshot_count):
             save(tree, b"last.txt", b"%d" % step)
             tree.take_snapshot(f"step-{step}")
 
