@@ -53,20 +53,25 @@ class Owners:
         """
         owners, limit = self._owners, len(self._owners)
         sizes = array("I", bytes(4 * limit))
-        deltas: list[tuple[int, int, tuple[int, ...]]] = []
+        deltas: dict[int, array[int]] = {}  # by height, one behind the other: number, count of bases, bases
         for key, value in view.scan(Table.CHUNKS):
             (number,) = NUMBER.unpack(key)
             if number < limit:
                 location = parse_location(value)
                 sizes[number] = record_size(location.stored_size, len(location.bases))
                 if location.bases and owners[number] != _NOBODY:
-                    deltas.append((location.height, number, location.bases))
-        for _, number, bases in sorted(deltas):  # a base is higher than the deltas that rest on it
-            for base in bases:
-                if base < limit and owners[number] == _SEVERAL:
-                    self.add_shared(base)
-                elif base < limit:
-                    self.add(base, owners[number])
+                    packed = deltas.setdefault(location.height, array("Q"))
+                    packed.extend((number, len(location.bases), *location.bases))
+        for _, packed in sorted(deltas.items()):  # a base is higher than the deltas that rest on it
+            at = 0
+            while at < len(packed):
+                number, count = packed[at : at + 2]
+                for base in packed[at + 2 : at + 2 + count]:
+                    if base < limit and owners[number] == _SEVERAL:
+                        self.add_shared(base)
+                    elif base < limit:
+                        self.add(base, owners[number])
+                at += 2 + count
         exclusive = [0] * owner_count
         for owner, size in zip(owners, sizes, strict=True):
             if owner >= 0:
