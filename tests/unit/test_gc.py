@@ -447,12 +447,10 @@ def test_a_known_chunk_tells_its_rows() -> None:
 
 
 CHUNKS_MANY, SNAPSHOTS_MANY, EXTENTS_EACH = 1_000_000, 10_000, 400
-SECONDS_MANY = 30
-"""No more than a guard against what has become ten times slower: other work on the machine is in it."""
 
 
 def test_a_million_chunks_and_ten_thousand_snapshots_are_marked_in_seconds(tmp_path: Path) -> None:
-    """The mark of the largest store that is promised."""
+    """The mark of the largest store that is promised: under 5 s of processor time and 100 MiB."""
     tree = support.new_tree(tmp_path / "store")
     everything = many_versions(tree)
     began = time.process_time()
@@ -468,7 +466,7 @@ def test_a_million_chunks_and_ten_thousand_snapshots_are_marked_in_seconds(tmp_p
         _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     print(f"{seconds:.2f} s, {peak / MIB:.1f} MiB")
-    assert seconds < SECONDS_MANY
+    assert seconds < 5
     assert peak < 100 * MIB
     support.crash(tree)
 

@@ -15,7 +15,7 @@ from ckptfs.tree import sizes as tree_sizes
 from ckptfs.tree.commands import Commands
 from ckptfs.tree.gc import collect
 from tests.unit import tree_support as support
-from tests.unit.test_gc import CHUNKS_MANY, SECONDS_MANY, SNAPSHOTS_MANY, many_versions
+from tests.unit.test_gc import CHUNKS_MANY, SNAPSHOTS_MANY, many_versions
 from tests.unit.tree_support import save
 
 SEED = 77
@@ -120,7 +120,7 @@ def test_the_sizes_of_ten_thousand_versions_of_a_million_chunks_take_seconds(tmp
     assert len(found) == SNAPSHOTS_MANY
     assert 0 < sum(found.values()) < CHUNKS_MANY * 70_000
     print(f"{seconds:.2f} s")
-    assert seconds < SECONDS_MANY
+    assert seconds < 20  # a guard against what has become ten times slower: it takes 2 to 5 s
     support.crash(tree)
 
 
