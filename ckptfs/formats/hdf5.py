@@ -30,7 +30,6 @@ _IS_SHARED = 1 << 1
 _CONTIGUOUS, _IN_PIECES = 1, 2
 _PIECES_MAX = 1 << 17
 """Of one dataset."""
-_RANK_MAX = 32
 _INTEGER, _FLOAT = 0, 1
 _IS_BIG_ENDIAN, _IS_SIGNED = 1 << 0, 1 << 3
 _FLOATS = {(2, 5): "float16", (2, 8): "bfloat16", (4, 8): "float32", (8, 11): "float64"}
@@ -159,7 +158,7 @@ def _symbol_table(data: bytes) -> Generator[Request, bytes, list[_Link]]:
     nodes = [tree]
     for address in nodes:
         magic, count = struct.unpack("<4sxxH", (yield from take(address, 8)))
-        if magic == b"SNOD":
+        if magic == b"SNOD" and len(links) + count <= _OBJECTS_MAX:
             entries = yield from take(address + 8, _ENTRY.size * count)
             for name_offset, target in _ENTRY.iter_unpack(entries):
                 end = names.find(b"\0", name_offset, name_offset + _PATH_SIZE_MAX)
@@ -188,7 +187,7 @@ def _dataset(path: str, messages: list[_Message]) -> Walk:
         rank = layout[2] - 1  # the last length is an item's
         shape = checked_shape(list(struct.unpack_from(f"<{rank}I", layout, 11)))
         tree = int.from_bytes(layout[3:11], "little")
-        if tree != _UNDEFINED and 0 < rank <= _RANK_MAX:
+        if tree != _UNDEFINED:
             for place, offset in (yield from _pieces(tree, rank)):
                 yield dense(f"{path}{list(place)}", offset, shape, dtype, item_size)
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from ckptfs.config import MIB
 from ckptfs.formats import parse
+from ckptfs.formats.layout import MalformedError, Tensor
+from ckptfs.formats.recognise import walk
 
 
 def torch_zip(pickle: bytes) -> bytes:
@@ -53,14 +55,45 @@ def hdf5_dataset(rest: bytes) -> bytes:
     return (superblock + header).ljust(300, b"\0") + rest
 
 
-def hdf5_group(rest: bytes) -> bytes:
-    """Return a file whose root is a group with a heap of links; `rest` (at 400) is the tree of their names."""
+def hdf5_group(rest: bytes, node_size: int = 1 << 13, count: int = 300) -> bytes:
+    """Return a file whose root is a group with a heap of links; `rest` (at 400) is the tree of their names.
+
+    Its root has the count of names.
+    """
     info = struct.pack("<BBQQ", 0, 0, 110, 270)
     superblock = b"\x89HDF\r\n\x1a\n\2\x08\x08\0" + struct.pack("<QQQQ", 0, 0, 0, 70) + bytes(26)
     header = b"OHDR\2\2" + struct.pack("<IBHB", 4 + len(info), 2, len(info), 0) + info
     heap = b"FRHP" + struct.pack("<xHH101xHQQHxxQH", 7, 0, 4, 512, 1 << 16, 32, 300, 0)
-    tree = b"BTHD" + struct.pack("<xBIHHxxQH", 5, 1 << 13, 11, 8, 400, 300)
+    tree = b"BTHD" + struct.pack("<xBIHHxxQH", 5, node_size, 11, 8 if count == 300 else 0, 400, count)
     return (((superblock + header).ljust(110, b"\0") + heap).ljust(270, b"\0") + tree).ljust(400, b"\0") + rest
+
+
+def nested(keys: bytes, depth: int, inside: bytes) -> bytes:
+    """Return the opcodes of a dict in a dict and so on, each under the key that some opcodes push."""
+    return (b"}" + keys) * depth + inside + b"s" * depth
+
+
+def references(count: int) -> bytes:
+    """Return the opcodes of a dict of storages."""
+    return b"}" + b"".join(b"K\1" + reference(b"%d" % number) + b"s" for number in range(count))
+
+
+def hdf5_chain(depth: int, rest: Callable[[int], bytes]) -> bytes:
+    """Return a file of groups in groups with long names; the last one is the rest, which is told where it lies."""
+    data = b"\x89HDF\r\n\x1a\n\2\x08\x08\0" + struct.pack("<QQQQ", 0, 0, 0, 44)
+    for _ in range(depth):
+        link = struct.pack("<BBH", 1, 1, 1000) + b"n" * 1000 + struct.pack("<Q", len(data) + 1026)
+        data += b"OHDR\2\2" + struct.pack("<IBHB", 4 + len(link), 6, len(link), 0) + link
+    return data + rest(len(data))
+
+
+def symbols(at: int, targets: int) -> bytes:
+    """Return a group of that many objects at `at`, whose names have no character."""
+    heap, node = at + 40, at + 100
+    header = b"OHDR\2\2" + struct.pack("<IBHBQQ", 20, 0x11, 16, 0, node, heap)
+    entries = b"".join(struct.pack("<QQ24x", 0, (1 << 40) + number) for number in range(targets))
+    names = (header.ljust(40, b"\0") + b"HEAP" + struct.pack("<IQQQ", 0, 1, 0, at + 90)).ljust(100, b"\0")
+    return names + b"SNOD" + struct.pack("<HH", 1, targets) + entries
 
 
 LONG = 7 * MIB
@@ -82,14 +115,33 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
         b"\x80\x02}" + WORD + b"q\0" + b"0"
         + b"".join(b"h\0" + reference(b"%d" % number) + b"s" for number in range(50_000)) + b"."
     ),
+    "long paths": lambda: torch_zip(b"\x80\x02" + WORD + b"q\0" + nested(b"h\0", 60, references(50_000)) + b"."),
+    "one long path": lambda: torch_zip(
+        b"\x80\x02" + b"X" + struct.pack("<I", 5 * MIB) + b"w" * 5 * MIB + b"q\0"
+        + nested(b"h\0", 60, references(1)) + b"."
+    ),
+    "deep paths without a name": lambda: torch_zip(
+        b"\x80\x02" + nested(b"X\0\0\0\0", 100_000, references(5_000)) + b"."
+    ),
+    "a key of itself, doubled": lambda: torch_zip(b"\x80\x02})" + b"2\x86" * 28 + reference(b"0") + b"s."),
+    "a key of a long integer": lambda: torch_zip(
+        b"\x80\x02}\x8b" + struct.pack("<I", 4000) + b"\x7f" * 4000 + reference(b"0") + b"s."
+    ),
+    "an old pickle longer than any header": lambda: torch_legacy(
+        b"\x80\x02B" + struct.pack("<I", 20 * MIB) + bytes(20 * MIB) + b"."
+    ),
     "an old pickle of lists": lambda: torch_legacy(b"\x80\x02" + b"]" * LONG + b"."),
     "an old pickle without an end": lambda: torch_legacy(b"\x80\x02" + b"]0" * 500_000, b""),
+    "an old key nested deeply": lambda: torch_legacy(
+        b"\x80\x02" + reference(b"0") + b".", b"\x80\x02]()" + b"\x85" * 500_000 + b"e."
+    ),
     "one storage over and over": lambda: torch_legacy(
         b"\x80\x02" + reference(b"0") + b".", b"\x80\x02](X\1\0\0\x000q\0" + b"h\0" * 500_000 + b"e."
     ),
     "a long integer": lambda: torch_zip(b"\x80\x02\x8b" + struct.pack("<I", LONG) + b"\xff" * LONG + b"."),
     "lists in JSON": lambda: safetensors(b'{"a":' + b"[" * LONG),
     "many lists in JSON": lambda: safetensors(b'{"a":[' + b"[]," * (LONG // 3) + b"[]]}"),
+    "more lists in JSON than a header has": lambda: safetensors(b'{"a":[' + b"[]," * (12 * MIB) + b"[]]}"),
     "a long number in JSON": lambda: safetensors(b'{"a":' + b"9" * LONG + b"}"),
     "many tensors in JSON": lambda: safetensors(
         b"{" + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % n for n in range(120_000)) + b"}"
@@ -103,6 +155,7 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
     "words in GGUF": lambda: (
         b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + struct.pack("<QIIQ", 0, 9, 8, 1 << 60) + bytes(40 * MIB)
     ),
+    "a long name in GGUF": lambda: b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 20 * MIB) + bytes(20 * MIB),
     "values in GGUF": lambda: b"GGUF" + struct.pack("<IQQ", 3, 1, 1 << 17) + struct.pack("<QIB", 0, 0, 0) * (1 << 17),
     "tensors in GGUF": lambda: b"GGUF" + struct.pack("<IQQ", 3, 1 << 17, 0) + bytes(24) * (1 << 17),
     "a header that goes on in itself": lambda: hdf5(0x10, 80, 20, b""),
@@ -122,15 +175,46 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
     "names in a tree of itself": lambda: hdf5_group(
         b"BTIN" + bytes(2) + bytes(11) * 300 + struct.pack("<QHHI", 400, 300, 300, 0) * 400
     ),
+    "a large node of names": lambda: hdf5_group(b"BTLF" + bytes(2) + bytes(LONG), LONG, 65_000),
+    "long paths in HDF5": lambda: hdf5_chain(20, lambda at: symbols(at, 50_000)),
+    "the same names over and over": lambda: hdf5(0x11, 132, 100, (
+        b"HEAP" + struct.pack("<IQQQ", 0, 2000, 0, 1000)
+        + (b"TREE" + struct.pack("<BBHQQQ", 0, 1, 20, 0, 0, 0) + struct.pack("<QQ", 3000, 0) * 20).ljust(868, b"\0")
+        + b"n" * 2000
+        + b"SNOD" + struct.pack("<HH", 1, 65_535) + struct.pack("<QQQQQ", 0, 70, 0, 0, 0) * 65_535
+    )),
     "names without an end": lambda: hdf5(0x11, 132, 100, (
         b"HEAP" + struct.pack("<IQQQ", 0, MIB, 0, 100)
         + b"SNOD" + struct.pack("<HH", 1, 65_535) + struct.pack("<QQQQQ", 132, 70, 0, 0, 0) * 65_535
     )),
+    "many lengths": lambda: (
+        b"\x93NUMPY\2\0" + struct.pack("<I", 4 * (LONG // 4) + 58)
+        + b"{'descr': '<f8', 'fortran_order': False, 'shape': (" + b"999," * (LONG // 4) + b"), }\n"
+    ),
     "a number as long as a line": lambda: (
         b"\x93NUMPY\2\0" + struct.pack("<I", 16000) + b"{'descr': '<f8', 'fortran_order': False, 'shape': ("
         + b"9" * 15000 + b",), }\n"
     ),
 }  # fmt: skip
+
+
+def walked(data: bytes) -> tuple[int, int]:
+    """Return how many requests a walk makes as far as it follows a file being written, and the bytes of the largest."""
+    steps = walk()
+    count = largest = reached = 0
+    try:
+        step = next(steps)
+        while True:
+            if isinstance(step, Tensor):
+                step = next(steps)
+                continue
+            if step.offset < reached:
+                break
+            count, largest, reached = count + 1, max(largest, step.size), step.offset
+            step = steps.send(data[step.offset : step.offset + step.size])
+    except (StopIteration, MalformedError):
+        pass
+    return count, largest
 
 
 def main(kind: str) -> None:

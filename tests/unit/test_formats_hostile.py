@@ -1,22 +1,30 @@
 """Files that were damaged or made to do harm: nothing but a layout inside the file, or none, and at a bounded cost."""
 
 import random
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptfs.config import MIB
 from ckptfs.formats import TensorCuts, parse
+from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError
+from ckptfs.formats.pickled import read_pickle
 from ckptfs.formats.recognise import READ_BYTES_MAX
-from tests.unit.checkpoint_files import MAKERS, checkpoint_file
-from tests.unit.harmful_files import HARMFUL
+from ckptfs.formats.torch_state import read_storages
+from tests.unit.checkpoint_files import MAKERS, checkpoint_file, layout_of
+from tests.unit.harmful_files import HARMFUL, reference, torch_legacy, walked
 
 MUTATIONS = 300
 SECONDS_MAX = 10.0
 MEBIBYTES_MAX = 256.0
+WALK_REQUESTS_MAX = 1 << 20
+"""Of a walk that follows a file being written, which nobody else bounds."""
 EDGES = [0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 62, (1 << 64) - 1]
 
 
@@ -104,6 +112,22 @@ def test_files_made_to_do_harm_are_parsed_at_a_bounded_cost(kind: str) -> None:
     assert mebibytes < MEBIBYTES_MAX
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "an old pickle longer than any header",
+        "more lists in JSON than a header has",
+        "members without a size",
+        "many members",
+        "a long name in GGUF",
+    ],
+)
+def test_a_walk_of_a_file_that_is_being_written_bounds_itself(kind: str) -> None:
+    requests, largest = walked(HARMFUL[kind]())
+    assert requests <= WALK_REQUESTS_MAX
+    assert largest <= HEADER_SIZE_MAX
+
+
 @pytest.mark.parametrize("kind", ["a list in itself", "many members", "long keys", "tensors in GGUF"])
 def test_files_made_to_do_harm_give_a_layout_inside_the_file_or_none(kind: str) -> None:
     check(HARMFUL[kind]())
@@ -112,3 +136,53 @@ def test_files_made_to_do_harm_give_a_layout_inside_the_file_or_none(kind: str) 
 def test_a_file_said_to_be_huge_is_not_read() -> None:
     for kind in MAKERS:
         check(checkpoint_file(kind).data, 1 << 62)
+
+
+@pytest.mark.parametrize("pickle", [b".", b"h\5.", b"NN\x93.", b"NK\1a.", b"(e.", b"cmodule\n", b"cmodule\nname"])
+def test_a_pickle_that_does_not_hold_is_malformed(pickle: bytes) -> None:
+    with pytest.raises(MalformedError):
+        read_pickle(b"\x80\2" + pickle)
+
+
+@pytest.mark.parametrize("count", [-1, 1 << 62])
+def test_a_storage_of_an_impossible_size_is_malformed(count: int) -> None:
+    packed = b"\x8a\x08" + struct.pack("<q", count)
+    with pytest.raises(MalformedError):
+        read_storages(read_pickle(b"\x80\2" + reference(b"0").replace(b"K\x10", packed) + b".")[0])
+
+
+@pytest.mark.parametrize(
+    ("keys", "count", "found"), [(b"](X\1\0\0\x000e.", 16, 1), (b"](X\1\0\0\x000e.", 7, 0), (b"N.", 16, 0)]
+)
+def test_an_old_file_whose_keys_or_counts_are_others_is_not_believed(keys: bytes, count: int, found: int) -> None:
+    data = torch_legacy(b"\x80\2" + reference(b"0") + b".", b"\x80\2" + keys)
+    data = data[:-64] + struct.pack("<Q", count) + data[-64:]
+    assert len(layout_of(data) or ()) == found
+
+
+def gguf(values: bytes = b"", value_count: int = 0, tensors: int = 1, lengths: tuple[int, ...] = (0,)) -> bytes:
+    """Return a file with some values, and tensors without items."""
+    entry = struct.pack(f"<QI{len(lengths)}QIQ", 0, len(lengths), *lengths, 0, 0)
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, value_count) + values + entry * tensors + bytes(64)
+
+
+ALIGNMENT = struct.pack("<Q17sI", 17, b"general.alignment", 4)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (gguf, 1),
+        (lambda: gguf(tensors=(1 << 17) + 1), 0),
+        (lambda: gguf(struct.pack("<QIB", 0, 0, 0) * (1 << 17), 1 << 17), 1),
+        (lambda: gguf(struct.pack("<QIB", 0, 0, 0) * ((1 << 17) + 1), (1 << 17) + 1), 0),
+        (lambda: gguf(lengths=(0,) * 8), 1),
+        (lambda: gguf(lengths=(0,) * 9), 0),
+        (lambda: gguf(struct.pack("<QIIQ", 0, 9, 0, 31 * MIB) + bytes(31 * MIB), 1), 1),
+        (lambda: gguf(struct.pack("<QIIQ", 0, 9, 0, 32 * MIB) + bytes(32 * MIB), 1), 0),
+        (lambda: gguf(ALIGNMENT + struct.pack("<I", 64), 1), 1),
+        (lambda: gguf(ALIGNMENT + struct.pack("<I", 0), 1), 0),
+    ],
+)
+def test_the_header_of_a_gguf_file_is_bounded(data: Callable[[], bytes], found: int) -> None:
+    assert len(layout_of(data()) or ()) == found

@@ -2,7 +2,7 @@
 
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -90,3 +90,126 @@ def test_a_branch_that_leads_away_from_rows_is_named(index: Path, byte: bytes) -
             found.append(damage_of(index, Disk()))
     assert any(found)
     assert all(said is None or "belong" in said or "in order" in said for said in found)
+
+
+def pages_like(whole: bytes, flags: int) -> Iterator[int]:
+    """Yield where the pages with just these flags begin; some are free by now."""
+    yield from (at for at in range(0, len(whole), PAGE) if struct.unpack_from("<H", whole, at + 10)[0] == flags)
+
+
+def newest_meta(whole: bytes) -> int:
+    """Return where the page begins that says what counts."""
+    return max((0, PAGE), key=lambda at: int(struct.unpack_from("<Q", whole, at + 144)[0]))
+
+
+FREE, MAIN = 40, 88
+"""Where in a meta page the two trees are described."""
+
+
+@pytest.mark.parametrize(
+    ("at", "kind", "value", "said"),
+    [
+        (16, "I", 1, "meta page"),
+        (20, "I", 2, "meta page"),
+        (10, "H", 0, "meta page"),
+        (136, "Q", 1 << 40, "shorter than it says"),
+        (136, "Q", 5, "met where it cannot be"),
+        *((tree + 4, "H", 0x10, "of another kind") for tree in (FREE, MAIN)),
+        *((tree + 6, "H", 0, "too deep") for tree in (FREE, MAIN)),
+        *((tree + 6, "H", 33, "too deep") for tree in (FREE, MAIN)),
+        *((tree + at, "Q", 77, "other pages or rows") for tree in (FREE, MAIN) for at in (8, 16, 24, 32)),
+        *((tree + 40, "Q", at, "met where it cannot be") for tree in (FREE, MAIN) for at in (0, 1, 1 << 40)),
+        *((tree + 40, "Q", (1 << 64) - 1, "an empty tree has rows") for tree in (FREE, MAIN)),
+    ],
+)
+def test_a_meta_page_that_says_something_else_is_named(index: Path, at: int, kind: str, value: int, said: str) -> None:
+    data = bytearray(index.read_bytes())
+    struct.pack_into(f"<{kind}", data, newest_meta(data) + at, value)
+    index.write_bytes(data)
+    assert said in (damage_of(index, Disk()) or "")
+
+
+def test_pages_of_a_size_that_lmdb_does_not_have_are_named(index: Path) -> None:
+    data = bytearray(index.read_bytes())
+    struct.pack_into("<I", data, FREE, 1 << 31)
+    index.write_bytes(data)
+    assert "meta page" in (damage_of(index, Disk()) or "")
+
+
+BRANCH, LEAF, OVERFLOW, PACKED_LEAF = 1, 2, 4, 0x22
+
+
+def set_in_page(at: int, kind: str, value: int) -> Callable[[bytearray, int], None]:
+    """Return what sets a number of a page."""
+    return lambda data, page: struct.pack_into(f"<{kind}", data, page + at, value)
+
+
+def set_in_row(at: int, kind: str, value: int) -> Callable[[bytearray, int], None]:
+    """Return what sets a number of the first row of a page."""
+
+    def change(data: bytearray, page: int) -> None:
+        struct.pack_into(f"<{kind}", data, page + struct.unpack_from("<H", data, page + 16)[0] + at, value)
+
+    return change
+
+
+def swap(at: int, size: int) -> Callable[[bytearray, int], None]:
+    """Return what swaps two neighbours of a size."""
+
+    def change(data: bytearray, page: int) -> None:
+        first, second = page + at, page + at + size
+        data[first : second + size] = data[second : second + size] + data[first:second]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("flags", "change", "said"),
+    [
+        (LEAF, set_in_page(0, "Q", 3), "is not there"),
+        (BRANCH, set_in_page(10, "H", LEAF), "of another kind"),
+        (BRANCH, set_in_page(10, "H", 0), "of another kind"),
+        (LEAF, set_in_page(10, "H", BRANCH), "of another kind"),
+        (LEAF, set_in_page(10, "H", 0), "of another kind"),
+        (LEAF, set_in_page(12, "H", 16), "of another kind"),
+        (LEAF, set_in_page(12, "H", 0xFFF0), "too many rows"),
+        (LEAF, set_in_page(16, "H", 4), "does not lie in it"),
+        (LEAF, set_in_row(0, "H", 0xFFF), "does not lie in it"),
+        (LEAF, set_in_row(6, "H", 0xFFF), "does not lie in it"),
+        (LEAF, set_in_row(4, "H", 4), "packed rows"),
+        (LEAF, swap(16, 2), "not in order"),
+        (BRANCH, set_in_row(0, "H", 0), "met where it cannot be"),
+        (OVERFLOW, set_in_page(10, "H", 0), "the value that it should be"),
+        (OVERFLOW, set_in_page(12, "I", 1), "the value that it should be"),
+        (OVERFLOW, set_in_page(12, "I", 3), "the value that it should be"),
+        (PACKED_LEAF, set_in_page(8, "H", 0), "too many rows"),
+        (PACKED_LEAF, set_in_page(8, "H", 0xFFF), "too many rows"),
+        (PACKED_LEAF, set_in_page(16, "Q", 0), "not in order"),
+        (PACKED_LEAF, swap(16, 32), "not in order"),
+        (LEAF, set_in_row(4, "H", 0), "a table is no table"),
+    ],
+)
+def test_a_page_that_does_not_hold_is_named(
+    index: Path, flags: int, change: Callable[[bytearray, int], None], said: str
+) -> None:
+    whole = index.read_bytes()
+    found = set()
+    for page in pages_like(whole, flags):
+        data = bytearray(whole)
+        change(data, page)
+        index.write_bytes(data)
+        found.add(damage_of(index, Disk()) or "")
+        if any(said in each for each in found):
+            return
+    pytest.fail(f"said was {found}")
+
+
+@pytest.mark.parametrize(("at", "value"), [(0, 1000), (8, 2)])
+def test_a_list_of_free_pages_that_is_not_one_is_named(index: Path, at: int, value: int) -> None:
+    data = bytearray(index.read_bytes())
+    root = PAGE * struct.unpack_from("<Q", data, newest_meta(data) + FREE + 40)[0]
+    row = root + struct.unpack_from("<H", data, root + 16)[0]
+    assert struct.unpack_from("<HH", data, row + 4) == (0, 8), "a row of a leaf, with the list in it"
+    struct.pack_into("<Q", data, row + 16 + at, value)
+    index.write_bytes(data)
+    assert (damage_of(index, Disk()) or "").startswith("a list of free pages" if at == 0 else "page 2 is met")
