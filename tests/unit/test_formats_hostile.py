@@ -186,3 +186,15 @@ ALIGNMENT = struct.pack("<Q17sI", 17, b"general.alignment", 4)
 )
 def test_the_header_of_a_gguf_file_is_bounded(data: Callable[[], bytes], found: int) -> None:
     assert len(layout_of(data()) or ()) == found
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: torch_legacy(b"\x80\2(", b"")[:-64],
+        lambda: gguf(tensors=1000)[:100],
+    ],
+)
+def test_a_file_that_ends_in_its_header_is_asked_for_no_more(data: Callable[[], bytes]) -> None:
+    requests, _ = walked(data())
+    assert requests < 10

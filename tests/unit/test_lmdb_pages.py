@@ -204,12 +204,46 @@ def test_a_page_that_does_not_hold_is_named(
     pytest.fail(f"said was {found}")
 
 
-@pytest.mark.parametrize(("at", "value"), [(0, 1000), (8, 2)])
-def test_a_list_of_free_pages_that_is_not_one_is_named(index: Path, at: int, value: int) -> None:
+def test_a_page_that_is_there_in_part_is_named(index: Path) -> None:
+    whole = index.read_bytes()
+    for page in range(len(whole) // PAGE - 1, 1, -1):
+        index.write_bytes(whole[: (page + 1) * PAGE - 1])
+        if said := damage_of(index, Disk()):  # the last one that counts
+            assert said == f"page {page} is not there"
+            return
+
+
+def test_a_large_value_whose_end_is_missing_is_named(index: Path) -> None:
+    whole = index.read_bytes()
+    count = len(whole) // PAGE
+    for page in pages_like(whole, LEAF):
+        (lower,) = struct.unpack_from("<H", whole, page + 12)
+        for (pointer,) in struct.iter_unpack("<H", whole[page + 16 : page + lower]):
+            size, flags, key_size = struct.unpack_from("<IHH", whole, page + pointer)
+            if flags & 1 and size > PAGE:
+                at = page + pointer + 8 + key_size
+                (first,) = struct.unpack_from("<Q", whole, at)
+                data = bytearray(whole) + whole[first * PAGE : (first + 2) * PAGE]
+                struct.pack_into("<Q", data, at, count)  # it lies behind all else now
+                struct.pack_into("<Q", data, count * PAGE, count)
+                struct.pack_into("<Q", data, newest_meta(whole) + 136, count + 1)
+                index.write_bytes(data)
+                assert damage_of(index, Disk()) is None
+                index.write_bytes(data[:-PAGE])
+                if damage_of(index, Disk()) == f"page {count} is not there":
+                    return
+    pytest.fail("no leaf that counts has a large value")
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "said"),
+    [(16, 1000, "a list of free pages"), (24, 2, "page 2 is met"), (0, 0, "a list of free pages")],
+)
+def test_a_list_of_free_pages_that_is_not_one_is_named(index: Path, at: int, value: int, said: str) -> None:
     data = bytearray(index.read_bytes())
     root = PAGE * struct.unpack_from("<Q", data, newest_meta(data) + FREE + 40)[0]
     row = root + struct.unpack_from("<H", data, root + 16)[0]
     assert struct.unpack_from("<HH", data, row + 4) == (0, 8), "a row of a leaf, with the list in it"
-    struct.pack_into("<Q", data, row + 16 + at, value)
+    struct.pack_into("<I" if at == 0 else "<Q", data, row + at, value)
     index.write_bytes(data)
-    assert (damage_of(index, Disk()) or "").startswith("a list of free pages" if at == 0 else "page 2 is met")
+    assert (damage_of(index, Disk()) or "").startswith(said)
