@@ -161,8 +161,8 @@ def _symbol_table(data: bytes) -> Generator[Request, bytes, list[_Link]]:
         if magic == b"SNOD" and len(links) + count <= _OBJECTS_MAX:
             entries = yield from take(address + 8, _ENTRY.size * count)
             for name_offset, target in _ENTRY.iter_unpack(entries):
-                end = names.find(b"\0", name_offset, name_offset + _PATH_SIZE_MAX)
-                links.append(_Link(names[name_offset:end].decode("utf-8", "replace"), target))
+                name = names[name_offset : name_offset + _PATH_SIZE_MAX].partition(b"\0")[0]
+                links.append(_Link(name.decode("utf-8", "replace"), target))
         elif magic == b"TREE" and len(nodes) + count <= _OBJECTS_MAX:
             pairs = yield from take(address + 32, 16 * count)  # of a child and the key behind it
             nodes += struct.unpack(f"<{2 * count}Q", pairs)[::2]

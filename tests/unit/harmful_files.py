@@ -87,11 +87,11 @@ def hdf5_chain(depth: int, rest: Callable[[int], bytes]) -> bytes:
     return data + rest(len(data))
 
 
-def symbols(at: int, targets: int) -> bytes:
-    """Return a group of that many objects at `at`, whose names have no character."""
+def symbols(at: int, targets: int, first: int = 1 << 40) -> bytes:
+    """Return a group at `at` of that many objects, one behind the other, whose names have no character."""
     heap, node = at + 40, at + 100
     header = b"OHDR\2\2" + struct.pack("<IBHBQQ", 20, 0x11, 16, 0, node, heap)
-    entries = b"".join(struct.pack("<QQ24x", 0, (1 << 40) + number) for number in range(targets))
+    entries = b"".join(struct.pack("<QQ24x", 0, first + number) for number in range(targets))
     names = (header.ljust(40, b"\0") + b"HEAP" + struct.pack("<IQQQ", 0, 1, 0, at + 90)).ljust(100, b"\0")
     return names + b"SNOD" + struct.pack("<HH", 1, targets) + entries
 
@@ -182,6 +182,10 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
         + (b"TREE" + struct.pack("<BBHQQQ", 0, 1, 20, 0, 0, 0) + struct.pack("<QQ", 3000, 0) * 20).ljust(868, b"\0")
         + b"n" * 2000
         + b"SNOD" + struct.pack("<HH", 1, 65_535) + struct.pack("<QQQQQ", 0, 70, 0, 0, 0) * 65_535
+    )),
+    "long names without an end": lambda: hdf5(0x11, 132, 100, (
+        b"HEAP" + struct.pack("<IQQQ", 0, LONG, 0, 140 + 40 * 65_535)
+        + b"SNOD" + struct.pack("<HH", 1, 65_535) + struct.pack("<QQQQQ", 0, 70, 0, 0, 0) * 65_535 + b"n" * LONG
     )),
     "names without an end": lambda: hdf5(0x11, 132, 100, (
         b"HEAP" + struct.pack("<IQQQ", 0, MIB, 0, 100)

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,12 @@ from hypothesis import strategies as st
 
 from ckptfs.config import MIB
 from ckptfs.formats import TensorCuts, parse
-from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError
+from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError, Request
 from ckptfs.formats.pickled import read_pickle
-from ckptfs.formats.recognise import READ_BYTES_MAX
+from ckptfs.formats.recognise import READ_BYTES_MAX, walk
 from ckptfs.formats.torch_state import read_storages
 from tests.unit.checkpoint_files import MAKERS, checkpoint_file, layout_of
-from tests.unit.harmful_files import HARMFUL, reference, torch_legacy, walked
+from tests.unit.harmful_files import HARMFUL, hdf5_chain, reference, symbols, torch_legacy, walked
 
 MUTATIONS = 300
 SECONDS_MAX = 10.0
@@ -198,3 +199,33 @@ def test_the_header_of_a_gguf_file_is_bounded(data: Callable[[], bytes], found: 
 def test_a_file_that_ends_in_its_header_is_asked_for_no_more(data: Callable[[], bytes]) -> None:
     requests, _ = walked(data())
     assert requests < 10
+
+
+def hdf5_object(*messages: tuple[int, bytes]) -> bytes:
+    """Return the header of an object with messages of some kinds."""
+    data = b"".join(struct.pack("<BHB", kind, len(message), 0) + message for kind, message in messages)
+    return b"OHDR\2\2" + struct.pack("<I", len(data)) + data
+
+
+@pytest.mark.parametrize("kind", [0x02, 0x06, 0x10, 0x11])
+def test_an_hdf5_message_that_is_cut_short_is_no_link(kind: int) -> None:
+    data = hdf5_chain(0, lambda _: hdf5_object((kind, b""))) + bytes(64)
+    assert layout_of(data) is None
+
+
+def test_the_objects_of_an_hdf5_file_are_bounded() -> None:
+    def groups(at: int) -> bytes:
+        first = at + 100
+        second = first + len(symbols(first, 40_000))
+        links = [(6, struct.pack("<BBB", 1, 0, 1) + b"x" + struct.pack("<Q", target)) for target in (first, second)]
+        return hdf5_object(*links).ljust(100, b"\0") + symbols(first, 40_000) + symbols(second, 40_000, 1 << 41)
+
+    data = hdf5_chain(0, groups)
+    steps = walk()
+    step = next(steps)
+    count = 0
+    with suppress(StopIteration, MalformedError):
+        while isinstance(step, Request):
+            count += 1
+            step = steps.send(data[step.offset : step.offset + step.size])
+    assert 1 << 16 < count < (1 << 16) + 100
