@@ -220,12 +220,31 @@ def test_the_objects_of_an_hdf5_file_are_bounded() -> None:
         links = [(6, struct.pack("<BBB", 1, 0, 1) + b"x" + struct.pack("<Q", target)) for target in (first, second)]
         return hdf5_object(*links).ljust(100, b"\0") + symbols(first, 40_000) + symbols(second, 40_000, 1 << 41)
 
-    data = hdf5_chain(0, groups)
+    assert 1 << 16 < requests_of(hdf5_chain(0, groups)) < (1 << 16) + 100
+
+
+def requests_of(data: bytes) -> int:
+    """Return how many requests a walk makes, 200,000 at most."""
     steps = walk()
     step = next(steps)
-    count = 0
+    count = 1
     with suppress(StopIteration, MalformedError):
-        while isinstance(step, Request):
-            count += 1
+        while count < 200_000:
+            assert isinstance(step, Request)
             step = steps.send(data[step.offset : step.offset + step.size])
-    assert 1 << 16 < count < (1 << 16) + 100
+            count += 1
+    return count
+
+
+def test_a_group_in_itself_is_looked_at_once() -> None:
+    itself = hdf5_chain(0, lambda at: hdf5_object((6, struct.pack("<BBBQ", 1, 0, 0, at))))
+    assert requests_of(itself + bytes(64)) < 10
+
+
+@pytest.mark.parametrize(("others", "found"), [(4093, 1), (4094, 0)])
+def test_the_messages_of_an_hdf5_object_are_bounded(others: int, found: int) -> None:
+    space = (1, struct.pack("<BBBxxxxxQ", 1, 1, 0, 4))
+    kind = (3, struct.pack("<BBBBIHHBBBBI", 0x11, 0x20, 0x1F, 0, 4, 0, 32, 23, 8, 0, 23, 127))
+    layout = (8, struct.pack("<BBQQ", 3, 1, 20_000, 16))
+    data = hdf5_chain(0, lambda _: hdf5_object(*[(0, b"")] * others, space, kind, layout)).ljust(21_000, b"\0")
+    assert len(layout_of(data) or ()) == found
