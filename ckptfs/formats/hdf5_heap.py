@@ -92,7 +92,7 @@ def _heap_ids(tree: Address, id_size: int) -> Generator[Request, bytes, list[byt
     found: list[bytes] = []
     nodes = [(root, count, depth)]
     for address, count, level in nodes:
-        if len(found) + count > _LINKS_MAX or len(nodes) > _LINKS_MAX:
+        if len(found) + count > _LINKS_MAX:  # and so many nodes, nearly: a node has one child more than records
             raise MalformedError("too many links")
         node = yield from take(address, node_size)
         end = _NODE_HEAD + count * record_size

@@ -55,7 +55,7 @@ def hdf5_dataset(rest: bytes) -> bytes:
     return (superblock + header).ljust(300, b"\0") + rest
 
 
-def hdf5_group(rest: bytes, node_size: int = 1 << 13, count: int = 300) -> bytes:
+def hdf5_group(rest: bytes, node_size: int, depth: int, count: int) -> bytes:
     """Return a file whose root is a group with a heap of links; `rest` (at 400) is the tree of their names.
 
     Its root has the count of names.
@@ -64,7 +64,7 @@ def hdf5_group(rest: bytes, node_size: int = 1 << 13, count: int = 300) -> bytes
     superblock = b"\x89HDF\r\n\x1a\n\2\x08\x08\0" + struct.pack("<QQQQ", 0, 0, 0, 70) + bytes(26)
     header = b"OHDR\2\2" + struct.pack("<IBHB", 4 + len(info), 2, len(info), 0) + info
     heap = b"FRHP" + struct.pack("<xHH101xHQQHxxQH", 7, 0, 4, 512, 1 << 16, 32, 300, 0)
-    tree = b"BTHD" + struct.pack("<xBIHHxxQH", 5, node_size, 11, 8 if count == 300 else 0, 400, count)
+    tree = b"BTHD" + struct.pack("<xBIHHxxQH", 5, node_size, 11, depth, 400, count)
     return (((superblock + header).ljust(110, b"\0") + heap).ljust(270, b"\0") + tree).ljust(400, b"\0") + rest
 
 
@@ -172,10 +172,11 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
         + b"TREE" + struct.pack("<BBHQQ", 1, 0, 60_000, 0, 0)
         + b"".join(struct.pack("<8xQ8xQ", number, 1 << 20) for number in range(60_000))
     ),
-    "names in a tree of itself": lambda: hdf5_group(
-        b"BTIN" + bytes(2) + bytes(11) * 300 + struct.pack("<QHHI", 400, 300, 300, 0) * 400
+    "names in one leaf over and over": lambda: hdf5_group(
+        (b"BTIN" + bytes(2) + bytes(11) * 300 + struct.pack("<QH", 400 + (1 << 13), 743) * 301).ljust(1 << 13, b"\0")
+        + (b"BTLF" + bytes(2) + bytes(11) * 743).ljust(1 << 13, b"\0"), 1 << 13, 1, 300
     ),
-    "a large node of names": lambda: hdf5_group(b"BTLF" + bytes(2) + bytes(LONG), LONG, 65_000),
+    "a large node of names": lambda: hdf5_group(b"BTLF" + bytes(2) + bytes(LONG), LONG, 0, 65_000),
     "long paths in HDF5": lambda: hdf5_chain(20, lambda at: symbols(at, 50_000)),
     "the same names over and over": lambda: hdf5(0x11, 132, 100, (
         b"HEAP" + struct.pack("<IQQQ", 0, 2000, 0, 1000)
@@ -191,10 +192,6 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
         b"HEAP" + struct.pack("<IQQQ", 0, MIB, 0, 100)
         + b"SNOD" + struct.pack("<HH", 1, 65_535) + struct.pack("<QQQQQ", 132, 70, 0, 0, 0) * 65_535
     )),
-    "many lengths": lambda: (
-        b"\x93NUMPY\2\0" + struct.pack("<I", 4 * (LONG // 4) + 58)
-        + b"{'descr': '<f8', 'fortran_order': False, 'shape': (" + b"999," * (LONG // 4) + b"), }\n"
-    ),
     "a number as long as a line": lambda: (
         b"\x93NUMPY\2\0" + struct.pack("<I", 16000) + b"{'descr': '<f8', 'fortran_order': False, 'shape': ("
         + b"9" * 15000 + b",), }\n"

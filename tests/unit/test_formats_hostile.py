@@ -5,7 +5,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ckptfs.config import MIB
 from ckptfs.formats import TensorCuts, parse
+from ckptfs.formats.hdf5_heap import heap_links
 from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError, Request
 from ckptfs.formats.pickled import read_pickle
 from ckptfs.formats.recognise import READ_BYTES_MAX, walk
@@ -220,16 +221,17 @@ def test_the_objects_of_an_hdf5_file_are_bounded() -> None:
         links = [(6, struct.pack("<BBB", 1, 0, 1) + b"x" + struct.pack("<Q", target)) for target in (first, second)]
         return hdf5_object(*links).ljust(100, b"\0") + symbols(first, 40_000) + symbols(second, 40_000, 1 << 41)
 
-    assert 1 << 16 < requests_of(hdf5_chain(0, groups)) < (1 << 16) + 100
+    limit = (1 << 16) + 100
+    assert 1 << 16 < requests_of(hdf5_chain(0, groups), limit) < limit
 
 
-def requests_of(data: bytes) -> int:
-    """Return how many requests a walk makes, 200,000 at most."""
+def requests_of(data: bytes, limit: int) -> int:
+    """Return how many requests a walk makes, as far as that is no more than a limit."""
     steps = walk()
     step = next(steps)
     count = 1
     with suppress(StopIteration, MalformedError):
-        while count < 200_000:
+        while count <= limit:
             assert isinstance(step, Request)
             step = steps.send(data[step.offset : step.offset + step.size])
             count += 1
@@ -238,7 +240,36 @@ def requests_of(data: bytes) -> int:
 
 def test_a_group_in_itself_is_looked_at_once() -> None:
     itself = hdf5_chain(0, lambda at: hdf5_object((6, struct.pack("<BBBQ", 1, 0, 0, at))))
-    assert requests_of(itself + bytes(64)) < 10
+    assert requests_of(itself + bytes(64), 10) < 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [
+        ("a header that goes on in itself", 5000),
+        ("a tree of itself", 12),
+        ("pieces in a tree of itself", 12),
+        ("many pieces", 20),
+        ("names in one leaf over and over", 150),
+    ],
+)
+def test_a_tree_of_hdf5_is_followed_no_further_than_it_may_have(kind: str, limit: int) -> None:
+    assert requests_of(HARMFUL[kind](), limit) < limit
+
+
+@pytest.mark.parametrize(
+    ("rows", "node_size", "depth", "is_taken"),
+    [(0, 8192, 8, True), (0, 8193, 8, False), (0, 8192, 9, False), (32, 8192, 8, True), (33, 8192, 8, False)],
+)
+def test_a_heap_larger_than_any_group_is_malformed(rows: int, node_size: int, depth: int, is_taken: bool) -> None:
+    answers = [b"FRHP" + struct.pack("<xHH101xHQQHxxQH", 7, 0, 4, 512, 1 << 16, 32, 300, rows)]
+    answers += [bytes(32 * rows)] if rows else []
+    answers += [b"BTHD" + struct.pack("<xBIHHxxQH", 5, node_size, 11, depth, 400, 0), b"BTIN".ljust(node_size, b"\0")]
+    steps = heap_links(struct.pack("<BBQQ", 0, 0, 110, 270))
+    next(steps)
+    with nullcontext() if is_taken else pytest.raises(MalformedError):
+        for answer in answers:
+            steps.send(answer)
 
 
 @pytest.mark.parametrize(("others", "found"), [(4093, 1), (4094, 0)])
@@ -247,4 +278,25 @@ def test_the_messages_of_an_hdf5_object_are_bounded(others: int, found: int) -> 
     kind = (3, struct.pack("<BBBBIHHBBBBI", 0x11, 0x20, 0x1F, 0, 4, 0, 32, 23, 8, 0, 23, 127))
     layout = (8, struct.pack("<BBQQ", 3, 1, 20_000, 16))
     data = hdf5_chain(0, lambda _: hdf5_object(*[(0, b"")] * others, space, kind, layout)).ljust(21_000, b"\0")
+    assert len(layout_of(data) or ()) == found
+
+
+@pytest.mark.parametrize(("offset", "found"), [(0, 1), (511, 1), (512, 0), (1 << 31, 0)])
+def test_a_link_outside_of_its_heap_is_not_read(offset: int, found: int) -> None:
+    heap = b"FRHP" + struct.pack("<xHH101xHQQHxxQH", 7, 0, 4, 512, 1 << 16, 32, 300, 0)
+    tree = b"BTHD" + struct.pack("<xBIHHxxQH", 5, 8192, 11, 0, 400, 1)
+    steps = heap_links(struct.pack("<BBQQ", 0, 0, 110, 270))
+    next(steps)
+    links = []
+    with suppress(StopIteration):
+        steps.send(heap)
+        steps.send(tree)
+        links.append(steps.send((b"BTLF" + bytes(6 + 1) + struct.pack("<I", offset)).ljust(8192, b"\0")))
+    assert links == [Request(300 + offset, 1100)][:found]
+
+
+@pytest.mark.parametrize(("size", "found"), [(1 << 14, 1), ((1 << 14) + 1, 0)])
+def test_the_header_of_an_array_is_bounded(size: int, found: int) -> None:
+    text = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }"
+    data = b"\x93NUMPY\2\0" + struct.pack("<I", size) + text.ljust(size - 1) + b"\n" + bytes(8)
     assert len(layout_of(data) or ()) == found
