@@ -121,7 +121,7 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
         + nested(b"h\0", 60, references(1)) + b"."
     ),
     "deep paths without a name": lambda: torch_zip(
-        b"\x80\x02" + nested(b"X\0\0\0\0", 100_000, references(5_000)) + b"."
+        b"\x80\x02" + nested(b"X\0\0\0\0", 150_000, references(10_000)) + b"."
     ),
     "a key of itself, doubled": lambda: torch_zip(b"\x80\x02})" + b"2\x86" * 28 + reference(b"0") + b"s."),
     "a key of a long integer": lambda: torch_zip(

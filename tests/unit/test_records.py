@@ -117,3 +117,36 @@ def test_a_row_that_ends_behind_its_record_is_refused() -> None:
     record = joined(records.build(RecordType.METADATA, 1, xxhash.xxh3_128_digest(raw, SEED), len(raw), 0, raw))
     with pytest.raises(DamagedError, match="ends behind"):
         records.parse_metadata(parsed(record), SEED)
+
+
+@pytest.mark.parametrize(
+    ("raw", "payload", "encoding", "size_said", "said"),
+    [
+        (records.METADATA_PREFIX.pack(1, 0, 0) + b"abc", None, 0, None, "ends behind"),
+        (bytes(1000), b"no frame of zstd", 1, 1000, "cannot be decompressed"),
+        (bytes(1000), zstandard.compress(bytes(1000))[:-3], 1, 1000, "cannot be decompressed"),
+        (bytes(1000), None, 0, 1001, "another size"),
+        (bytes(1000), None, 2, 1000, "which it cannot have"),
+    ],
+)
+def test_metadata_that_does_not_hold_is_refused(
+    raw: bytes, payload: bytes | None, encoding: int, size_said: int | None, said: str
+) -> None:
+    chunk_id = xxhash.xxh3_128_digest(raw, SEED)
+    size = len(raw) if size_said is None else size_said
+    record = records.build(RecordType.METADATA, 1, chunk_id, size, encoding, raw if payload is None else payload)
+    with pytest.raises(DamagedError, match=said):
+        records.parse_metadata(parsed(joined(record)), SEED)
+
+
+def test_what_has_another_type_size_or_magic_is_no_pack_header() -> None:
+    payload = records.PACK_PAYLOAD.pack(1, 0, 99)
+    assert records.is_pack_header(parsed(joined(records.build(RecordType.PACK, 4, bytes(16), 16, 0, payload))), 4, 99)
+    other = joined(records.build(RecordType.CHUNK, 4, bytes(16), 16, 0, payload))
+    assert not records.is_pack_header(parsed(other), 4, 99)
+    assert not records.is_pack_header(
+        parsed(joined(records.build(RecordType.PACK, 4, bytes(16), 8, 0, bytes(8)))), 4, 99
+    )
+    head = b"ckR2" + other[4 : records.HEADER.size]
+    check = records.HEADER_CHECK.pack(xxhash.xxh3_64_intdigest(head) & 0xFFFFFFFF)
+    assert records.parse_header(head + check) is None
