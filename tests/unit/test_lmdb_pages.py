@@ -211,6 +211,7 @@ def test_a_page_that_is_there_in_part_is_named(index: Path) -> None:
         if said := damage_of(index, Disk()):  # the last one that counts
             assert said == f"page {page} is not there"
             return
+    pytest.fail("no page counts")
 
 
 def test_a_large_value_whose_end_is_missing_is_named(index: Path) -> None:
