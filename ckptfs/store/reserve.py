@@ -6,6 +6,7 @@ what is written. After a crash the file is there, or is made again; every method
 """
 
 import logging
+import mmap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ NAME = "reserve"
 SIZE_MAX = 32 * MIB
 _SHARE = 64
 """Of a small disk the reserve takes no more than this part."""
+_PARTS = 8
+"""In so many parts the room is given up: whoever else fills the disk takes at once what is free and not used."""
 
 
 class Reserve:
@@ -61,20 +64,29 @@ class Reserve:
             return True
 
     def give_up(self) -> bool:
-        """Give the room to whoever needs it now; False when there was none to give."""
+        """Give a part of the room to whoever needs it now; False when there was none to give."""
         with self._lock:
-            if not self._disk.stored_size(self._path):
+            held = self._disk.stored_size(self._path)
+            if not held:
                 return False
-            fd = self._disk.open_write(self._path, empty=True)
-            self._disk.close(fd)
-            logger.info("the disk below the store is full: what was kept back for the index is used")
+            part = self._size() // _PARTS
+            left = held - part if mmap.PAGESIZE <= part <= held // 2 else 0
+            fd = self._disk.open_write(self._path, empty=not left)
+            try:
+                if left:
+                    self._disk.truncate(fd, left, self._path)
+            finally:
+                self._disk.close(fd)
+            logger.info("the disk below the store is full: %d bytes kept back for the index are used", held - left)
             return True
 
     def spend_on(self, write: Callable[[], object]) -> None:
-        """Write what has to succeed on a full disk too: with the room kept back for it, if that is what it takes."""
-        try:
-            write()
-        except NoSpaceError:
-            if not self.give_up():
-                raise
-            write()
+        """Write what has to succeed on a full disk too: with as much of the room kept back for it as that takes."""
+        while True:
+            try:
+                write()
+            except NoSpaceError:
+                if not self.give_up():
+                    raise
+            else:
+                return

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,41 @@ class Session:
         """Delete a version."""
         self.mount.at(version).rmdir()
         del self.versions[version]
+
+
+def take_all(mount: RunningMount) -> None:
+    """Take all room of the disk below, as another program that fills it would."""
+    with open(mount.store.parent / "others", "ab", buffering=0) as file:
+        for size in (MIB, 4 * KIB):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+    assert os.statvfs(mount.store).f_bavail == 0
+
+
+def test_another_program_that_takes_all_room_again_and_again_keeps_nobody_from_making_room(small: RunningMount) -> None:
+    small.mount(settle=600)
+    for version in ("first", "second", "third"):
+        save(small, 1)
+        small.snapshot(version)
+    kept = (small.path / "model.pt").read_bytes()
+    take_all(small)
+    with pytest.raises(OSError, check=lambda error: error.errno == errno.ENOSPC):
+        (small.path / "more").write_bytes(os.urandom(MIB))
+    for act in (
+        (small.path / "more").unlink,
+        lambda: small.run("snapshot", "delete", "first"),
+        lambda: small.run("prune", "--keep-last", "1", "--no-keep-named"),
+    ):
+        take_all(small)
+        act()
+    assert small.versions() == {"third"}
+    take_all(small)
+    # The mount process collects in idle time, too: what counts is what there is in the end.
+    small.run("gc")
+    assert os.statvfs(small.store).f_bavail * os.statvfs(small.store).f_frsize > 2 * SAVE_SIZE - MIB
+    assert (small.path / "model.pt").read_bytes() == small.at("third", "model.pt").read_bytes() == kept
+    save(small, 1)
 
 
 @pytest.mark.timeout(240)

@@ -95,6 +95,20 @@ def test_what_was_given_up_is_kept_back_again_when_there_is_room(tmp_path: Path)
         assert store.room() >= held
 
 
+def test_no_more_is_given_up_than_it_takes(tmp_path: Path) -> None:
+    disk = SmallDisk(4 * ROOM)
+    with ChunkStore.create(tmp_path / "store", disk=disk) as store:
+        assert store.hold_reserve()
+        fill(store)
+        for number in range(3):  # each time somebody else takes what is free
+            disk.size_max = disk._used(tmp_path / "store")
+            store.tables.put(Table.NAMES, b"%d" % number, ROW)
+            store.commit()
+            assert len(ROW) * (number + 1) <= ROOM - (tmp_path / "store" / NAME).stat().st_size
+        assert (tmp_path / "store" / NAME).stat().st_size >= ROOM // 8
+        store.close(commit=False)
+
+
 def test_without_a_reserve_a_full_disk_refuses_rows_too(tmp_path: Path) -> None:
     disk = SmallDisk(2 * ROOM)
     with ChunkStore.create(tmp_path / "store", disk=disk) as store:
