@@ -21,7 +21,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from ckptfs.cli.main import main
-from ckptfs.config import GIB
+from ckptfs.config import GIB, KIB
 from ckptfs.errors import CkptfsError, DamagedError, NotAStoreError, StoreVersionError
 from ckptfs.store import ChunkStore, Disk
 from ckptfs.store.records import Row
@@ -38,6 +38,7 @@ REPAIRED_EVERY = 3
 """One of so many stores goes through `ckptfs repair` before it is opened."""
 SECONDS_MAX = 20
 MEMORY_MAX = 1 * GIB
+"""What a child may take besides what its parent, a worker with other tests behind it, had taken before."""
 REFUSALS = (0, DamagedError.exit_code, NotAStoreError.exit_code, StoreVersionError.exit_code)
 """What a repair of a store that was tampered with may end with."""
 CLEAN_ERRORS = (CkptfsError, OSError)
@@ -210,6 +211,12 @@ def flips_shown(path: Path, written: State, flips: Sequence[tuple[int, int]]) ->
     return shown
 
 
+def data_size() -> int:
+    """Return how many bytes of private memory this process has, as RLIMIT_DATA counts them."""
+    status = Path("/proc/self/status").read_text()
+    return KIB * int(status.partition("VmData:")[2].split()[0])
+
+
 def said_by_child(path: Path, use: Callable[[], None]) -> str:
     """Use a store in a child whose time and memory are bounded; return how that went wrong, "" where it did not.
 
@@ -219,7 +226,8 @@ def said_by_child(path: Path, use: Callable[[], None]) -> str:
     child = os.fork()
     if child == 0:
         os.close(reading)
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_MAX, MEMORY_MAX))
+        memory_max = data_size() + MEMORY_MAX
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_max, memory_max))
         signal.alarm(SECONDS_MAX)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
