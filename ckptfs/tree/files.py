@@ -79,6 +79,8 @@ class Files:
         self._pool = BufferPool()
         self._open: dict[int, OpenFile] = {}
         self._contents: WeakSet[FileContent] = WeakSet()
+        self._whole: set[int] = set()
+        """Inodes that lost their last name while nobody wrote to them, and no collection has looked since."""
         namespace.on_unlinked = self._note_unlinked
         namespace.users.append(self._open.__contains__)
 
@@ -102,14 +104,20 @@ class Files:
         return list(self._contents)
 
     def open(self, inode: Inode, *, writing: bool, appending: bool = False) -> OpenFile:
-        """Open a file of the live tree once more; ESTALE where its last name and the last who had it open are gone."""
+        """Open a file of the live tree once more; ESTALE where its last name is gone, and its content may be.
+
+        Whoever has found a file that is replaced then can open it still, but not when it was written to since without a
+        name, or when a collection has looked.
+        """
         file = self._open.get(inode.ino)
         if file is None:
-            if inode.nlink == 0:
+            if inode.nlink == 0 and inode.ino not in self._whole:
                 fail(errno.ESTALE, inode.ino)
-            file = OpenFile(inode.ino, self.load(inode), self._monotonic())
+            file = OpenFile(inode.ino, self.load(inode), self._monotonic(), unlinked=inode.nlink == 0)
             file.dirty = inode.flags == UNCOMMITTED  # just created: even without a write, its close makes a version
             self._open[inode.ino] = file
+        if writing:
+            self._whole.discard(inode.ino)
         file.handles += 1
         file.writers += writing
         file.appenders += appending
@@ -250,3 +258,9 @@ class Files:
         file = self._open.get(ino)
         if file is not None:
             file.unlinked = True
+        if file is None or not (file.writers or file.dirty):
+            self._whole.add(ino)
+
+    def let_nameless_go(self) -> None:
+        """Open no file without a name any more that is not open now: a collection does not keep its content."""
+        self._whole.clear()

@@ -88,6 +88,7 @@ class Collection:
         """Take in what there is at this moment."""
         assert self.can_look
         self._tree.rows.has_garbage = False
+        self._tree.files.let_nameless_go()
         for content in self._tree.files.contents:
             self._needed.add_packed(content.extents.packed_numbers)
         self._epochs = [*(snapshot.id for snapshot in self._tree.snapshots.all()), self._tree.rows.open_epoch]

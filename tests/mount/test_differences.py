@@ -53,7 +53,9 @@ def nameless(act: str) -> object:
     try:
         os.unlink("file")
         if act == "open":
-            return Path(f"/proc/self/fd/{fd}").read_bytes()
+            file = Path(f"/proc/self/fd/{fd}")
+            file.write_bytes(b"written without a name")
+            return file.read_bytes()
         return os.setxattr(fd, "user.x", b"")
     finally:
         os.close(fd)

@@ -39,6 +39,17 @@ def test_thirty_two_processes_at_one_directory_meet_no_torn_file(place: Path) ->
         assert (place / f"{number}.pt").read_bytes() == bytes([number, ROUNDS - 1]) * SIZE
 
 
+def test_who_finds_a_file_just_before_it_is_replaced_reads_what_it_found(place: Path) -> None:
+    """Between finding and opening it; here the two are taken apart, which `open` does by itself when it is unlucky."""
+    (place / "last.pt").write_bytes(b"first")
+    found = os.open(place / "last.pt", os.O_PATH)
+    (place / "new.pt").write_bytes(b"second")
+    os.rename(place / "new.pt", place / "last.pt")
+    assert Path(f"/proc/self/fd/{found}").read_bytes() == b"first"
+    os.close(found)
+    assert (place / "last.pt").read_bytes() == b"second"
+
+
 def test_a_store_that_was_moved_is_mounted_where_it_is(mount: RunningMount, tmp_path: Path) -> None:
     (mount.path / "last.pt").write_bytes(b"content")
     mount.snapshot("before")

@@ -12,7 +12,8 @@ from ckptfs.store import ChunkStore
 from ckptfs.tree import Tree
 from ckptfs.tree.epoch import SAVE_SIZE_MIN
 from ckptfs.tree.files import LOG_AGE_SECONDS, LOG_RATE
-from ckptfs.tree.inode import INTERRUPTED, UNCOMMITTED
+from ckptfs.tree.gc import collect
+from ckptfs.tree.inode import INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
 from tests.unit import tree_support as support
 from tests.unit.tree_support import Clock, check_tree, close_file, create, open_path, read, save
 
@@ -272,6 +273,43 @@ def test_an_unlinked_file_lives_until_it_is_closed(tree: Tree) -> None:
     assert support.paths(tree) == []
     with pytest.raises(OSError) as caught:
         tree.attributes(file.ino)
+    assert caught.value.errno == errno.ESTALE
+
+
+def replace_model(tree: Tree) -> Inode:
+    """Replace a file that the kernel knows; return what it was."""
+    tree.names.users.append(lambda ino: True)
+    found = save(tree, "model", b"first")
+    save(tree, "new", b"second")
+    tree.names.rename(ROOT_INO, b"new", ROOT_INO, b"model")
+    return found
+
+
+def test_a_file_that_was_found_before_it_was_replaced_is_opened_until_a_collection_looks(tree: Tree) -> None:
+    found = replace_model(tree)
+    for _ in range(2):
+        file = tree.files.open(tree.attributes(found.ino), writing=False)
+        assert support.read_content(tree, file.content) == b"first"
+        close_file(tree, file, writing=False)
+    file = tree.files.open(tree.attributes(found.ino), writing=False)
+    assert collect(tree).chunks == 0
+    assert support.read_content(tree, file.content) == b"first"
+    close_file(tree, file, writing=False)
+    with pytest.raises(OSError) as caught:
+        tree.files.open(tree.attributes(found.ino), writing=False)
+    assert caught.value.errno == errno.ESTALE
+    del file, caught  # whose frames have the content
+    assert collect(tree).chunks == 1
+    assert read(tree, "model") == b"second"
+
+
+def test_a_file_that_was_written_to_without_a_name_is_not_opened_again(tree: Tree) -> None:
+    found = replace_model(tree)
+    file = tree.files.open(tree.attributes(found.ino), writing=True)
+    tree.files.write(file, 0, b"other")
+    close_file(tree, file)
+    with pytest.raises(OSError) as caught:
+        tree.files.open(tree.attributes(found.ino), writing=False)
     assert caught.value.errno == errno.ESTALE
 
 
