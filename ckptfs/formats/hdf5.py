@@ -187,7 +187,7 @@ def _dataset(path: str, messages: list[_Message]) -> Walk:
         rank = layout[2] - 1  # the last length is an item's
         shape = checked_shape(list(struct.unpack_from(f"<{rank}I", layout, 11)))
         tree = int.from_bytes(layout[3:11], "little")
-        if tree != _UNDEFINED:
+        if tree != _UNDEFINED and rank > 0:
             for place, offset in (yield from _pieces(tree, rank)):
                 yield dense(f"{path}{list(place)}", offset, shape, dtype, item_size)
 

@@ -6,11 +6,12 @@ import struct
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from ckptfs.config import MIB
 from ckptfs.formats import parse
-from ckptfs.formats.layout import MalformedError, Tensor
+from ckptfs.formats.layout import MalformedError, Request, Tensor
 from ckptfs.formats.recognise import walk
 
 
@@ -42,11 +43,11 @@ def hdf5(kind: int, first: int, second: int, rest: bytes) -> bytes:
     return superblock + b"OHDR\2\2" + struct.pack("<IBHBQQ", 20, kind, 16, 0, first, second) + rest
 
 
-def hdf5_dataset(rest: bytes) -> bytes:
-    """Return a file whose root is a dataset of one dimension in pieces, with the tree of these, `rest`, at 300."""
-    space = struct.pack("<BBBxxxxxQ", 1, 1, 0, 1 << 20)
+def hdf5_dataset(rest: bytes, rank: int = 1) -> bytes:
+    """Return a file whose root is a dataset of some dimensions in pieces, with the tree of these, `rest`, at 300."""
+    space = struct.pack(f"<BBBxxxxx{rank}Q", 1, rank, 0, *[1 << 20] * rank)
     kind = struct.pack("<BBBBIHHBBBBI", 0x11, 0x20, 0x1F, 0, 4, 0, 32, 23, 8, 0, 23, 127)
-    layout = struct.pack("<BBBQII", 3, 2, 2, 300, 1, 4)
+    layout = struct.pack(f"<BBBQ{rank}II", 3, 2, rank + 1, 300, *[1] * rank, 4)
     messages = b"".join(
         struct.pack("<BHB", number, len(data), 0) + data for number, data in ((1, space), (3, kind), (8, layout))
     )
@@ -199,23 +200,17 @@ HARMFUL: dict[str, Callable[[], bytes]] = {
 }  # fmt: skip
 
 
-def walked(data: bytes) -> tuple[int, int]:
-    """Return how many requests a walk makes as far as it follows a file being written, and the bytes of the largest."""
+def requests(data: bytes) -> Iterator[Request]:
+    """Yield what a walk of a file asks for, which it gets, until it ends."""
     steps = walk()
-    count = largest = reached = 0
-    try:
+    with suppress(StopIteration, MalformedError):
         step = next(steps)
         while True:
             if isinstance(step, Tensor):
                 step = next(steps)
-                continue
-            if step.offset < reached:
-                break
-            count, largest, reached = count + 1, max(largest, step.size), step.offset
-            step = steps.send(data[step.offset : step.offset + step.size])
-    except (StopIteration, MalformedError):
-        pass
-    return count, largest
+            else:
+                yield step
+                step = steps.send(data[step.offset : step.offset + step.size])
 
 
 def main(kind: str) -> None:
