@@ -236,8 +236,12 @@ class Operations(pyfuse3.Operations):
 
     @staticmethod
     def _opened(number: int, flags: int) -> FileInfo:
-        """Return what the kernel learns of a handle: what is only written goes past its page cache, a copy less."""
-        return FileInfo(fh=FileHandleT(number), direct_io=flags & os.O_ACCMODE == os.O_WRONLY, keep_cache=True)
+        """Return what the kernel learns of a handle: what is only written goes past its page cache, a copy less.
+
+        Of a handle with O_SYNC or O_DSYNC it sees to the sync after each write only where its page cache is used.
+        """
+        direct = flags & os.O_ACCMODE == os.O_WRONLY and not flags & os.O_DSYNC  # O_SYNC has this bit, too
+        return FileInfo(fh=FileHandleT(number), direct_io=direct, keep_cache=True)
 
     @answered
     async def create(

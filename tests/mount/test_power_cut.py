@@ -1,0 +1,108 @@
+"""What the calls of a mount promise is on the disk below when they return: nothing else survives the cut here.
+
+`tests/faults/test_power_cut.py` cuts the power below a store, at every operation. Here it goes below a mount, with
+everything lost that was not synced, right after each call whose return is a promise.
+"""
+
+import mmap
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults import powercut, recorder
+from tests.faults.crashes import STORE
+from tests.faults.powercut import LOST, CutDisk
+from tests.mount.calls import RW, R, W, opened
+from tests.mount.running import RunningMount
+from tests.unit.tree_support import crash, open_tree, read
+
+NEW = os.O_CREAT
+CONTENT = b"promised" * 1000
+"""More than a page, and nothing that a background task would be in a hurry to store."""
+
+
+def synced(flags: int, sync: Callable[[int], object]) -> Callable[[Path], object]:
+    """Return an act that writes a new file and syncs it in some way."""
+    return lambda path: opened(str(path), flags | NEW, lambda fd: (os.write(fd, CONTENT), sync(fd)))
+
+
+def synced_by_another(path: Path) -> None:
+    """Write through one descriptor and sync through another, which may only read."""
+    opened(str(path), W | NEW, lambda fd: (os.write(fd, CONTENT), opened(str(path), R, os.fsync)))
+
+
+def mapped(path: Path) -> None:
+    """Write through a mapping, and sync that."""
+
+    def write(fd: int) -> None:
+        os.truncate(fd, len(CONTENT))
+        with mmap.mmap(fd, 0) as mapping:
+            mapping[:] = CONTENT
+            mapping.flush()
+
+    opened(str(path), RW | NEW, write)
+
+
+def directory_synced(path: Path) -> None:
+    """Save as careful programs do, but sync the directory only."""
+    path.with_suffix(".tmp").write_bytes(CONTENT)
+    path.with_suffix(".tmp").rename(path)
+    opened(str(path.parent), R, os.fsync)
+
+
+def snapshot_taken(path: Path) -> None:
+    """Save, and take a snapshot by making its directory."""
+    path.write_bytes(CONTENT)
+    (path.parent / ".snapshots" / path.name).mkdir()
+
+
+PROMISES: dict[str, Callable[[Path], object]] = {
+    "fsync": synced(W, os.fsync),
+    "fdatasync": synced(W, os.fdatasync),
+    "fsync of a handle that reads and writes": synced(RW, os.fsync),
+    "fsync by another": synced_by_another,
+    "msync": mapped,
+    "O_SYNC": synced(W | os.O_SYNC, lambda fd: None),
+    "O_DSYNC": synced(W | os.O_DSYNC, lambda fd: None),
+    "O_DSYNC and O_APPEND": synced(W | os.O_DSYNC | os.O_APPEND, lambda fd: None),
+    "O_DSYNC and O_DIRECT": synced(W | os.O_DSYNC | os.O_DIRECT, lambda fd: None),
+    "O_SYNC of a handle that reads and writes": synced(RW | os.O_SYNC, lambda fd: None),
+    "RWF_DSYNC of a handle that reads and writes": synced(
+        RW, lambda fd: os.pwritev(fd, [CONTENT], 0, os.RWF_DSYNC)
+    ),
+    "fsync of the directory": directory_synced,
+    "mkdir in .snapshots": snapshot_taken,
+}
+
+
+def test_what_a_call_has_promised_outlives_a_power_cut(fuse: None, tmp_path: Path) -> None:
+    (tmp_path / "ckpt").mkdir()
+    trace: list[recorder.Operation] = []
+    with recorder.recording(tmp_path, trace) as below, open(below / recorder.MARKS, "wb", 0) as marks:
+        mount = RunningMount(tmp_path / "ckpt", below / STORE)
+        try:
+            mount.mount()
+            for name, act in PROMISES.items():
+                act(mount.path / name)
+                marks.write(name.encode())
+            (mount.path / "snapshot create").write_bytes(CONTENT)
+            mount.run("snapshot", "create")
+            marks.write(b"snapshot create")
+            (mount.path / "umount").write_bytes(CONTENT)
+            mount.umount()
+            marks.write(b"umount")
+        finally:
+            mount.clean_up()
+    promised: list[str] = []
+    disk = CutDisk()
+    for number, (_, said) in enumerate(powercut.moments(trace, disk)):
+        promised += [name.decode() for name in said]
+        if said:
+            found = tmp_path / f"found-{number}"
+            disk.cut(LOST, random.Random(0)).write(found)
+            tree = open_tree(found / STORE)
+            for name in promised:
+                assert read(tree, name) == CONTENT, f"{name}, when {promised[-1]} returned"
+            crash(tree)
+    assert promised == [*PROMISES, "snapshot create", "umount"]
