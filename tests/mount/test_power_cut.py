@@ -76,6 +76,33 @@ PROMISES: dict[str, Callable[[Path], object]] = {
 }
 
 
+def snapshot_created(mount: RunningMount, path: Path) -> None:
+    """Save, and take a snapshot by a command."""
+    path.write_bytes(CONTENT)
+    mount.run("snapshot", "create")
+
+
+def rolled_back(mount: RunningMount, path: Path) -> None:
+    """Sync another content over one that a snapshot has, and go back to that."""
+    path.write_bytes(CONTENT)
+    mount.snapshot("earlier")
+    opened(str(path), W | os.O_TRUNC, lambda fd: (os.write(fd, b"other"), os.fsync(fd)))
+    mount.run("snapshot", "rollback", "earlier", path)
+
+
+def unmounted(mount: RunningMount, path: Path) -> None:
+    """Save and unmount."""
+    path.write_bytes(CONTENT)
+    mount.umount()
+
+
+COMMANDS: dict[str, Callable[[RunningMount, Path], object]] = {
+    "snapshot create": snapshot_created,
+    "snapshot rollback": rolled_back,
+    "umount": unmounted,
+}
+
+
 def test_what_a_call_has_promised_outlives_a_power_cut(fuse: None, tmp_path: Path) -> None:
     (tmp_path / "ckpt").mkdir()
     trace: list[recorder.Operation] = []
@@ -86,12 +113,9 @@ def test_what_a_call_has_promised_outlives_a_power_cut(fuse: None, tmp_path: Pat
             for name, act in PROMISES.items():
                 act(mount.path / name)
                 marks.write(name.encode())
-            (mount.path / "snapshot create").write_bytes(CONTENT)
-            mount.run("snapshot", "create")
-            marks.write(b"snapshot create")
-            (mount.path / "umount").write_bytes(CONTENT)
-            mount.umount()
-            marks.write(b"umount")
+            for name, act in COMMANDS.items():
+                act(mount, mount.path / name)
+                marks.write(name.encode())
         finally:
             mount.clean_up()
     promised: list[str] = []
@@ -105,4 +129,4 @@ def test_what_a_call_has_promised_outlives_a_power_cut(fuse: None, tmp_path: Pat
             for name in promised:
                 assert read(tree, name) == CONTENT, f"{name}, when {promised[-1]} returned"
             crash(tree)
-    assert promised == [*PROMISES, "snapshot create", "umount"]
+    assert promised == [*PROMISES, *COMMANDS]
