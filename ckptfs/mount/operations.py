@@ -29,6 +29,7 @@ from ckptfs.tree.reader import Bytes
 from ckptfs.tree.rows import LIVE
 
 FILES_MAX = 1 << 32
+CAPABILITY = b"security.capability"
 
 
 class Versions(Protocol):
@@ -234,14 +235,20 @@ class Operations(pyfuse3.Operations):
 
     # Files
 
-    @staticmethod
-    def _opened(number: int, flags: int) -> FileInfo:
+    def _opened(self, number: int, flags: int, node: Node) -> FileInfo:
         """Return what the kernel learns of a handle: what is only written goes past its page cache, a copy less.
 
-        Of a handle with O_SYNC or O_DSYNC it sees to the sync after each write only where its page cache is used.
+        There it would leave undone the sync after each write of a handle with O_SYNC or O_DSYNC, and would not take
+        from a privileged file what a write takes.
         """
-        direct = flags & os.O_ACCMODE == os.O_WRONLY and not flags & os.O_DSYNC  # O_SYNC has this bit, too
-        return FileInfo(fh=FileHandleT(number), direct_io=direct, keep_cache=True)
+        direct = flags & os.O_ACCMODE == os.O_WRONLY and not flags & os.O_DSYNC  # a bit that O_SYNC has, too
+        return FileInfo(fh=FileHandleT(number), direct_io=direct and not self._is_privileged(node), keep_cache=True)
+
+    def _is_privileged(self, node: Node) -> bool:
+        """Whether a file gives its rights, or its capabilities, to who runs it."""
+        if self._tree.attributes(node.ino, node.epoch).mode & (stat.S_ISUID | stat.S_ISGID):
+            return True
+        return CAPABILITY in self._tree.xattrs.names(node.ino, node.epoch)
 
     @answered
     async def create(
@@ -251,7 +258,7 @@ class Operations(pyfuse3.Operations):
         owner = Owner(ctx.uid, ctx.gid)
         inode = self._names.create(parent, name, stat.S_IFREG | mode & 0o7777, owner, committed=False)
         number = self._handles.open_created(inode, flags, ctx.pid)
-        return self._opened(number, flags), self._made(inode)
+        return self._opened(number, flags, Node(inode.ino, LIVE)), self._made(inode)
 
     @answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
@@ -260,11 +267,9 @@ class Operations(pyfuse3.Operations):
         number = await self._handles.open(node, flags, ctx.pid)
         if flags & os.O_TRUNC and ctx.uid:
             await self._remove_privileges(node)
-        info = self._opened(number, flags)
+        info = self._opened(number, flags, node)
         if moves_atime and not info.direct_io:
             info.keep_cache = False  # of a read that the kernel answers alone nobody would hear
-        if self._tree.attributes(node.ino, node.epoch).mode & (stat.S_ISUID | stat.S_ISGID):
-            info.direct_io = False  # past its page cache the kernel would leave the bits as they are
         return info
 
     async def _remove_privileges(self, node: Node) -> None:

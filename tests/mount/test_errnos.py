@@ -33,6 +33,9 @@ PATHS = (
     f"{LONG} {LONG}/below {LONGEST}"
 ).split()
 
+CAPABILITIES = bytes.fromhex("0100000200200000000000000000000000000000")
+"""The value of `security.capability` by which a program may do one thing that root may."""
+
 CALLS: dict[str, Callable[[str], object]] = {
     "open": lambda path: opened(path, R),
     "write": lambda path: opened(path, W),
@@ -202,6 +205,11 @@ ATTRIBUTES: dict[str, Act] = {
         os.chmod("file", 0o6755),
         opened("file", W, lambda fd: os.write(fd, b"x")),
         oct(os.stat("file").st_mode),
+    ),
+    "a write to what has capabilities": lambda: (
+        os.setxattr("file", "security.capability", CAPABILITIES),
+        opened("file", W, lambda fd: os.write(fd, b"x")),
+        os.listxattr("file"),
     ),
     "only the other time": lambda: (
         os.utime("file", ns=(5, 6)),

@@ -68,9 +68,7 @@ PROMISES: dict[str, Callable[[Path], object]] = {
     "O_DSYNC and O_APPEND": synced(W | os.O_DSYNC | os.O_APPEND, lambda fd: None),
     "O_DSYNC and O_DIRECT": synced(W | os.O_DSYNC | os.O_DIRECT, lambda fd: None),
     "O_SYNC of a handle that reads and writes": synced(RW | os.O_SYNC, lambda fd: None),
-    "RWF_DSYNC of a handle that reads and writes": synced(
-        RW, lambda fd: os.pwritev(fd, [CONTENT], 0, os.RWF_DSYNC)
-    ),
+    "RWF_DSYNC of a handle that reads and writes": synced(RW, lambda fd: os.pwritev(fd, [CONTENT], 0, os.RWF_DSYNC)),
     "fsync of the directory": directory_synced,
     "mkdir in .snapshots": snapshot_taken,
 }

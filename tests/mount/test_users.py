@@ -168,6 +168,17 @@ def test_a_write_takes_the_suid_and_sgid_bits(shared: Path, change: Callable[[Pa
     assert stat.S_IMODE(file.stat().st_mode) == 0o775
 
 
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR])
+def test_a_file_made_with_a_suid_bit_has_it_until_it_is_written(shared: Path, flags: int) -> None:
+    def write() -> None:
+        fd = os.open(shared / "file", flags | os.O_CREAT, 0o4755)
+        before = stat.S_IMODE(os.fstat(fd).st_mode)
+        os.write(fd, b"x")
+        assert (before, stat.S_IMODE(os.fstat(fd).st_mode)) == (0o4755, 0o755)
+
+    assert as_user(OWNER, write) == 0
+
+
 def test_a_new_owner_does_not_get_the_suid_bit(shared: Path) -> None:
     file = make(shared / "file", 0o6755)
     assert as_user(OWNER, lambda: os.chown(file, -1, 7), gid=GROUP, groups=[7]) == 0
