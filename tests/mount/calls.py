@@ -3,7 +3,9 @@
 import ctypes
 import errno
 import os
+import resource
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
@@ -45,6 +48,17 @@ def in_child(act: Act) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def limited(size_max: int, act: Act) -> int:
+    """Do something in a child whose files may have so many bytes at most, as `in_child` does."""
+
+    def limit_and_act() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_max, size_max))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        act()
+
+    return in_child(limit_and_act)
 
 
 def renameat2(old: str, new: str, flags: int) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.calls import (
+    AT_EMPTY_PATH,
     AT_FDCWD,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -20,6 +22,7 @@ from tests.mount.calls import (
     W,
     fallocate,
     libc,
+    limited,
     opened,
     outcomes,
     renameat2,
@@ -227,6 +230,118 @@ ATTRIBUTES: dict[str, Act] = {
 }
 
 
+def appending(flags: int, act: Callable[[int], object]) -> Act:
+    """Return an act that writes somewhere with such a handle, and tells its position and what the file has then."""
+    return lambda: (
+        opened("file", flags, lambda fd: (act(fd), os.lseek(fd, 0, os.SEEK_CUR))),
+        Path("file").read_bytes(),
+    )
+
+
+def through_a_pipe(flags: int) -> object:
+    """Splice from a pipe into a file."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"piped")
+        return opened("file", flags, lambda fd: os.splice(reading, fd, 4)), Path("file").read_bytes()
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def run_while_open(flags: int) -> object:
+    """Run a program that somebody has open."""
+    shutil.copy("/bin/true", "program")
+    return opened("program", flags, lambda fd: os.waitpid(os.posix_spawn("program", ["program"], {}), 0)[1])
+
+
+WRITES: dict[str, Act] = {
+    "append": appending(W | os.O_APPEND, lambda fd: os.write(fd, b"xyz")),
+    "append at an offset": appending(W | os.O_APPEND, lambda fd: os.pwrite(fd, b"xyz", 0)),
+    "append at an offset, reading too": appending(RW | os.O_APPEND, lambda fd: os.pwrite(fd, b"xyz", 0)),
+    "append one write": appending(W, lambda fd: os.pwritev(fd, [b"xyz"], 0, os.RWF_APPEND)),
+    "append to what another has lengthened": appending(
+        W | os.O_APPEND, lambda fd: (os.truncate("file", 9), os.write(fd, b"xyz"))
+    ),
+    "append from now on": appending(W, lambda fd: (fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND), os.write(fd, b"xyz"))),
+    "append no more": appending(W | os.O_APPEND, lambda fd: (fcntl.fcntl(fd, fcntl.F_SETFL, 0), os.write(fd, b"xyz"))),
+    "append by splicing": lambda: through_a_pipe(W | os.O_APPEND),
+    "splice": lambda: through_a_pipe(W),
+    "copy a range to an appending handle": lambda: opened(
+        "file", R, lambda fd: opened("other", W | os.O_APPEND, lambda to: os.copy_file_range(fd, to, 7))
+    ),
+    "copy a range within a file": lambda: (
+        opened("file", RW, lambda fd: os.copy_file_range(fd, fd, 3, 0, 4)),
+        Path("file").read_bytes(),
+    ),
+    "copy a range to another filesystem": lambda: opened(
+        "file", R, lambda fd: opened("/dev/shm", RW | os.O_TMPFILE, lambda to: os.copy_file_range(fd, to, 7))
+    ),
+    "write beyond the limit": lambda: limited(5, lambda: opened("file", W, lambda fd: os.pwrite(fd, b"abc", 5))),
+    "write up to the limit": lambda: (
+        limited(9, lambda: opened("file", W, lambda fd: os.pwrite(fd, b"abcdef", 6))),
+        os.stat("file").st_size,
+    ),
+    "append up to the limit": lambda: (
+        limited(9, lambda: opened("file", RW | os.O_APPEND, lambda fd: os.write(fd, b"abcdef"))),
+        os.stat("file").st_size,
+    ),
+    "truncate beyond the limit": lambda: (limited(9, lambda: os.truncate("file", 10)), os.stat("file").st_size),
+    "an unknown flag": lambda: opened("file", W, lambda fd: os.pwritev(fd, [b"x"], 0, 0x1000)),
+    "wait for nothing": lambda: opened("file", W, lambda fd: os.pwritev(fd, [b"x"], 0, os.RWF_NOWAIT)),
+    "nothing, behind the end": lambda: (opened("file", W, lambda fd: os.pwrite(fd, b"", 99)), os.stat("file").st_size),
+    "over what was cut off": lambda: (os.truncate("file", 3), os.truncate("file", 9), Path("file").read_bytes()),
+    "by a handle whose file was replaced": lambda: opened(
+        "other",
+        W,
+        lambda fd: (os.rename("file", "other"), os.write(fd, b"x"), os.fstat(fd).st_nlink, Path("other").read_bytes()),
+    ),
+    "by a handle one of whose names was replaced": lambda: opened(
+        "other",
+        W,
+        lambda fd: (os.link("other", "new"), os.rename("file", "other"), os.write(fd, b"x"), Path("new").read_bytes()),
+    ),
+    "by a handle that may write no more": lambda: opened(
+        "file", RW, lambda fd: (os.fchmod(fd, 0), os.write(fd, b"x"), os.ftruncate(fd, 1), os.fstat(fd).st_size)
+    ),
+    "by a handle made without the right": lambda: (
+        (fd := os.open("new", W | os.O_CREAT, 0)),
+        os.write(fd, b"x"),
+        os.close(fd),
+        os.stat("new").st_size,
+    )[1:],
+    "neither for reading nor for writing": lambda: opened("file", 3, lambda fd: os.write(fd, b"x")),
+    "what runs": lambda: run_while_open(R),
+    "what is run while it is written": lambda: run_while_open(W),
+    "sync what is read": lambda: opened("file", R, os.fsync),
+    "sync what is only located": lambda: opened("file", os.O_PATH, os.fsync),
+    "sync a FIFO": lambda: opened("fifo", RW, os.fsync),
+    "sync a range": lambda: opened("file", RW, lambda fd: libc("sync_file_range", fd, *(ctypes.c_long(0),) * 2, 7)),
+    "make a directory by creating": lambda: opened("new", os.O_DIRECTORY | os.O_CREAT),
+    "name what is open once more": lambda: opened(
+        "file", R, lambda fd: (libc("linkat", fd, b"", AT_FDCWD, b"new", AT_EMPTY_PATH), os.fstat(fd).st_nlink)
+    ),
+    "lock for writing what is read": lambda: opened("file", R, lambda fd: fcntl.lockf(fd, fcntl.LOCK_EX)),
+    "lock for reading what is written": lambda: opened("file", W, lambda fd: fcntl.lockf(fd, fcntl.LOCK_SH)),
+    "lock a directory": lambda: opened("full", R, lambda fd: fcntl.flock(fd, fcntl.LOCK_EX)),
+    "lock what another handle has": lambda: opened(
+        "file",
+        R,
+        lambda fd: opened(
+            "file", R, lambda other: (fcntl.flock(fd, fcntl.LOCK_SH), fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        ),
+    ),
+    "a chain of 40 links": lambda: (chain(40), os.stat("0").st_size)[1],
+    "a chain of 41 links": lambda: (chain(41), os.stat("0").st_size)[1],
+}
+
+
+def chain(length: int) -> None:
+    """Make links each to the next, the last of them to the file."""
+    for number in range(length):
+        os.symlink(str(number + 1) if number + 1 < length else "file", str(number))
+
+
 def removed(act: Callable[[int], object], path: str = "file", flags: int = RW) -> Act:
     """Return an act on what is open, or only located, and has no name any more."""
 
@@ -283,7 +398,9 @@ def test_a_call_on_any_path_does_as_on_the_disk_below(mounted: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "acts", [RENAMES, DATA, ATTRIBUTES, NAMELESS], ids=["names", "data", "attributes", "without a name"]
+    "acts",
+    [RENAMES, DATA, WRITES, ATTRIBUTES, NAMELESS],
+    ids=["names", "data", "writes", "attributes", "without a name"],
 )
 def test_a_call_does_as_on_the_disk_below(mounted: Path, tmp_path: Path, acts: dict[str, Act]) -> None:
     assert outcomes(mounted, acts) == outcomes(tmp_path, acts)

@@ -1,15 +1,18 @@
 """Which times a call moves, on the mount as on the disk below (which is mounted with relatime)."""
 
+import ctypes
 import mmap
 import os
 from pathlib import Path
 
 from tests.mount.calls import (
+    AT_FDCWD,
     RENAME_EXCHANGE,
     RW,
     Act,
     R,
     W,
+    libc,
     moved_times,
     opened,
     outcomes,
@@ -18,10 +21,25 @@ from tests.mount.calls import (
 )
 from tests.mount.running import RunningMount
 
+UTIME_NOW = (1 << 30) - 1
+UTIME_OMIT = (1 << 30) - 2
+
 
 def read() -> bytes:
     """Read the file from its beginning to its end."""
     return Path("file").read_bytes()
+
+
+def set_times(access_ns: int, modification_ns: int) -> None:
+    """Set both times of the file, to nanoseconds or to what UTIME_NOW and UTIME_OMIT mean."""
+    libc("utimensat", AT_FDCWD, b"file", (ctypes.c_long * 4)(0, access_ns, 0, modification_ns), 0)
+
+
+def closing_moves(flags: int) -> str:
+    """Return which times it moves to close a file that was written."""
+    fd = os.open("file", flags)
+    os.write(fd, b"x")
+    return moved_times("file", lambda: os.close(fd))
 
 
 MOVES: dict[str, Act] = {
@@ -67,6 +85,25 @@ MOVES: dict[str, Act] = {
     "chown to nobody": lambda: moved_times("file", lambda: os.chown("file", -1, -1)),
     "utime to the same": lambda: moved_times("file", lambda: os.utime("file", ns=(10**18, 10**18 + 5))),
     "utime": lambda: moved_times("file", lambda: os.utime("file")),
+    "utime of neither time": lambda: moved_times("file", lambda: set_times(UTIME_OMIT, UTIME_OMIT)),
+    "utime of one time": lambda: moved_times("file", lambda: set_times(UTIME_OMIT, UTIME_NOW)),
+    "utime of the other time": lambda: moved_times("file", lambda: set_times(UTIME_NOW, UTIME_OMIT)),
+    "utime of a link": lambda: moved_times("link file", lambda: os.utime("link", (5, 6), follow_symlinks=False)),
+    "chown a link": lambda: moved_times("link file", lambda: os.lchown("link", 5, 6)),
+    "fail to rmdir": lambda: moved_times("full .", lambda: os.rmdir("full")),
+    "fail to rename": lambda: moved_times("full empty .", lambda: os.rename("empty", "full")),
+    "rename over": lambda: moved_times(". full", lambda: os.rename("file", "full/file")),
+    "rename over one name of two": lambda: (
+        os.link("other", "new"),
+        moved_times("new file", lambda: os.rename("file", "other")),
+    ),
+    "unlink one name of two": lambda: (os.link("file", "new"), moved_times("new", lambda: os.unlink("file"))),
+    "close what was written": lambda: closing_moves(W),
+    "close what was written, reading too": lambda: closing_moves(RW),
+    "removexattr": lambda: (
+        os.setxattr("file", "user.x", b""),
+        moved_times("file", lambda: os.removexattr("file", "user.x")),
+    ),
     "setxattr": lambda: moved_times("file", lambda: os.setxattr("file", "user.x", b"")),
     "getxattr": lambda: moved_times("file", lambda: os.getxattr("file", "user.x")),
     "link": lambda: moved_times("file full .", lambda: os.link("file", "full/new")),
