@@ -331,7 +331,8 @@ class Operations(pyfuse3.Operations):
     @answered
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[pyfuse3.XAttrNameT]:
         node = self._nodes.resolve(inode)
-        return [pyfuse3.XAttrNameT(name) for name in self._tree.xattrs.names(node.ino, node.epoch)]
+        names = self._tree.xattrs.names(node.ino, node.epoch)
+        return [pyfuse3.XAttrNameT(name) for name in names if not (ctx.uid and name.startswith(b"trusted."))]
 
     @answered
     async def setxattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, value: bytes, ctx: RequestContext) -> None:

@@ -3,7 +3,9 @@
 import fcntl
 import os
 import re
+import select
 import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tests.mount.calls import (
     R,
     W,
     fallocate,
+    moved_times,
     opened,
     outcomes,
     renameat2,
@@ -23,6 +26,9 @@ from tests.mount.calls import (
 from tests.mount.running import ROOT
 
 PUNCH_HOLE = 3
+RWF_DONTCACHE = 0x80
+FS_IOC_FIEMAP = 0xC020660B
+WHOLE_FILE = struct.pack("QQIIII", 0, 1 << 62, 0, 0, 0, 0)
 FS_IOC_GETFLAGS = 0x80086601
 ACL = bytes.fromhex("0200000001000600ffffffff04000400ffffffff20000400ffffffff")
 
@@ -61,6 +67,17 @@ def nameless(act: str) -> object:
         os.close(fd)
 
 
+def read_with(flags: int) -> object:
+    """Read the front of the file with flags of one read."""
+    return opened("file", R, lambda fd: os.preadv(fd, [bytearray(3)], 0, flags))
+
+
+def waits_for_it() -> None:
+    """Have an epoll wait for the file."""
+    with select.epoll() as poll:
+        opened("file", R, poll.register)
+
+
 def device() -> object:
     """Make the device node of /dev/null, and open it."""
     os.mknod("null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
@@ -69,6 +86,7 @@ def device() -> object:
 
 DIFFERENCES: dict[str, dict[str, Act]] = {
     "the largest file": {
+        "seek to 8 EiB - 1": lambda: opened("file", R, lambda fd: os.lseek(fd, (1 << 63) - 1, os.SEEK_SET)),
         "write at 16 TiB": lambda: opened("file", W, lambda fd: os.pwrite(fd, b"x", 1 << 44)),
         "truncate to 8 EiB - 1": lambda: os.truncate("file", (1 << 63) - 1),
     },
@@ -84,15 +102,26 @@ DIFFERENCES: dict[str, dict[str, Act]] = {
     "access times": {
         "open for writing": lambda: opened("file", RW, lambda fd: atime_moves("file", fd)),
         "empty": lambda: opened("full/file", R, lambda fd: atime_moves("full/file", fd)),
+        "behind the end": lambda: moved_times("file", lambda: opened("file", R, lambda fd: os.pread(fd, 9, 99))),
     },
     "times of FIFOs": {"fifo": fifo_moves},
     "the range of times": {"in 2400": lambda: (os.utime("file", (13_569_465_600,) * 2), os.stat("file").st_mtime)[1]},
     "extended attributes": {
         "5000 bytes": lambda: os.setxattr("file", "user.x", bytes(5000)),
         "without a name": lambda: nameless("set"),
+        "new and old": lambda: os.setxattr("file", "user.x", b"", os.XATTR_CREATE | os.XATTR_REPLACE),
     },
     "access control lists": {"set": lambda: os.setxattr("file", "system.posix_acl_access", ACL)},
-    "`chattr`": {"get": lambda: opened("file", R, lambda fd: fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)) and None)},
+    "`chattr`, `FIEMAP`": {
+        "get": lambda: opened("file", R, lambda fd: fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)) and None),
+        "map": lambda: opened("file", R, lambda fd: fcntl.ioctl(fd, FS_IOC_FIEMAP, WHOLE_FILE) and None),
+    },
+    "flags of one read or write": {
+        "do not wait": lambda: read_with(os.RWF_NOWAIT),
+        "do not cache": lambda: read_with(RWF_DONTCACHE),
+    },
+    "`epoll`": {"register": waits_for_it},
+    "the number of links": {"asked for": lambda: os.pathconf(".", "PC_LINK_MAX")},
     "`RENAME_WHITEOUT`": {"rename": lambda: renameat2("file", "new", RENAME_WHITEOUT)},
     "`st_blocks`": {"7 bytes": lambda: os.stat("file").st_blocks},
     "a file without a name": {"open what was located": lambda: nameless("open")},

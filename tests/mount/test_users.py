@@ -144,6 +144,89 @@ def test_what_a_user_makes_is_theirs(shared: Path) -> None:
     assert (status.st_gid, status.st_mode & stat.S_ISGID) == (7, stat.S_ISGID)
 
 
+def test_trusted_attributes_are_not_for_users(shared: Path) -> None:
+    file = make(shared / "file", 0o666)
+    os.setxattr(file, "trusted.x", b"1")
+    os.setxattr(file, "user.x", b"1")
+
+    def look() -> None:
+        assert os.listxattr(file) == ["user.x"]
+
+    assert as_user(OWNER, look) == 0
+    assert sorted(os.listxattr(file)) == ["trusted.x", "user.x"]
+    assert as_user(OWNER, lambda: os.getxattr(file, "trusted.x")) == errno.ENODATA
+    assert as_user(OWNER, lambda: os.setxattr(file, "trusted.x", b"2")) == errno.EPERM
+
+
+def test_what_a_directory_allows_decides_about_its_names(shared: Path) -> None:
+    (shared / "full" / "below").mkdir(parents=True)
+    (shared / "open").mkdir()
+    make(shared / "full" / "file", 0o666)
+    os.chown(shared / "full", OWNER, GROUP)
+    (shared / "open").chmod(0o777)
+    (shared / "full").chmod(0o755)
+    file, new = shared / "full" / "file", shared / "full" / "new"
+    refused: dict[str, Callable[[], object]] = {
+        "create": new.touch,
+        "mkdir": new.mkdir,
+        "unlink": file.unlink,
+        "rmdir": (shared / "full" / "below").rmdir,
+        "rename from": lambda: file.rename(shared / "open" / "file"),
+        "rename a directory, whose `..` would change": lambda: (shared / "full").rename(shared / "open" / "full"),
+        "link into": lambda: new.hardlink_to(file),
+    }
+    found = {name: as_user(STRANGER, act) for name, act in refused.items()}
+    assert found == dict.fromkeys(refused, errno.EACCES)
+    (shared / "full").chmod(0o711)
+    assert as_user(STRANGER, lambda: os.listdir(shared / "full")) == errno.EACCES
+    assert as_user(STRANGER, file.read_bytes) == 0
+    (shared / "full").chmod(0o744)
+    assert as_user(STRANGER, lambda: os.listdir(shared / "full")) == 0
+    assert as_user(STRANGER, file.stat) == errno.EACCES
+
+
+def test_access_answers_for_who_asks(shared: Path) -> None:
+    file = make(shared / "file", 0o640)
+
+    def asked(uid: int, groups: Sequence[int]) -> int:
+        """Return which of R_OK, W_OK and X_OK are granted, as a mask."""
+        answers = (mode for mode in (os.R_OK, os.W_OK, os.X_OK) if os.access(file, mode))
+        return as_user(uid, lambda: os._exit(sum(answers)), groups=groups)
+
+    assert asked(OWNER, []) == os.R_OK | os.W_OK
+    assert asked(MEMBER, [GROUP]) == os.R_OK
+    assert asked(STRANGER, []) == 0
+
+
+def test_times_are_set_by_the_owner_and_to_now_by_who_may_write(shared: Path) -> None:
+    file = make(shared / "file", 0o666)
+    assert as_user(STRANGER, lambda: os.utime(file)) == 0
+    assert as_user(STRANGER, lambda: os.utime(file, (5, 5))) == errno.EPERM
+    assert as_user(OWNER, lambda: os.utime(file, (5, 5))) == 0
+    file.chmod(0o644)
+    assert as_user(STRANGER, lambda: os.utime(file)) == errno.EACCES
+    assert as_user(STRANGER, lambda: os.close(os.open(file, os.O_RDONLY | os.O_NOATIME))) == errno.EPERM
+    assert as_user(OWNER, lambda: os.close(os.open(file, os.O_RDONLY | os.O_NOATIME))) == 0
+
+
+def test_the_sgid_bit_is_for_members_of_the_group(shared: Path) -> None:
+    file = make(shared / "file", 0o644)
+    os.chown(shared, 0, GROUP)
+    shared.chmod(0o2777)
+    new = shared / "new"
+
+    def create() -> None:
+        os.umask(0)
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT, 0o2775))
+
+    for groups, kept in (([], 0), ([GROUP], stat.S_ISGID)):
+        assert as_user(OWNER, lambda: file.chmod(0o2755), groups=groups) == 0
+        assert file.stat().st_mode & stat.S_ISGID == kept
+        assert as_user(STRANGER, create, groups=groups) == 0
+        assert (new.stat().st_gid, new.stat().st_mode & stat.S_ISGID) == (GROUP, kept)
+        new.unlink()
+
+
 def overwrite(file: Path) -> None:
     """Write into a file without truncating it."""
     with file.open("r+b") as stream:
@@ -166,6 +249,14 @@ def test_a_write_takes_the_suid_and_sgid_bits(shared: Path, change: Callable[[Pa
     file = make(shared / "file", 0o6775)
     assert as_user(OWNER, lambda: change(file), gid=GROUP, groups=[GROUP]) == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o775
+
+
+def test_a_write_takes_the_sgid_bit_of_what_its_group_may_not_run_on_the_disk_below_only(shared: Path) -> None:
+    """A difference that `docs/design.md` lists: the kernel takes it from no file of a FUSE filesystem."""
+    file = make(shared / "file", 0o2664)
+    assert as_user(OWNER, lambda: overwrite(file)) == 0
+    kept = stat.S_ISGID if os.path.ismount(shared.parent) else 0
+    assert file.stat().st_mode & stat.S_ISGID == kept
 
 
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR])
