@@ -14,7 +14,7 @@ COMPARED = (*TREE_TABLES, Table.CHUNKS, Table.CHUNK_IDS)
 
 def differences(one: View, two: View) -> dict[str, int]:
     """Return, by the name of the table, how many rows of two indexes are not the same; only tables that differ."""
-    counts = {table.name.lower(): _count(_comparable(one, table), _comparable(two, table)) for table in COMPARED}
+    counts = {table.name.lower(): _count(table, one.scan(table), two.scan(table)) for table in COMPARED}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -38,10 +38,9 @@ def _misses(one: Iterator[tuple[bytes, bytes]], two: Iterator[tuple[bytes, bytes
     return False
 
 
-def _comparable(view: View, table: Table) -> Iterator[tuple[bytes, bytes]]:
-    """Yield rows but for what LMDB alone knows: that a waiting chunk was tried and stays raw, and old heights."""
-    for key, value in view.scan(table):
-        yield key, _comparable_location(value) if table is Table.CHUNKS else value
+def _is_same(table: Table, one: bytes, two: bytes) -> bool:
+    """Compare but for what LMDB alone knows: that a waiting chunk was tried and stays raw, and old heights."""
+    return one == two or (table is Table.CHUNKS and _comparable_location(one) == _comparable_location(two))
 
 
 def _comparable_location(packed: bytes) -> bytes:
@@ -53,17 +52,17 @@ def _comparable_location(packed: bytes) -> bytes:
     return build_location(location._replace(encoding=encoding, height=0))
 
 
-def _count(one: Iterator[tuple[bytes, bytes]], two: Iterator[tuple[bytes, bytes]]) -> int:
+def _count(table: Table, one: Iterator[tuple[bytes, bytes]], two: Iterator[tuple[bytes, bytes]]) -> int:
     """Count the keys of two ascending runs of rows that are not in both with the same value."""
     count = 0
     left, right = next(one, None), next(two, None)
     while left is not None or right is not None:
-        if left == right:
-            left, right = next(one, None), next(two, None)
-            continue
-        count += 1
-        behind = right is None or (left is not None and left[0] < right[0])
         same_key = left is not None and right is not None and left[0] == right[0]
+        if left is not None and right is not None and same_key:
+            count += not _is_same(table, left[1], right[1])
+        else:
+            count += 1
+        behind = right is None or (left is not None and left[0] < right[0])
         if behind or same_key:
             left = next(one, None)
         if not behind or same_key:

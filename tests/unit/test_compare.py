@@ -1,0 +1,90 @@
+"""Two indexes of one store are compared entry by entry, and an index that was lost comes back as it was."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptfs.cli.main import main
+from ckptfs.store import ChunkStore, Table
+from ckptfs.store.codec import Encoding
+from ckptfs.store.compare import COMPARED, differences, lacks
+from ckptfs.store.location import Location, build_location
+from ckptfs.tree.inode import ROOT_INO
+from tests.faults.hostile import make_store, read_state
+from tests.unit.tree_support import open_tree
+
+SEED = 3
+WAITING = Location(1, 80, 500, 500, Encoding.WAITING)
+
+
+class Rows:
+    """A view of some rows of one table, by key."""
+
+    def __init__(self, table: Table, rows: dict[bytes, bytes]) -> None:
+        self._table = table
+        self._rows = rows
+
+    def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows, ascending."""
+        return iter(sorted(self._rows.items()) if table == self._table else ())
+
+
+@pytest.mark.parametrize("table", COMPARED)
+@pytest.mark.parametrize(
+    ("other", "count"),
+    [
+        ({}, 0),
+        ({b"b": b"changed"}, 1),
+        ({b"b": None}, 1),
+        ({b"a": None, b"c": None}, 2),
+        ({b"aa": b"new", b"d": b"new", b"": b"new"}, 3),
+        ({b"a": None, b"b": b"changed", b"d": b"new"}, 3),
+    ],
+)
+def test_each_row_that_is_not_in_both_is_counted(table: Table, other: dict[bytes, bytes | None], count: int) -> None:
+    rows = {b"a": b"1", b"b": b"2", b"c": b"3"}
+    changed = {key: value for key, value in {**rows, **other}.items() if value is not None}
+    expected = {table.name.lower(): count} if count else {}
+    one, two = Rows(table, rows), Rows(table, changed)
+    assert differences(one, two) == differences(two, one) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("location", "is_same"),
+    [
+        (WAITING._replace(encoding=Encoding.RAW), True),
+        (WAITING._replace(height=3), True),
+        (WAITING._replace(encoding=Encoding.ZSTD), False),
+        (WAITING._replace(offset=88), False),
+        (WAITING._replace(bases=(7,)), False),
+    ],
+)
+def test_of_a_location_only_what_the_index_alone_knows_may_differ(location: Location, is_same: bool) -> None:
+    one, two = (Rows(Table.CHUNKS, {b"a": build_location(each)}) for each in (WAITING, location))
+    assert (differences(one, two) == {}) is is_same  # type: ignore[arg-type]
+    assert not lacks(one, two)  # type: ignore[arg-type]
+
+
+def test_a_deleted_index_comes_back_from_the_packs_entry_by_entry(tmp_path: Path, mounts: object) -> None:
+    """A store with a bit of everything, half of it in the index and half only journalled when it was left."""
+    path, before = tmp_path / "store", tmp_path / "before"
+    make_store(path, SEED)
+    tree = open_tree(path)
+    tree.xattrs.set(ROOT_INO, b"user.run", b"7")
+    tree.store.close()
+    shutil.copytree(path, before)
+    (path / "index.lmdb").unlink()
+    assert main(["repair", str(path), "--rebuild-index"]) == 0
+    assert main(["check", str(path), "--read-data"]) == 0
+    assert read_state(path) == read_state(before)
+    assert len(read_state(path).snapshots) > 1
+    with (
+        ChunkStore.open(before, read_only=True) as old,
+        ChunkStore.open(path, read_only=True) as new,
+        old.view() as one,
+        new.view() as two,
+    ):
+        assert differences(one, two) == {}
+        assert all(any(True for _ in one.scan(table)) for table in COMPARED)
