@@ -75,6 +75,28 @@ def test_without_the_c_extension_log_and_stats_call_the_kernel_slow(unmounted: R
     unmounted.umount()
 
 
+def test_the_map_of_the_index_grows_while_it_is_mounted(unmounted: RunningMount, tmp_path: Path) -> None:
+    """A copy of ckptfs with a map of 1 MiB, rather than 64 GiB, gets an index of several."""
+    unmounted.package = tmp_path / "small"
+    shutil.copytree(ROOT / "ckptfs", unmounted.package / "ckptfs")
+    environment = unmounted.package / "ckptfs" / "store" / "environment.py"
+    code = environment.read_text()
+    assert "MAP_SIZE = 64 * GIB" in code
+    environment.write_text(code.replace("MAP_SIZE = 64 * GIB", "MAP_SIZE = 1 << 20"))
+    unmounted.mount()
+    for step in range(6):
+        path = unmounted.path / f"file-{step}"
+        path.touch()
+        for number in range(6):
+            os.setxattr(path, f"user.{number}", bytes([step, number]) * 32_000)
+        unmounted.run("backup", tmp_path / "backup")  # it begins with a checkpoint
+    assert (unmounted.store / "index.lmdb").stat().st_size > 2 << 20
+    unmounted.remount()
+    for step in range(6):
+        for number in range(6):
+            assert os.getxattr(unmounted.path / f"file-{step}", f"user.{number}") == bytes([step, number]) * 32_000
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly_and_the_manager_is_told(unmounted: RunningMount, tmp_path: Path, signum: int) -> None:
     with foreground(unmounted, tmp_path) as (process, manager):
