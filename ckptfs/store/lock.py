@@ -2,7 +2,8 @@
 
 StoreLock owns the file `lock`: flock'ed exclusively by a writer, shared by readers, with the holder's pid as text
 for the message. The kernel drops the lock with the process, so a crash leaves nothing to clean up. A pid that nobody
-holds the lock for is that of a writer that did not come to its end.
+holds the lock for is that of a writer that did not come to its end. The directory is flock'ed too, where the disk below
+can: a file called `lock` looks like something to remove when a store is in use.
 It must be taken by the process that uses the store: after a fork, not before it.
 """
 
@@ -29,25 +30,55 @@ class StoreLock:
         """
         self._path = path = directory / LOCK_NAME
         self._disk = disk
-        try:
-            self._fd = disk.open_read(path) if shared else disk.open_write(path, create=True)
-        except FileNotFoundError as error:
-            raise NotAStoreError(
-                f"{directory} has no file `{LOCK_NAME}`, which readers share; an empty one will do"
-            ) from error
+        self._fds: list[int] = []
         try:
             try:
-                fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                self._fds.append(disk.open_read(directory))
+                self._take(shared)
+                self._fds.append(disk.open_read(path) if shared else disk.open_write(path, create=True))
+                self._take(shared)
+            except FileNotFoundError as error:
+                if not shared:
+                    raise
+                raise NotAStoreError(
+                    f"{directory} has no file `{LOCK_NAME}`, which readers share; an empty one will do"
+                ) from error
             except BlockingIOError as error:
-                pid = disk.pread(self._fd, _PID_SIZE_MAX, 0).decode("ascii", "replace").strip()
+                pid = self._pid()
                 holder = f"process {pid}" if pid else "another process"
                 raise StoreInUseError(f"{directory} is in use by {holder}; use its mount or stop it") from error
             if not shared:
                 disk.truncate(self._fd, 0, path)
                 disk.pwrite(self._fd, [f"{os.getpid()}\n".encode()], 0, path)
         except BaseException:
-            disk.close(self._fd)
+            self.close()
             raise
+
+    def _take(self, shared: bool) -> None:
+        """Lock what was opened last; BlockingIOError when another has it."""
+        fd = self._fds[-1]
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            if fd != self._fds[0]:
+                raise  # only a directory may be what the disk below cannot lock
+
+    def _pid(self) -> str:
+        """Return the process id that the file has, "" where there is none."""
+        try:
+            fd = self._disk.open_read(self._path)
+        except FileNotFoundError:
+            return ""
+        try:
+            return self._disk.pread(fd, _PID_SIZE_MAX, 0).decode("ascii", "replace").strip()
+        finally:
+            self._disk.close(fd)
+
+    @property
+    def _fd(self) -> int:
+        return self._fds[-1]
 
     def note_end(self) -> None:
         """Note that the writer has finished: everything is in the index."""
@@ -60,7 +91,8 @@ class StoreLock:
 
     def close(self) -> None:
         """Give the lock back."""
-        self._disk.close(self._fd)
+        while self._fds:
+            self._disk.close(self._fds.pop())
 
     def __enter__(self) -> Self:
         return self

@@ -259,6 +259,13 @@ def test_a_second_mount_of_the_same_is_refused(mount: RunningMount, tmp_path: Pa
     other = mount.ckptfs("mount", tmp_path / "elsewhere", "--store", mount.store, check=False)
     assert other.returncode == 6
     assert str(mount.pid()) in other.stderr
+    (mount.store / "lock").unlink()  # what people do with a lock that is in their way
+    other = mount.ckptfs("mount", tmp_path / "elsewhere", "--store", mount.store, check=False)
+    assert other.returncode == 6
+    assert str(mount.path) in other.stderr
+    over = mount.ckptfs("mount", mount.path, "--store", tmp_path / "another store", check=False)
+    assert over.returncode == 4
+    assert not (tmp_path / "another store").exists()
 
 
 def test_a_read_only_mount_shows_everything_and_changes_nothing(mount: RunningMount) -> None:

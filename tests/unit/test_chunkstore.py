@@ -2,9 +2,11 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import random
+import stat
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ from ckptfs.errors import (
     DamagedError,
     NoSpaceError,
     NotAStoreError,
+    StoreInUseError,
     StoreReadOnlyError,
     StoreVersionError,
 )
@@ -278,6 +281,24 @@ def test_a_second_process_is_told_who_has_the_store(path: Path) -> None:
         assert other("r") == "opened\n"
         assert other("w").startswith("StoreInUseError")
     assert other("w") == "opened\n"
+    with ChunkStore.open(path):
+        (path / "lock").unlink()
+        assert f"StoreInUseError {path} is in use by another process" in other("w")
+        assert not (path / "lock").exists()
+
+
+def test_a_directory_that_cannot_be_locked_leaves_it_to_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ChunkStore.create(path).close()
+    flock = fcntl.flock
+
+    def flock_of_files(fd: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EBADF, "a disk that locks no directories")
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_files)
+    with ChunkStore.open(path), pytest.raises(StoreInUseError, match=str(os.getpid())):
+        ChunkStore.open(path)
 
 
 def test_a_store_without_its_lock_is_refused_to_readers_and_mended_by_a_writer(path: Path) -> None:
