@@ -11,6 +11,9 @@ GIB = 1024 * MIB
 
 FORMAT_VERSION = 5
 
+CHUNK_SIZE_MAX = 4 * MIB
+"""No store has larger chunks: what a record or a row says of its size is the memory that reading it takes."""
+
 SETTLE_SECONDS = 2.0
 """How long the tree has to be quiet before a completed save becomes an automatic snapshot."""
 

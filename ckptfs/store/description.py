@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckptfs.config import FORMAT_VERSION, ChunkSizes, StoreConfig
+from ckptfs.config import CHUNK_SIZE_MAX, FORMAT_VERSION, ChunkSizes, StoreConfig
 from ckptfs.errors import NotAStoreError, StoreVersionError
 from ckptfs.store.disk import Disk
 
@@ -80,6 +80,8 @@ def read(directory: Path, disk: Disk) -> StoreConfig:
                 "only the ckptfs that made it reads it"
             )
         sizes = content["chunk_sizes"]
+        if _integer(sizes, "size_max") > CHUNK_SIZE_MAX:
+            raise ValueError(f"chunks of more than {CHUNK_SIZE_MAX} bytes")
         return StoreConfig(
             version,
             int(content["seed"], 16),

@@ -17,6 +17,7 @@ import logging
 from bisect import bisect_right
 from typing import NamedTuple
 
+from ckptfs.config import CHUNK_SIZE_MAX
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.condensed import Condensed
@@ -29,7 +30,7 @@ from ckptfs.store.packs import FIRST_PACK, Packs
 from ckptfs.store.records import Header, Journal, Place, Position, Record, RecordType, Row
 from ckptfs.store.schema import TREE_TABLES, Table
 from ckptfs.store.state import Mark, State, unpack_state
-from ckptfs.store.tables import Tables
+from ckptfs.store.tables import KEY_SIZE_MAX, Tables
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,9 @@ _LOST_NUMBERS_MAX = 1 << 24
 
 def _is_known(row: Row) -> bool:
     """Tell whether a row is one that the journal can have."""
-    return row.table in TREE_TABLES or row.table == Table.FREED or (row.table in _INDEX_TABLES and row.value is None)
+    is_release = row.table in _INDEX_TABLES and row.value is None
+    is_of_the_journal = row.table in TREE_TABLES or row.table == Table.FREED or is_release
+    return is_of_the_journal and 0 < len(row.key) <= KEY_SIZE_MAX  # LMDB takes no other
 
 
 class Salvaged(NamedTuple):
@@ -200,7 +203,7 @@ class Replay:
         chunks: list[Chunk] = []
         for row in self._condensed.rows(losses):
             if row.table == Table.CHUNKS:
-                (number,), location = NUMBER.unpack(row.key), parse_location(row.value or b"")
+                number, location = parse_number(row.key), parse_location(row.value or b"")
                 header = self._packs.read_header(location.position)
                 if header is None or not _is_at(header, number, location):
                     self._unfound[number] = location
@@ -299,6 +302,8 @@ class Replay:
             # A number already given is a chunk stored anew, in another encoding: the later record counts.
             if not FIRST_NUMBER <= header.number <= mark.number:
                 return Gap(found.position, f"chunk {header.number} where {mark.number} comes next")
+            if header.raw_size > CHUNK_SIZE_MAX:
+                return Gap(found.position, f"a chunk of {header.raw_size} bytes, larger than any can be")
             self._waiting.append(_chunk(found))
             if header.number == mark.number:
                 mark = mark._replace(number=mark.number + 1)

@@ -24,7 +24,9 @@ _FILE_TYPES = frozenset(
 
 
 def manifest_of(value: bytes) -> int:
-    """Return the manifest that the value of an inode's row names, 0 for none."""
+    """Return the manifest that the value of an inode's row names, 0 for none; DamagedError when it is no such row."""
+    if len(value) < _MANIFEST.size:
+        raise DamagedError(f"the row of an inode has {len(value)} bytes, too few for one")
     return int(_MANIFEST.unpack_from(value)[0])
 
 

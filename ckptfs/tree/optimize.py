@@ -324,8 +324,7 @@ def uncompared_bytes(tree: Tree) -> int:
 
 def done_until(rows: Rows) -> int:
     """Return the stamp below which all pairs are done."""
-    packed = rows.tables.get(Table.META, _META_DONE)
-    return 0 if packed is None else int(_DONE.unpack(packed)[0])
+    return rows.meta_number(_META_DONE, 0, 1 << 64)
 
 
 class _Paths:

@@ -53,12 +53,16 @@ def name_prefix(ino: int, name: bytes) -> bytes:
 
 
 def split_name_prefix(prefix: bytes) -> tuple[int, bytes]:
-    """Return (inode number, name) of a prefix that `name_prefix` made."""
+    """Return (inode number, name) of a prefix that `name_prefix` made; DamagedError when it made no such one."""
+    if len(prefix) <= _U64.size:
+        raise DamagedError(f"the row {prefix.hex()} names nothing of an inode")
     return _U64.unpack_from(prefix)[0], prefix[8:-1]
 
 
 def split_epoch(key: bytes, value: bytes) -> tuple[bytes, Row]:
-    """Return the key without its epoch, and the row, of what a versioned table has."""
+    """Return the key without its epoch, and the row, of what a versioned table has; DamagedError without an epoch."""
+    if len(key) < _EPOCH.size:
+        raise DamagedError(f"the row {key.hex()} has no epoch")
     return key[:-4], Row(_EPOCH.unpack_from(key, len(key) - 4)[0], value)
 
 
@@ -79,12 +83,13 @@ class Rows:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
-        self.open_epoch = self._meta(_META_EPOCH, 1, LIVE)
-        self._next_id = self._meta(_META_ID, 2, _ID_END)
+        self.open_epoch = self.meta_number(_META_EPOCH, 1, LIVE)
+        self._next_id = self.meta_number(_META_ID, 2, _ID_END)
         self.has_garbage = True
         """Whether content may have lost its last row since a collection last looked, in an earlier process even."""
 
-    def _meta(self, key: bytes, default: int, end: int) -> int:
+    def meta_number(self, key: bytes, default: int, end: int) -> int:
+        """Return a number that a row of its own has: `default` where there is none, DamagedError where it cannot be."""
         value = self.tables.get(Table.META, key)
         if value is None:
             return default

@@ -18,22 +18,39 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
+
+import zstandard
 
 from ckptfs.cli.main import main
 from ckptfs.config import GIB, KIB
-from ckptfs.errors import CkptfsError, DamagedError, NotAStoreError, StoreVersionError
-from ckptfs.store import ChunkStore, Disk
-from ckptfs.store.records import Row
-from ckptfs.store.schema import TREE_TABLES
+from ckptfs.errors import CkptfsError, DamagedError, NotAStoreError, StoreReadOnlyError, StoreVersionError
+from ckptfs.store import ChunkStore, Disk, never, records
+from ckptfs.store.codec import Encoding
+from ckptfs.store.records import RecordBytes, RecordType, Row
+from ckptfs.store.schema import TREE_TABLES, Table
 from ckptfs.store.tables import Changes
+from ckptfs.tree.gc import collect
+from ckptfs.tree.optimize import Optimizer, optimize_part
 from tests.faults.crashes import scratch
 from tests.faults.workload import Promises, State, Workload, state_of
 from tests.unit import tree_support as support
 
 STEPS = 25
 STORE_SEED = 3
-WAYS = ("packs", "packs without an index", "rows", "rows", "description", "index", "index", "index")
+WAYS = (
+    "packs",
+    "packs without an index",
+    "rows",
+    "rows",
+    "records",
+    "records",
+    "description",
+    "index",
+    "index",
+    "index",
+)
 REPAIRED_EVERY = 3
 """One of so many stores goes through `ckptfs repair` before it is opened."""
 SECONDS_MAX = 20
@@ -85,6 +102,47 @@ def change_rows(path: Path, source: random.Random) -> None:
         store.close(commit=False)
 
 
+def add_records(path: Path, source: random.Random) -> None:
+    """Append records of chunks that are sealed as they should be, and say what no store says."""
+    with ChunkStore.open(path) as store:
+        batch = [_forged(source, store) for _ in range(source.randint(1, 3))]
+        with store._end.lock:
+            store._end.append_chunks(batch, store.next_number)
+        store.append_journal(Changes(store.tables.take_changes().generation, (Row(Table.META, b"forged", b""),)))
+        store.close(commit=False)
+
+
+@cache
+def _bomb() -> bytes:
+    """Return a frame of a few kilobytes that is 2 GiB of zeros."""
+    size, part = 1 << 31, bytes(1 << 20)
+    compressor = zstandard.ZstdCompressor().compressobj(size=size)
+    return b"".join([*(compressor.compress(part) for _ in range(size // len(part))), compressor.flush()])
+
+
+def _forged(source: random.Random, store: ChunkStore) -> RecordBytes:
+    """Return a record that takes the place of that of a chunk, or comes next."""
+    number = source.randint(1, store.next_number)
+    raw, chunk_id = store._fetcher.read_with_id(number) if number < store.next_number else (b"new" * 99, bytes(16))
+    encoding, payload = source.choice(
+        (
+            (Encoding.RAW, raw),
+            (Encoding.ZSTD, source.choice((_bomb(), zstandard.ZstdCompressor().compress(raw)))),
+            (source.choice(list(Encoding)), source.randbytes(source.randrange(200))),
+            (source.choice(list(Encoding)), raw[: source.randrange(len(raw) + 1)]),
+            (source.randrange(256), raw),
+        )
+    )
+    bases = [
+        source.choice((number, source.randint(1, store.next_number), source.getrandbits(64)))
+        for _ in range(source.choice((0, 0, 1, 2, 255)))
+    ]
+    raw_size = source.choice((len(raw), len(raw), 0, 1 << 31, (1 << 32) - 1))
+    return records.build(
+        RecordType.CHUNK, number, chunk_id, raw_size, encoding, payload, bases=records.pack_bases(bases)
+    )
+
+
 def _distorted(source: random.Random, table: int, key: bytes, value: bytes) -> tuple[int, bytes, bytes | None]:
     kind = source.randrange(6)
     if kind == 0:
@@ -95,7 +153,7 @@ def _distorted(source: random.Random, table: int, key: bytes, value: bytes) -> t
         at = source.randrange(len(value))
         return table, key, value[:at] + source.choice((b"\xff", b"\0", b"/")) + value[at + 1 :]
     if kind == 3:
-        return table, source.randbytes(source.randint(1, 40)), value
+        return table, source.choice((source.randbytes(source.randint(1, 40)), b"", bytes(600))), value
     if kind == 4:
         at = source.randrange(len(key))
         return table, key[:at] + source.choice((b"\xff", b"\0", b"/", b"\1")) + key[at + 1 :], value
@@ -117,6 +175,8 @@ def judge_hostile(seeds: Iterable[int]) -> list[str]:
             way = source.choice(WAYS)
             if way == "rows":
                 change_rows(path, source)
+            elif way == "records":
+                add_records(path, source)
             elif way == "description":
                 change_bytes(path, source, ("store.json",))
             elif way == "index":
@@ -164,11 +224,18 @@ def outcome(path: Path, *, repaired: bool = False, written: State | None = None)
     def use() -> None:
         if repaired:
             _repair(path)
+        else:
+            code = main(["check", str(path), "--read-data"])
+            assert code in (*REFUSALS, StoreReadOnlyError.exit_code), f"a check ended with {code}"
         tree = support.open_tree(path)
         shown = state_of(tree)
         assert written in (None, shown), "other bytes or names are shown than were written"
         support.save(tree, "afterwards", b"saved" * 500)
         tree.store.commit(checkpoint=True)
+        with suppress(*CLEAN_ERRORS):
+            collect(tree)
+        with suppress(*CLEAN_ERRORS):
+            optimize_part(Optimizer(tree), tree.store, never)
         tree.store.close(commit=False)
         if written is not None:
             after = read_state(path)
