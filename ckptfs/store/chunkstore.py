@@ -260,6 +260,11 @@ class ChunkStore:
             endangered = salvaged.endangered
         else:
             mark = replay.run(state, index_lost=index_lost)
+        if self._index.next_number > mark.number:
+            raise DamagedError(
+                f"the index of {self.path} has a chunk {self._index.next_number - 1}, and {mark.number} comes next; "
+                "`ckptfs repair --rebuild-index` makes it anew from the packs"
+            )
         self._end.mark = mark
         self._damaged.heal()
         if self.read_only:

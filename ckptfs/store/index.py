@@ -71,6 +71,11 @@ class ChunkIndex:
         self._summary = self._frozen_summary = summary
 
     @property
+    def next_number(self) -> int:
+        """A number above those of all chunks."""
+        return self._next_number
+
+    @property
     def totals(self) -> Totals:
         """What all chunks amount to."""
         return self._summary.totals

@@ -20,6 +20,9 @@ LOCATION = struct.Struct("<IQIIHBB")
 NUMBER = struct.Struct(">Q")
 HEIGHT_MAX = 255
 
+OFFSET_MAX = 1 << 62
+"""No pack is as large."""
+
 
 class Location(NamedTuple):
     """Where a chunk is stored and how; sizes in bytes.
@@ -70,8 +73,8 @@ def parse_location(packed: bytes) -> Location:
         )
     except struct.error as error:
         raise DamagedError("the location of a chunk has another size than it must have; rebuild the index") from error
-    if raw_size > CHUNK_SIZE_MAX:
-        raise DamagedError(f"a chunk of {raw_size} bytes is larger than any can be; rebuild the index")
+    if raw_size > CHUNK_SIZE_MAX or stored_size > CHUNK_SIZE_MAX or offset > OFFSET_MAX:
+        raise DamagedError(f"a chunk of {raw_size} bytes in {stored_size} at {offset} cannot be; rebuild the index")
     return Location(pack, offset, stored_size, raw_size, encoding, bases, height)
 
 

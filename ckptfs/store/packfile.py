@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptfs.config import KIB, MIB
+from ckptfs.config import CHUNK_SIZE_MAX, KIB, MIB
 from ckptfs.store import records
 from ckptfs.store.disk import NOT_DIRECT, Disk
-from ckptfs.store.records import Header, Place, Position, Record
+from ckptfs.store.records import Header, Place, Position, Record, RecordType
 
 DIRECT_SIZE_MIN = 256 * KIB
 """What is smaller is read through the page cache, whose readahead then helps."""
@@ -126,6 +126,8 @@ class PackWindow:
             return Gap(position, "no record begins here")
         if offset + header.size > self.size:
             return Gap(position, "the record ends behind its pack", header)
+        if header.type == RecordType.CHUNK and max(header.stored_size, header.raw_size) > CHUNK_SIZE_MAX:
+            return Gap(position, "a chunk larger than any can be")
         body_size = header.size - records.HEADER_SIZE
         record = records.parse_body(header, self._at(offset + records.HEADER_SIZE, body_size))
         return record if records.is_intact(record) else Gap(position, "the payload is not what was written", header)

@@ -17,7 +17,6 @@ import logging
 from bisect import bisect_right
 from typing import NamedTuple
 
-from ckptfs.config import CHUNK_SIZE_MAX
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.condensed import Condensed
@@ -46,7 +45,12 @@ def _is_known(row: Row) -> bool:
     """Tell whether a row is one that the journal can have."""
     is_release = row.table in _INDEX_TABLES and row.value is None
     is_of_the_journal = row.table in TREE_TABLES or row.table == Table.FREED or is_release
-    return is_of_the_journal and 0 < len(row.key) <= KEY_SIZE_MAX  # LMDB takes no other
+    return is_of_the_journal and _has_key(row)
+
+
+def _has_key(row: Row) -> bool:
+    """Tell whether LMDB takes the key of a row."""
+    return 0 < len(row.key) <= KEY_SIZE_MAX
 
 
 class Salvaged(NamedTuple):
@@ -214,8 +218,12 @@ class Replay:
                     chunks.clear()
             elif row.table == Table.STORE:
                 mark = unpack_state(row.value or b"").replay_from
-            else:
+            elif row.table in TREE_TABLES and _has_key(row):
                 self._tables.apply([row])
+            elif losses is None:
+                raise DamagedError(f"{self._condensed.path}: a row that no journal has")
+            else:
+                losses.append(f"{self._condensed.path}: a row that no journal has")
         self._index.register(chunks)
         return None if mark is None else State(mark, mark.position)
 
@@ -302,8 +310,6 @@ class Replay:
             # A number already given is a chunk stored anew, in another encoding: the later record counts.
             if not FIRST_NUMBER <= header.number <= mark.number:
                 return Gap(found.position, f"chunk {header.number} where {mark.number} comes next")
-            if header.raw_size > CHUNK_SIZE_MAX:
-                return Gap(found.position, f"a chunk of {header.raw_size} bytes, larger than any can be")
             self._waiting.append(_chunk(found))
             if header.number == mark.number:
                 mark = mark._replace(number=mark.number + 1)

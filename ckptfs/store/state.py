@@ -34,14 +34,17 @@ class State(NamedTuple):
 
 
 def pack_state(state: State) -> bytes:
-    """Return the value of the row that a checkpoint writes last."""
+    """Return the value of the row that a checkpoint writes last; DamagedError when the totals cannot be."""
     position, sequence, number = state.replay_from
     kept = state.kept_until
     (raw_bytes, waiting_chunks, waiting_bytes, delta_chunks, delta_bytes), tried_until = state.summary
-    return STATE.pack(
-        *(position.pack, 0, position.offset, sequence, number, raw_bytes, kept.pack, 0, kept.offset),
-        *(waiting_chunks, waiting_bytes, tried_until, delta_chunks, delta_bytes),
-    )
+    try:
+        return STATE.pack(
+            *(position.pack, 0, position.offset, sequence, number, raw_bytes, kept.pack, 0, kept.offset),
+            *(waiting_chunks, waiting_bytes, tried_until, delta_chunks, delta_bytes),
+        )
+    except struct.error as error:
+        raise DamagedError(f"the index has chunks that do not add up ({state.summary}); rebuild it") from error
 
 
 def unpack_state(packed: bytes) -> State:

@@ -75,6 +75,10 @@ class Inode(NamedTuple):
         if len(value) < INODE_STRUCT.size:
             raise DamagedError(f"the row of inode {ino} has {len(value)} bytes, too few for one")
         inode = cls._make((ino, *INODE_STRUCT.unpack_from(value), value[INODE_STRUCT.size :]))
-        if stat.S_IFMT(inode.mode) not in _FILE_TYPES:
+        if stat.S_IFMT(inode.mode) not in _FILE_TYPES or inode.mode >> 16:
             raise DamagedError(f"the row of inode {ino} has the mode {inode.mode:o}, which is of no type of file")
+        if not inode.is_file and inode.size != len(inode.target):
+            raise DamagedError(
+                f"the row of inode {ino} says that it has {inode.size} bytes, it has {len(inode.target)}"
+            )
         return inode

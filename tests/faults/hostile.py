@@ -24,13 +24,16 @@ from pathlib import Path
 import zstandard
 
 from ckptfs.cli.main import main
-from ckptfs.config import GIB, KIB
+from ckptfs.config import FORMAT_VERSION, GIB, KIB
 from ckptfs.errors import CkptfsError, DamagedError, NotAStoreError, StoreReadOnlyError, StoreVersionError
-from ckptfs.store import ChunkStore, Disk, never, records
+from ckptfs.store import ChunkStore, Disk, description, never, records
 from ckptfs.store.codec import Encoding
+from ckptfs.store.compare import COMPARED
+from ckptfs.store.condensed import NAME
+from ckptfs.store.packs import PackIdentity
 from ckptfs.store.records import RecordBytes, RecordType, Row
 from ckptfs.store.schema import TREE_TABLES, Table
-from ckptfs.store.tables import Changes
+from ckptfs.store.tables import KEY_SIZE_MAX, Changes
 from ckptfs.tree.gc import collect
 from ckptfs.tree.optimize import Optimizer, optimize_part
 from tests.faults.crashes import scratch
@@ -120,6 +123,50 @@ def _bomb() -> bytes:
     return b"".join([*(compressor.compress(part) for _ in range(size // len(part))), compressor.flush()])
 
 
+def change_indexed(path: Path, source: random.Random) -> None:
+    """Write rows to the index that have the check that they should have, and are nonsense."""
+    with ChunkStore.open(path) as store:
+        store.commit(checkpoint=True)
+        with store.view() as view:
+            rows = [(table, *row) for table in COMPARED for row in view.scan(table)]
+        for _ in range(source.randint(1, 4)):
+            table, key, value = _distorted(source, *source.choice(rows))
+            if table == Table.CHUNK_IDS:  # all of one size
+                key, value = key[:16].ljust(16), (value or b"")[:8].rjust(8, b"\0")
+            if key and len(key) <= KEY_SIZE_MAX:
+                store._environment.write([(table, [(key, value)])])
+        store.close(commit=False)
+
+
+def change_condensed(path: Path, source: random.Random) -> None:
+    """Condense the journal, and lose the index: to nonsense that is sealed as it should be, or with bytes changed."""
+    with ChunkStore.open(path) as store:
+        store.commit(checkpoint=True)
+        condensed = store._condensed
+        assert condensed.write(store._environment, never)
+        identity = PackIdentity(description.fingerprint(store.config), store.config.seed)
+    (path / "index.lmdb").unlink()
+    if source.random() < 0.3:
+        change_bytes(path, source, (NAME,))
+        return
+    first, *rows, last = condensed.rows()
+    for at in source.sample(range(len(rows)), source.randint(1, 4)):
+        table, key, value = rows[at]
+        rows[at] = Row(*_distorted(source, table, key, value or b""))
+    if source.random() < 0.2:
+        first = last = Row(*_distorted(source, *first))
+    assert condensed.mark is not None
+    position = condensed.mark.position
+    parts = [
+        records.build_pack_header(0, FORMAT_VERSION, identity.fingerprint, identity.seed, 0),
+        *(
+            records.build_metadata(n, position, part, identity.seed)
+            for n, part in enumerate(([first], rows, [last]), 1)
+        ),
+    ]
+    condensed.path.write_bytes(b"".join(buffer for part in parts for buffer in part.buffers))
+
+
 def _forged(source: random.Random, store: ChunkStore) -> RecordBytes:
     """Return a record that takes the place of that of a chunk, or comes next."""
     number = source.randint(1, store.next_number)
@@ -175,6 +222,10 @@ def judge_hostile(seeds: Iterable[int]) -> list[str]:
             way = source.choice(WAYS)
             if way == "rows":
                 change_rows(path, source)
+            elif way == "indexed":
+                change_indexed(path, source)
+            elif way == "condensed":
+                change_condensed(path, source)
             elif way == "records":
                 add_records(path, source)
             elif way == "description":
