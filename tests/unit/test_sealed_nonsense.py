@@ -1,0 +1,119 @@
+"""What is sealed as it should be and cannot be is refused, before it costs memory: each bound by itself.
+
+`tests/faults/test_hostile.py` tries such stores as a whole, at random.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ckptfs.config import CHUNK_SIZE_MAX
+from ckptfs.errors import DamagedError, NotAStoreError
+from ckptfs.store import Bitmap, ChunkStore, Table
+from ckptfs.store.bitmap import LIMIT_MAX
+from ckptfs.store.codec import Encoding
+from ckptfs.store.disk import Disk
+from ckptfs.store.location import OFFSET_MAX, Location, build_location, parse_location
+from ckptfs.store.packfile import Found, Gap
+from ckptfs.store.packs import FIRST_PACK, PackIdentity, Packs
+from ckptfs.store.records import Position, RecordType, build
+from ckptfs.store.state import Mark, State, Summary, pack_state
+from ckptfs.store.totals import Totals
+from ckptfs.tree.inode import INODE_STRUCT, Inode, manifest_of
+from ckptfs.tree.rows import name_prefix, split_epoch, split_name_prefix
+from tests.unit.tree_support import NoSyncDisk, new_tree, open_tree, save
+
+LOCATION = Location(1, 80, CHUNK_SIZE_MAX, CHUNK_SIZE_MAX, Encoding.ZSTD)
+FIFO = Inode(7, 0o010600, 0, 0, 1)
+
+
+def refused() -> "pytest.RaisesExc[DamagedError]":
+    return pytest.raises(DamagedError)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"raw_size": CHUNK_SIZE_MAX + 1}, {"stored_size": CHUNK_SIZE_MAX + 1}, {"offset": OFFSET_MAX + 1}]
+)
+def test_a_location_is_of_a_chunk_that_can_be(changes: dict[str, int]) -> None:
+    assert parse_location(build_location(LOCATION)) == LOCATION
+    with refused():
+        parse_location(build_location(LOCATION._replace(**changes)))
+
+
+@pytest.mark.parametrize(("raw_size", "is_found"), [(CHUNK_SIZE_MAX, True), (CHUNK_SIZE_MAX + 1, False)])
+def test_a_record_is_of_a_chunk_that_can_be(tmp_path: Path, raw_size: int, is_found: bool) -> None:
+    packs = Packs(tmp_path, NoSyncDisk(), PackIdentity(7, 1))
+    packs.resume(Position(FIRST_PACK, 0), Position(FIRST_PACK, 0))
+    packs.append([build(RecordType.CHUNK, 1, bytes(16), raw_size, Encoding.ZSTD, b"payload")])
+    (found,) = packs.scan(Position(FIRST_PACK, 0))
+    assert isinstance(found, Found if is_found else Gap)
+    packs.close()
+
+
+def test_a_store_has_chunks_that_can_be(tmp_path: Path) -> None:
+    ChunkStore.create(tmp_path / "store").close()
+    path = tmp_path / "store" / "store.json"
+    content = json.loads(path.read_text())
+    content["chunk_sizes"]["size_max"] = CHUNK_SIZE_MAX + 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(NotAStoreError, match="chunks of more than"):
+        ChunkStore.open(tmp_path / "store")
+
+
+def test_a_set_of_numbers_has_a_bound(tmp_path: Path) -> None:
+    with refused():
+        Bitmap(LIMIT_MAX + 1)
+    numbers = Bitmap(8)
+    numbers.add(7)
+    with refused():
+        numbers.add(8)
+
+
+def test_an_index_has_no_chunk_that_no_journal_gave(tmp_path: Path) -> None:
+    tree = new_tree(tmp_path / "store")
+    save(tree, "file", b"content")
+    tree.store.commit(checkpoint=True)
+    tree.store._environment.write([(Table.CHUNKS, [((99).to_bytes(8, "big"), build_location(LOCATION))])])
+    tree.store.close(commit=False)
+    with pytest.raises(DamagedError, match="has a chunk 99"):
+        open_tree(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [
+        lambda: split_name_prefix(name_prefix(1, b"")[:8]),
+        lambda: split_epoch(b"key", b""),
+        lambda: manifest_of(FIFO.encode()[:79]),
+        lambda: Inode.decode(7, FIFO._replace(size=1).encode()),
+        lambda: Inode.decode(7, FIFO._replace(mode=FIFO.mode | 1 << 16).encode()),
+        lambda: Inode.decode(7, FIFO.encode()[: INODE_STRUCT.size - 1]),
+        lambda: pack_state(State(Mark(Position(1, 0)), Position(1, 0), Summary(Totals(-1, 0, 0, 0, 0)))),
+    ],
+)
+def test_a_row_is_what_it_is_taken_for(parse: Callable[[], object]) -> None:
+    assert Inode.decode(7, FIFO.encode()) == FIFO
+    with refused():
+        parse()
+
+
+def test_the_disk_is_not_asked_for_what_cannot_be(tmp_path: Path) -> None:
+    """A record that says it has gigabytes, in a file that has them as a hole, is not read."""
+
+    class CountingDisk(Disk):
+        size_max = 0
+
+        def pread(self, fd: int, size: int, offset: int) -> bytes:
+            self.size_max = max(self.size_max, size)
+            return super().pread(fd, min(size, CHUNK_SIZE_MAX), offset)
+
+    disk = CountingDisk()
+    packs = Packs(tmp_path, disk, PackIdentity(7, 1))
+    packs.resume(Position(FIRST_PACK, 0), Position(FIRST_PACK, 0))
+    forged = build(RecordType.CHUNK, 1, bytes(16), 1, Encoding.RAW, memoryview(bytearray(CHUNK_SIZE_MAX + 8)))
+    packs.append([forged])
+    assert [type(found) for found in packs.scan(Position(FIRST_PACK, 0))] == [Gap]
+    assert disk.size_max <= CHUNK_SIZE_MAX
+    packs.close()
