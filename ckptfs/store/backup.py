@@ -111,6 +111,8 @@ class _Backup:
         self._config = description.read(source, disk)
         self._done = Position(FIRST_PACK, 0)
         self._gone: list[int] = []
+        if destination.exists() and not destination.is_dir():
+            raise NotAStoreError(f"{destination} is no directory; a backup needs one of its own")
         disk.make_directory(destination)
         if (destination / description.NAME).exists():
             if description.read(destination, disk).seed != self._config.seed:

@@ -155,6 +155,8 @@ def test_what_is_no_backup_of_this_store_is_refused(tree: Tree, tmp_path: Path) 
     (tmp_path / "full" / "file").touch()
     with pytest.raises(NotAStoreError, match="not empty"):
         run(tree, tmp_path / "full")
+    with pytest.raises(NotAStoreError, match="no directory"):
+        run(tree, tmp_path / "full" / "file")
     tree.store.close()
     shutil.copytree(tree.store.path, tmp_path / "copy")
     tree = open_tree(tree.store.path)
