@@ -18,6 +18,7 @@ from tests.mount.running import RunningMount
 from tests.unit.tree_support import crash, open_tree, read
 
 NEW = os.O_CREAT
+BACKUP = "backup"
 CONTENT = b"promised" * 1000
 """More than a page, and nothing that a background task would be in a hurry to store."""
 
@@ -88,6 +89,12 @@ def rolled_back(mount: RunningMount, path: Path) -> None:
     mount.run("snapshot", "rollback", "earlier", path)
 
 
+def backed_up(mount: RunningMount, path: Path) -> None:
+    """Save, and back everything up to the same disk."""
+    path.write_bytes(CONTENT)
+    mount.run("backup", mount.store.parent / BACKUP, mount.path)
+
+
 def unmounted(mount: RunningMount, path: Path) -> None:
     """Save and unmount."""
     path.write_bytes(CONTENT)
@@ -97,6 +104,7 @@ def unmounted(mount: RunningMount, path: Path) -> None:
 COMMANDS: dict[str, Callable[[RunningMount, Path], object]] = {
     "snapshot create": snapshot_created,
     "snapshot rollback": rolled_back,
+    BACKUP: backed_up,
     "umount": unmounted,
 }
 
@@ -123,8 +131,9 @@ def test_what_a_call_has_promised_outlives_a_power_cut(fuse: None, tmp_path: Pat
         if said:
             found = tmp_path / f"found-{number}"
             disk.cut(LOST, random.Random(0)).write(found)
-            tree = open_tree(found / STORE)
-            for name in promised:
-                assert read(tree, name) == CONTENT, f"{name}, when {promised[-1]} returned"
-            crash(tree)
+            for store in (STORE, BACKUP) if promised[-1] == BACKUP else (STORE,):
+                tree = open_tree(found / store)
+                for name in promised:
+                    assert read(tree, name) == CONTENT, f"{name} in the {store}, when {promised[-1]} returned"
+                crash(tree)
     assert promised == [*PROMISES, *COMMANDS]
