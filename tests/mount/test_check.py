@@ -93,13 +93,13 @@ def test_a_mounted_store_is_not_repaired(mount: RunningMount) -> None:
 def test_a_backup_of_a_store_in_use_can_be_mounted(mount: RunningMount, tmp_path: Path) -> None:
     backup = tmp_path / "backup"
     rng = random.Random(3)
-    for step in range(3):
-        (mount.path / f"step-{step}.pt").write_bytes(rng.randbytes(2_000_000))
-        with (mount.path / "log").open("a") as log:
-            log.write(f"step {step}\n")
-        mount.snapshot(f"s{step}")
-        report = mount.json("backup", backup, mount.path)
-        assert 2_000_000 <= report["copied_bytes"] < 2_200_000
+    with (mount.path / "log").open("ab", buffering=0) as log:
+        for step in range(3):
+            (mount.path / f"step-{step}.pt").write_bytes(rng.randbytes(2_000_000))
+            mount.snapshot(f"s{step}")
+            log.write(b"step %d\n" % step)  # a log is taken as it stands, open as it is
+            report = mount.json("backup", backup, mount.path)
+            assert 2_000_000 <= report["copied_bytes"] < 2_200_000
     expected = tree_of(mount.path)
     (tmp_path / "restored").mkdir()
     restored = RunningMount(tmp_path / "restored", backup)

@@ -306,6 +306,6 @@ def test_the_control_socket_refuses_another_user_who_got_hold_of_it(open_mount: 
     finally:
         for path, mode in modes.items():
             path.chmod(mode)
+    child.close()
     assert b"another user" in answers.recv(4096)
     answers.close()
-    child.close()
