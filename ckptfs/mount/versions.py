@@ -105,8 +105,7 @@ class MountedVersions:
         """Delete snapshots, however many, in steps between which the loop answers others and the journal follows."""
         for snapshot in self._tree.snapshots.in_turn(snapshots):
             for _ in self._tree.snapshots.deletion(snapshot):
-                self._committer.wake()
-                await trio.lowlevel.checkpoint()
+                await self._committer.keep_up()
             log.info("snapshot %d %s deleted%s", snapshot.id, snapshot.name, why)
 
     async def give_up(self, count: int) -> int:

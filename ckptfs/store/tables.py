@@ -169,9 +169,9 @@ class Tables:
             self._pending[Table(table)].setdefault(key, value)
 
     @property
-    def has_changes(self) -> bool:
-        """Whether rows wait for the journal."""
-        return any(self._pending.values())
+    def changed_rows(self) -> int:
+        """How many rows wait for the journal."""
+        return sum(len(pending) for pending in self._pending.values())
 
     @property
     def row_count(self) -> int:
