@@ -76,6 +76,13 @@ class Committer:
                     await self._offload.run(self._store.sync)
                     self._durable = covered
 
+    async def keep_up(self) -> None:
+        """Give others a turn, and journal what was done when it is much: taking it over at once must not take long."""
+        if self._store.tables.changed_rows > SMALL_ROWS:
+            await self.commit(durable=False)
+        self.wake()
+        await trio.lowlevel.checkpoint()
+
     async def _append_journal(self, changes: Changes) -> None:
         """Journal what was taken, under the journal lock."""
         self._rounds += 1
@@ -106,7 +113,7 @@ class Committer:
                 await self._append_journal(changes)
             await self._offload.run(self._store.checkpoint, frozen)
             tables.release(frozen)
-            self._checkpoint_at = math.inf if not tables.has_changes else trio.current_time() + CHECKPOINT_SECONDS
+            self._checkpoint_at = math.inf if not tables.changed_rows else trio.current_time() + CHECKPOINT_SECONDS
 
     async def run(self) -> None:
         """Do in the background what `wake` asks for, for ever; a failure is logged and tried again."""

@@ -65,7 +65,8 @@ class MountedVersions:
     def touched(self) -> None:
         """Note that the tree has changed, so that journal and automatic snapshot follow."""
         self._committer.wake()
-        if trio.current_time() + self._due_in() < self._asleep_until:
+        # Due at the earliest after `settle`; what is open now is looked at by `run`, not at every change.
+        if self._tree.epoch.pending and trio.current_time() + self._settle < self._asleep_until:
             self._due_sooner.set()
 
     def _due_in(self) -> float:
@@ -105,8 +106,7 @@ class MountedVersions:
         """Delete snapshots, however many, in steps between which the loop answers others and the journal follows."""
         for snapshot in self._tree.snapshots.in_turn(snapshots):
             for _ in self._tree.snapshots.deletion(snapshot):
-                self._committer.wake()
-                await trio.lowlevel.checkpoint()
+                await self._committer.keep_up()
             log.info("snapshot %d %s deleted%s", snapshot.id, snapshot.name, why)
 
     async def give_up(self, count: int) -> int:

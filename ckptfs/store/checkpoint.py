@@ -14,10 +14,14 @@ from ckptfs.store.freed import FreedPlaces, build_row
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.pack_end import PackEnd
 from ckptfs.store.packs import Packs
+from ckptfs.store.records import Row
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.schema import Table
 from ckptfs.store.state import STATE_KEY, State, pack_state, unpack_state
 from ckptfs.store.tables import Frozen
+
+_FREED_AT_ONCE = 500
+"""So many places are called free at a time: whoever saves waits for that."""
 
 
 class Checkpoints:
@@ -60,6 +64,10 @@ class Checkpoints:
     def run(self, frozen: Frozen) -> None:
         """Bring LMDB up to rows that are journalled, durably; when this raises, the same rows are tried again."""
         with self._lock:
+            while self._freed.superseded_count > _FREED_AT_ONCE:
+                rows = self._rows_to_free(_FREED_AT_ONCE)  # outside, or a save would not get its turn in between
+                with self._end.held():
+                    self._free(rows)
             with self._end.held():
                 if not self._index.is_frozen:
                     self._freeze()
@@ -85,14 +93,23 @@ class Checkpoints:
 
     def _freeze(self) -> None:
         """Set apart what goes to LMDB of the store's own rows, while nobody appends anything."""
-        # The index that calls places free has to have the new ones, and the packs have to tell without it.
-        if rows := [build_row(place) for place in self._freed.superseded()]:
-            self._end.journal_rows(rows)
-            self._freed.free(rows)
+        self._free(self._rows_to_free())
         self._freed.freeze()
         self._damaged.freeze()
         self._index.freeze()
         self._index_cut = self._end.mark
+
+    def _rows_to_free(self, count_max: int | None = None) -> list[Row]:
+        return [build_row(place) for place in self._freed.superseded(count_max)]
+
+    def _free(self, rows: Sequence[Row]) -> None:
+        """Call superseded places free, while nobody appends anything.
+
+        The index that does so has to have the new places, and the packs have to tell without it.
+        """
+        if rows:
+            self._end.journal_rows(rows)
+            self._freed.free(rows)
 
     def _write(self, state: State, tables: Sequence[tuple[Table, Iterable[tuple[bytes, bytes | None]]]]) -> None:
         """Write rows, and what is true of LMDB with them, in one transaction."""

@@ -10,9 +10,10 @@ Every method may be called from any thread.
 
 import struct
 import threading
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, takewhile
+
+from sortedcontainers import SortedDict
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
@@ -74,7 +75,7 @@ class FreedPlaces:
     def __init__(self, environment: Environment) -> None:
         self._lock = threading.Lock()
         self._reader = environment.reader(self._lock)
-        self._superseded: dict[Position, Place] = {}
+        self._superseded: SortedDict = SortedDict()  # the places by their positions
         self._active: dict[bytes, bytes | None] = {}
         self._frozen: dict[bytes, bytes | None] = {}
         self._next_key = b""
@@ -84,23 +85,28 @@ class FreedPlaces:
         with self._lock:
             self._superseded.update((place.position, place) for place in places)
 
-    def superseded(self) -> list[Place]:
-        """Return the places that nothing durable calls free yet, merged."""
+    def superseded(self, count_max: int | None = None) -> list[Place]:
+        """Return the places that nothing durable calls free yet, or the first of them, merged."""
         with self._lock:
-            return merge(self._superseded.values())
+            return merge(islice(self._superseded.values(), count_max))
+
+    @property
+    def superseded_count(self) -> int:
+        """How many places nothing durable calls free yet."""
+        return len(self._superseded)
 
     def free(self, rows: Sequence[Row]) -> None:
         """Take over rows of the journal, just appended or replayed: their places go to LMDB at the next checkpoint."""
         with self._lock:
-            superseded = sorted(self._superseded)
             for _, key, value in rows:
                 self._active[key] = value
                 if value is not None:
                     place = parse_row(key, value)
-                    for position in superseded[bisect_left(superseded, place.position) :]:
-                        if position >= place.end:
-                            break
-                        self._superseded.pop(position, None)
+                    self._forget_superseded(place.position, place.end)
+
+    def _forget_superseded(self, start: Position, stop: Position) -> None:
+        for position in [*self._superseded.irange(start, stop, inclusive=(True, False))]:
+            del self._superseded[position]
 
     def rows_in_memory(self) -> dict[Table, Memtable]:
         """Return copies of the rows that LMDB may not have yet."""
@@ -150,7 +156,7 @@ class FreedPlaces:
             stored = (key for key, _ in self._reader.rows_from(Table.FREED, prefix))
             keys.update(takewhile(lambda key: key.startswith(prefix), stored))
             self._active.update(dict.fromkeys(keys))
-            self._superseded = {at: place for at, place in self._superseded.items() if place.pack != pack}
+            self._forget_superseded(Position(pack, 0), Position(pack + 1, 0))
 
     def punched(self, places: Sequence[Place]) -> None:
         """Forget places that `take` has returned; LMDB does at the next checkpoint."""

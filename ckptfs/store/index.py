@@ -233,10 +233,11 @@ class ChunkIndex:
 
         Return those whose number is wanted, and where to go on, None at the end.
         """
-        with self._lock:
-            if not start:
+        if not start:
+            with self._lock:  # no longer than it takes to copy them: whoever saves waits for it
                 rows = [*self._active.numbers.items(), *(self._frozen.numbers.items() if self._frozen else ())]
-                return [Known(*row) for row in rows if row[1] != _RELEASED and wanted(row[1])], b"\0"
+            return [Known(*row) for row in rows if row[1] != _RELEASED and wanted(row[1])], b"\0"
+        with self._lock:
             stored = self._reader.rows_from(Table.CHUNK_IDS, start)
             rows = [(chunk_id, parse_number(packed)) for chunk_id, packed in islice(stored, _WALK_ROWS)]
             following = next(stored, None)
@@ -247,11 +248,12 @@ class ChunkIndex:
 
         Return their numbers, and where to go on, None at the end.
         """
+        if start < FIRST_NUMBER:
+            with self._lock:
+                locations = {**(self._frozen.locations if self._frozen else {}), **self._active.locations}
+            located = ((key, parse_location(packed)) for key, packed in locations.items() if packed)
+            return [NUMBER.unpack(key)[0] for key, location in located if location.bases], FIRST_NUMBER
         with self._lock:
-            if start < FIRST_NUMBER:
-                keys = [*self._active.locations, *(self._frozen.locations if self._frozen else ())]
-                located = ((key, self._locate(key)) for key in keys)
-                return [NUMBER.unpack(key)[0] for key, at in located if at is not None and at.bases], FIRST_NUMBER
             rows = list(islice(self._reader.rows_from(Table.CHUNKS, NUMBER.pack(start)), _WALK_ROWS))
         found = [parse_number(key) for key, packed in rows if packed[_BASE_COUNT] != _NO_BASES]
         return found, parse_number(rows[-1][0]) + 1 if len(rows) == _WALK_ROWS else None
@@ -263,8 +265,8 @@ class ChunkIndex:
             for chunk_id, number in chunks:
                 location = self._locate(NUMBER.pack(number))
                 if location is not None and not (self._watched and number in self._watched):
-                    self._drop(Known(chunk_id, number).release_rows)
                     released.append(Chunk(number, chunk_id, location))
+            self._drop(row for number, chunk_id, _ in released for row in Known(chunk_id, number).release_rows)
         return released
 
     def drop(self, rows: Iterable[Row]) -> list[Place]:

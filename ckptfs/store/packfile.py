@@ -114,7 +114,8 @@ class PackWindow:
     def _at(self, offset: int, size: int) -> memoryview:
         """Return `size` bytes from `offset`, fewer at the end of the pack."""
         if not (self._start <= offset and offset + size <= self._start + len(self._data)):
-            self._data = memoryview(self._disk.pread(self._file.fd, max(size, _SCAN_WINDOW), offset))
+            wanted = min(max(size, _SCAN_WINDOW), self.size - offset)
+            self._data = memoryview(self._disk.pread(self._file.fd, wanted, offset))
             self._start = offset
         return self._data[offset - self._start : offset - self._start + size]
 

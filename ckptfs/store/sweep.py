@@ -16,7 +16,7 @@ from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import Chunk, Known
 from ckptfs.store.reencode import never
 
-_BATCH_CHUNKS = 1024
+_BATCH_CHUNKS = 256
 """So many chunks are released by one metadata record."""
 
 

@@ -9,6 +9,7 @@ environment.py has. It does not know what a row means. Tables belongs to one thr
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, takewhile
 from typing import NamedTuple
@@ -103,13 +104,63 @@ class Tables:
         stored = self._scan_stored(table, start, stop)
         return merged(stored, overlay) if overlay else stored
 
+    def scan_latest(self, table: Table, start: bytes, stop: bytes, suffix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Return one row for each group of keys that differ in their end only, ascending: the last one up to `suffix`.
+
+        Of the keys with start <= key < stop, whose ends are as long as `suffix`, and of which no group begins with
+        another one. Groups without such a row are left out. What is stored takes as long as there are groups, however
+        many rows they have. Rows may be put and deleted, and checkpoints may happen, between two steps; what is put
+        meanwhile may be shown or not.
+        """
+        size = len(suffix)
+        memtables = (self._active[table], self._below.get(table, {}))
+        above = deque(
+            sorted({key[:-size] for memtable in memtables if memtable for key in _keys(memtable, start, stop)})
+        )
+        for key, value in self._scan_latest_stored(table, start, stop, suffix):
+            while above and above[0] < key[:-size]:
+                yield from self._latest(table, above.popleft(), suffix)
+            if not above or above[0] != key[:-size]:
+                yield key, value
+        for group in above:
+            yield from self._latest(table, group, suffix)
+
+    def _latest(self, table: Table, group: bytes, suffix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        row = self.last(table, group + bytes(len(suffix)), group + suffix + b"\0")
+        return iter(()) if row is None else iter((row,))
+
+    def _scan_latest_stored(
+        self, table: Table, start: bytes, stop: bytes, suffix: bytes
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield what `scan_latest` does of LMDB alone, read in batches."""
+        while start < stop:
+            batch, start = self._read_latest_batch(table, start, stop, suffix)
+            yield from batch
+
+    def _read_latest_batch(
+        self, table: Table, start: bytes, stop: bytes, suffix: bytes
+    ) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Return the rows of some groups, and where the next group may begin."""
+        size = len(suffix)
+        rows: list[tuple[bytes, bytes]] = []
+        with self._reader.lock:
+            cursor = self._reader.cursor(table)
+            for _ in range(_SCAN_ROWS):
+                if not cursor.set_range(start) or (key := cursor.key()) >= stop:
+                    return rows, stop
+                group = key[:-size]
+                if cursor.seek_before(group + suffix + b"\0") and cursor.key()[:-size] == group:
+                    rows.append((cursor.key(), cursor.value()))
+                start = group + b"\xff" * size + b"\0"
+        return rows, start
+
     def _in_memory(self, table: Table, start: bytes, stop: bytes) -> Memtable:
         """Return a copy of the rows in memory with start <= key < stop."""
         overlay: Memtable = {}
         if self._frozen is not None:
-            overlay.update(_range(self._below[table], start, stop))
+            overlay.update((key, self._below[table][key]) for key in _keys(self._below[table], start, stop))
         if self._active[table]:
-            overlay.update(_range(self._active[table], start, stop))
+            overlay.update((key, self._active[table][key]) for key in _keys(self._active[table], start, stop))
         return overlay
 
     def _scan_stored(self, table: Table, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -169,9 +220,9 @@ class Tables:
             self._pending[Table(table)].setdefault(key, value)
 
     @property
-    def has_changes(self) -> bool:
-        """Whether rows wait for the journal."""
-        return any(self._pending.values())
+    def changed_rows(self) -> int:
+        """How many rows wait for the journal."""
+        return sum(len(pending) for pending in self._pending.values())
 
     @property
     def row_count(self) -> int:
@@ -216,6 +267,6 @@ def _copied(memtable: Memtable) -> Memtable:
     return dict(zip(dict.keys(memtable), dict.values(memtable), strict=True))
 
 
-def _range(memtable: Memtable, start: bytes, stop: bytes) -> list[tuple[bytes, bytes | None]]:
-    keys = memtable.irange(start, stop, inclusive=(True, False))  # type: ignore[attr-defined]
-    return [(key, memtable[key]) for key in keys]
+def _keys(memtable: Memtable, start: bytes, stop: bytes) -> Iterator[bytes]:
+    keys: Iterator[bytes] = memtable.irange(start, stop, inclusive=(True, False))  # type: ignore[attr-defined]
+    return keys

@@ -156,18 +156,9 @@ class Rows:
 
     def scan(self, table: Table, prefix: bytes, epoch: int = LIVE) -> Iterator[tuple[bytes, bytes]]:
         """Yield (key without epoch, value) of all that `epoch` sees below an 8-byte `prefix`, in key order."""
-        current: bytes | None = None
-        value = _TOMBSTONE
-        for key, row_value in self.tables.scan(table, prefix, _successor(prefix)):
-            row_prefix = key[:-4]
-            if row_prefix != current:
-                if current is not None and value != _TOMBSTONE:
-                    yield current, value
-                current, value = row_prefix, _TOMBSTONE
-            if _EPOCH.unpack_from(key, len(key) - 4)[0] <= epoch:
-                value = row_value
-        if current is not None and value != _TOMBSTONE:
-            yield current, value
+        for key, value in self.tables.scan_latest(table, prefix, _successor(prefix), _EPOCH.pack(epoch)):
+            if value != _TOMBSTONE:
+                yield key[: -_EPOCH.size], value
 
     def history(self, table: Table, prefix: bytes) -> Iterator[tuple[bytes, Row]]:
         """Yield (key without epoch, row) of every row below `prefix`, of every epoch and tombstones included."""

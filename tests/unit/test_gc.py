@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
-from ckptfs.store import Bitmap, ChunkStore, Table, kernels, reference
+from ckptfs.store import Bitmap, ChunkStore, Table, checkpoint, kernels, reference
 from ckptfs.store.location import NUMBER, Known, Location, build_location
 from ckptfs.tree import Tree
 from ckptfs.tree.extents import load_manifest
@@ -345,13 +345,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     tree.snapshots.delete(first)
     disk.armed = True
     tree.store.commit()
-    assert collect(tree).raw_bytes == 100_000
-    save(tree, "model", noise(100_000, 1)[:50_000])
-    tree.store.commit()
-    save(tree, "model", noise(100_000, 2))
-    tree.store.commit()
-    assert collect(tree).raw_bytes == 50_000
-    tree.store.close(commit=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "_FREED_AT_ONCE", 20)  # some times for each collection
+        assert collect(tree).raw_bytes == 100_000
+        save(tree, "model", noise(100_000, 1)[:50_000])
+        tree.store.commit()
+        save(tree, "model", noise(100_000, 2))
+        tree.store.commit()
+        assert collect(tree).raw_bytes == 50_000
+        tree.store.close(commit=False)
     disk.snap()
     return disk.images
 

@@ -30,8 +30,8 @@ from tests.unit.tree_support import CONFIG, NoSyncDisk, save
 
 FILES = 300
 VERSIONS = 1000
-ROWS_MAX = 800
-"""In one turn: a third of what is deleted at a time here."""
+ROWS_MAX = 400
+"""In one turn; a thousand are deleted at a time here."""
 ROWS_PER_STEP = 50
 """Of a collection, so that there are many steps here."""
 PRUNE_ROWS_MAX = 20 * VERSIONS

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+import ckptfs.store.checkpoint as checkpoints
 from ckptfs.config import FORMAT_VERSION, MIB, ChunkSizes
 from ckptfs.errors import DamagedError, StoreVersionError
 from ckptfs.store import ChunkStore, Disk, Table, description, records
@@ -459,6 +460,26 @@ def punched_store(path: Path) -> tuple[dict[int, bytes], Position, list[Place]]:
         store.reclaimer.punch()
         ((said_at, places),) = freed_at(store)
     return kept, said_at, places
+
+
+def test_many_places_are_called_free_a_few_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So nobody who saves waits for all of them. `test_gc.py` cuts it short in between."""
+    monkeypatch.setattr(checkpoints, "_FREED_AT_ONCE", 5)
+    with create(path) as store:
+        kept = ingest(store, b"".join(floats(1, seed) + noise(1, seed) for seed in range(23)))
+        checkpoint(store)
+        store.reencode(ALL)
+        before = store._freed.superseded()
+        assert len(before) == 23
+        checkpoint(store)
+        said = [places for _, places in freed_at(store)]
+        assert [len(places) for places in said] == [5, 5, 5, 5, 3]
+        assert [*itertools.chain.from_iterable(said)] == before
+        assert store._freed.superseded_count == 0
+        assert store._freed.take(100) == before
+    (path / "index.lmdb").unlink()
+    with ChunkStore.open(path) as store:
+        assert_reads(store, kept)
 
 
 def overwrite(path: Path, position: Position, data: bytes) -> None:

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import pytest
@@ -16,7 +17,7 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import ChunkStore, Frozen, Table
 from ckptfs.store.disk import Disk
 from ckptfs.store.environment import Environment
-from ckptfs.store.reader import Reader
+from ckptfs.store.reader import Cursor, Reader
 from ckptfs.store.schema import PACKED_KEY_SIZE
 from ckptfs.store.tables import END, KEY_SIZE_MAX, Tables
 
@@ -139,7 +140,7 @@ def test_the_youngest_changes_win_when_older_ones_are_given_back(environment: En
     tables.put(Table.INODES, b"a", b"old")
     tables.put(Table.INODES, b"b", b"old")
     taken = tables.take_changes()
-    assert not tables.has_changes
+    assert not tables.changed_rows
     tables.delete(Table.INODES, b"a")
     tables.give_back(taken)
     assert {(row.key, row.value) for row in tables.take_changes().rows} == {(b"a", None), (b"b", b"old")}
@@ -222,6 +223,56 @@ def test_a_key_that_lmdb_cannot_hold_is_refused_at_once(environment: Environment
         tables.put(Table.INODES, key, b"")
     with pytest.raises(ValueError, match="511"):
         tables.delete(Table.INODES, key)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_latest_rows_are_the_last_ones_of_each_group(environment: Environment, seed: int) -> None:
+    """Groups as names have them, which end in a zero, and rows of up to 20 epochs, in memory, frozen and stored."""
+    generator = random.Random(seed)
+    tables = Tables(environment)
+    groups = [b"\1" + generator.randbytes(generator.randrange(3)).replace(b"\0", b"") + b"\0" for _ in range(30)]
+    rows: dict[bytes, bytes] = {}
+    frozen: Frozen | None = None
+    for step in range(600):
+        key = generator.choice(groups) + key_of(generator.choice((generator.randrange(20), (1 << 32) - 1)))
+        if generator.random() < 0.3:
+            tables.delete(Table.DIRENTS, key)
+            rows.pop(key, None)
+        else:
+            tables.put(Table.DIRENTS, key, b"%d" % step)
+            rows[key] = b"%d" % step
+        if step % 97 == 50 + generator.randrange(20) and frozen is None:
+            frozen = tables.freeze()
+        elif frozen is not None and generator.random() < 0.05:
+            environment.write((table, memtable.items()) for table, memtable in frozen.memtables.items())
+            tables.release(frozen)
+            frozen = None
+        if step % 25 == 0:
+            suffix = key_of(generator.choice((0, generator.randrange(20), (1 << 32) - 1)))
+            start, stop = sorted((generator.choice(groups), generator.choice((*groups, b"\2"))))
+            latest = {key[:-4]: (key, rows[key]) for key in sorted(rows) if start <= key < stop and key[-4:] <= suffix}
+            assert list(tables.scan_latest(Table.DIRENTS, start, stop, suffix)) == [*latest.values()], step
+
+
+def test_the_latest_rows_take_as_long_as_there_are_groups(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = Tables(environment)
+    for number in range(300):
+        for epoch in range(number % 50 + 1):
+            tables.put(Table.DIRENTS, b"\1%d\0" % number + key_of(epoch), b"")
+    bring_down(tables, environment)
+    moves = 0
+    move = Cursor._move
+
+    def counted(*arguments: Any) -> bool:
+        nonlocal moves
+        moves += 1
+        return move(*arguments)
+
+    monkeypatch.setattr(Cursor, "_move", counted)
+    assert len(list(tables.scan_latest(Table.DIRENTS, b"\1", b"\2", key_of(1000)))) == 300
+    assert 0 < moves <= 302
 
 
 def test_keys_of_the_greatest_length_are_scanned(environment: Environment) -> None:

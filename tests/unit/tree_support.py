@@ -376,9 +376,11 @@ def check_tree(tree: Tree) -> None:
     _check_change_rows(tree)
     _check_snapshot_rows(tree)
     _check_live_only(tree)
+    checked: set[tuple[int, int]] = set()
     for epoch in [*(snapshot.id for snapshot in tree.snapshots.all()), tree.rows.open_epoch, LIVE]:
-        _check_links(tree, epoch)
-        _check_content(tree, epoch)
+        inodes = raw_inodes(tree, epoch)
+        _check_links(tree, epoch, inodes)
+        _check_content(tree, inodes, checked)
 
 
 def _check_change_rows(tree: Tree) -> None:
@@ -422,7 +424,7 @@ def _check_live_only(tree: Tree) -> None:
             assert entry is not None and tree.names.inode(entry.ino).flags & UNCOMMITTED
 
 
-def _check_links(tree: Tree, epoch: int) -> None:
+def _check_links(tree: Tree, epoch: int, inodes: dict[int, Inode]) -> None:
     names: Counter[int] = Counter()
     directories: Counter[int] = Counter()
     pending = [ROOT_INO]
@@ -440,7 +442,6 @@ def _check_links(tree: Tree, epoch: int) -> None:
                 below = tree.names.entry(directory, name, tree.rows.open_epoch)
                 names[below.ino if below and below != entry else 0] += 1
     assert all(count == 1 for ino, count in names.items() if ino in directories)
-    inodes = raw_inodes(tree, epoch)
     assert inodes.keys() - {ROOT_INO} == names.keys() - {0}
     for ino, inode in inodes.items():
         assert inode.nlink == (2 + directories[ino] if inode.is_dir else names[ino]), (epoch, tree.names.path(ino))
@@ -449,9 +450,11 @@ def _check_links(tree: Tree, epoch: int) -> None:
         assert all(ino in inodes or not list(tree.rows.scan(Table.XATTRS, id_prefix(ino))) for ino in owners)
 
 
-def _check_content(tree: Tree, epoch: int) -> None:
-    for inode in raw_inodes(tree, epoch).values():
-        if inode.is_file:
+def _check_content(tree: Tree, inodes: dict[int, Inode], checked: set[tuple[int, int]]) -> None:
+    """Every chunk that a file names can be read and is long enough, of contents (manifest, size) not yet `checked`."""
+    for inode in inodes.values():
+        if inode.is_file and (inode.manifest, inode.size) not in checked:
+            checked.add((inode.manifest, inode.size))
             extents = load_manifest(tree.rows.tables, inode.manifest, inode.size)
             for extent in extents.between(0, inode.size):
                 assert not extent.number or len(tree.reader.read(extent.number)) >= extent.length
