@@ -28,8 +28,8 @@ LEVEL_SIZE_MAX = 2 * ASKED_SIZE_MAX + BASES_SIZE_MAX
 """A level with more bytes than chunks that lie over one another have is not read at once."""
 RECORDS_SIZE = 64 * MIB
 """Room for the records of a read; few need more."""
-LEVEL_ROOM = MIB
-"""What is decoded of a level and kept until what rests on it is: more than the bases of one delta mostly have."""
+LEVELS_SIZE = 32 * MIB
+"""Room for what is decoded of all levels and kept until what rests on it is; few reads need more."""
 READS_MAX = 2
 """Reads at a time: each keeps a processor busy, and more would need more memory that is not in its cache."""
 
@@ -42,7 +42,7 @@ class ChainReader:
         self._packs = packs
         self._seed = seed
         self._records = Buffers(RECORDS_SIZE, READS_MAX)
-        self._levels = Buffers(LEVEL_ROOM * DELTA_CHAIN_MAX, READS_MAX)
+        self._levels = Buffers(LEVELS_SIZE, READS_MAX)
         self._turn = Semaphore(READS_MAX)
 
     def read(self, deltas: Sequence[Located], room: Room, start: int) -> dict[int, Decoded]:
@@ -67,17 +67,14 @@ class ChainReader:
             chains = _Chains(self._index, asked)
             if not chains.is_complete:
                 return {}
-            level_room = max(LEVEL_ROOM, 2 * chains.bases_size_max)
-            with (
-                self._records.taken(chains.data_size) as data,
-                self._levels.taken(level_room * DELTA_CHAIN_MAX) as levels,
-            ):
+            levels_size = chains.level_room * DELTA_CHAIN_MAX
+            with self._records.taken(chains.data_size) as data, self._levels.taken(levels_size) as levels:
                 try:
                     payloads = chains.read(self._packs, data)
                 except DamagedError:
                     return {}
                 links, bases = chains.links(payloads, asked)
-                taken = kernels.take_chains(data, links, bases, room, levels, self._seed)
+                taken = kernels.take_chains(data, links, bases, room, levels[:levels_size], self._seed)
         return {number: asked[number] for number, is_taken in zip(chains.level_of, taken, strict=True) if is_taken}
 
 
@@ -88,8 +85,8 @@ class _Chains:
         self.level_of: dict[int, int] = {}
         """What is asked for first, in its order."""
         self.is_complete = False
-        self.bases_size_max = 0
-        """The most bytes that a delta has bases."""
+        self.level_room = 0
+        """Bytes in which the bases of any delta lie one behind the other, wherever on their level they begin."""
         self._locations: dict[int, Location] = {}
         level: Mapping[int, object] = asked
         depth = 0
@@ -105,9 +102,10 @@ class _Chains:
             level = dict.fromkeys(base for location in locations for base in location.bases)
             depth += 1
         size_of = {number: location.raw_size for number, location in self._locations.items()}
-        self.bases_size_max = max(sum(map(size_of.__getitem__, each.bases)) for each in self._locations.values())
+        bases_size_max = max(sum(map(size_of.__getitem__, each.bases)) for each in self._locations.values())
+        self.level_room = bases_size_max + max(size_of.values())
         self._spans = list(spans(sorted(map(Located._make, self._locations.items()), key=_position)))
-        self.is_complete = self.bases_size_max <= BASES_SIZE_MAX
+        self.is_complete = bases_size_max <= BASES_SIZE_MAX
 
     @property
     def data_size(self) -> int:
