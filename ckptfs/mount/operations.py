@@ -235,20 +235,15 @@ class Operations(pyfuse3.Operations):
 
     # Files
 
-    def _opened(self, number: int, flags: int, node: Node) -> FileInfo:
-        """Return what the kernel learns of a handle: what is only written goes past its page cache, a copy less.
+    @staticmethod
+    def _goes_direct(flags: int, mode: int) -> bool:
+        """Whether a handle goes past the kernel's page cache: one that only writes does, which saves a copy.
 
-        There it would leave undone the sync after each write of a handle with O_SYNC or O_DSYNC, and would not take
-        from a privileged file what a write takes.
+        There the kernel would leave undone the sync after each write of a handle with O_SYNC or O_DSYNC, and would not
+        take from a privileged file what a write takes.
         """
-        direct = flags & os.O_ACCMODE == os.O_WRONLY and not flags & os.O_DSYNC  # a bit that O_SYNC has, too
-        return FileInfo(fh=FileHandleT(number), direct_io=direct and not self._is_privileged(node), keep_cache=True)
-
-    def _is_privileged(self, node: Node) -> bool:
-        """Whether a file gives its rights, or its capabilities, to who runs it."""
-        if self._tree.attributes(node.ino, node.epoch).mode & (stat.S_ISUID | stat.S_ISGID):
-            return True
-        return CAPABILITY in self._tree.xattrs.names(node.ino, node.epoch)
+        is_synced = flags & os.O_DSYNC  # a bit that O_SYNC has, too
+        return flags & os.O_ACCMODE == os.O_WRONLY and not is_synced and not mode & (stat.S_ISUID | stat.S_ISGID)
 
     @answered
     async def create(
@@ -258,7 +253,8 @@ class Operations(pyfuse3.Operations):
         owner = Owner(ctx.uid, ctx.gid)
         inode = self._names.create(parent, name, stat.S_IFREG | mode & 0o7777, owner, committed=False)
         number = self._handles.open_created(inode, flags, ctx.pid)
-        return self._opened(number, flags, Node(inode.ino, LIVE)), self._made(inode)
+        info = FileInfo(fh=FileHandleT(number), direct_io=self._goes_direct(flags, inode.mode), keep_cache=True)
+        return info, self._made(inode)
 
     @answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
@@ -267,7 +263,10 @@ class Operations(pyfuse3.Operations):
         number = await self._handles.open(node, flags, ctx.pid)
         if flags & os.O_TRUNC and ctx.uid:
             await self._remove_privileges(node)
-        info = self._opened(number, flags, node)
+        direct = self._goes_direct(flags, self._tree.attributes(node.ino, node.epoch).mode)
+        if direct and CAPABILITY in self._tree.xattrs.names(node.ino, node.epoch):
+            direct = False  # what a file may do goes with a write, as its suid bit does
+        info = FileInfo(fh=FileHandleT(number), direct_io=direct, keep_cache=True)
         if moves_atime and not info.direct_io:
             info.keep_cache = False  # of a read that the kernel answers alone nobody would hear
         return info

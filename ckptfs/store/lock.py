@@ -7,6 +7,7 @@ can: a file called `lock` looks like something to remove when a store is in use.
 It must be taken by the process that uses the store: after a fork, not before it.
 """
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -18,6 +19,8 @@ from ckptfs.store.disk import Disk
 
 LOCK_NAME = "lock"
 _PID_SIZE_MAX = 20
+_NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a disk says that it does not lock what is opened for reading only, as NFS, or no directories, or nothing."""
 
 
 class StoreLock:
@@ -59,10 +62,8 @@ class StoreLock:
         fd = self._fds[-1]
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:
-            if fd != self._fds[0]:
+        except OSError as error:
+            if fd != self._fds[0] or error.errno not in _NO_LOCKS:
                 raise  # only a directory may be what the disk below cannot lock
 
     def _pid(self) -> str:

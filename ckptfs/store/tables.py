@@ -125,9 +125,10 @@ class Tables:
         for group in above:
             yield from self._latest(table, group, suffix)
 
-    def _latest(self, table: Table, group: bytes, suffix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def _latest(self, table: Table, group: bytes, suffix: bytes) -> list[tuple[bytes, bytes]]:
+        """Return the one row of a group, or none."""
         row = self.last(table, group + bytes(len(suffix)), group + suffix + b"\0")
-        return iter(()) if row is None else iter((row,))
+        return [] if row is None else [row]
 
     def _scan_latest_stored(
         self, table: Table, start: bytes, stop: bytes, suffix: bytes

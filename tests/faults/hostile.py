@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import zstandard
 
@@ -42,18 +43,6 @@ from tests.unit import tree_support as support
 
 STEPS = 25
 STORE_SEED = 3
-WAYS = (
-    "packs",
-    "packs without an index",
-    "rows",
-    "rows",
-    "records",
-    "records",
-    "description",
-    "index",
-    "index",
-    "index",
-)
 REPAIRED_EVERY = 3
 """One of so many stores goes through `ckptfs repair` before it is opened."""
 SECONDS_MAX = 20
@@ -207,6 +196,36 @@ def _distorted(source: random.Random, table: int, key: bytes, value: bytes) -> t
     return table, key, None
 
 
+def change_packs(path: Path, source: random.Random) -> None:
+    """Change bytes of a pack."""
+    change_bytes(path, source, tuple(f"packs/{name}" for name in sorted(os.listdir(path / "packs"))))
+
+
+def change_packs_alone(path: Path, source: random.Random) -> None:
+    """Change bytes of a pack, and lose the index."""
+    change_packs(path, source)
+    (path / "index.lmdb").unlink()
+
+
+class Way(NamedTuple):
+    """A way to tamper with a store; one of a greater `weight` is taken more often."""
+
+    weight: int
+    tamper: Callable[[Path, random.Random], None]
+
+
+WAYS = {
+    "packs": Way(1, change_packs),
+    "packs without an index": Way(1, change_packs_alone),
+    "rows": Way(2, change_rows),
+    "records": Way(2, add_records),
+    "description": Way(1, lambda path, source: change_bytes(path, source, ("store.json",))),
+    "index": Way(2, lambda path, source: change_bytes(path, source, ("index.lmdb",))),
+    "indexed": Way(2, change_indexed),
+    "condensed": Way(2, change_condensed),
+}
+
+
 def judge_hostile(seeds: Iterable[int]) -> list[str]:
     """Tamper with a store in a way drawn from each seed; return what did not end as it should."""
     logging.disable()  # a store like these has much to say
@@ -215,27 +234,11 @@ def judge_hostile(seeds: Iterable[int]) -> list[str]:
         original, path = Path(name) / "original", Path(name) / "changed"
         make_store(original, STORE_SEED)
         written = read_state(original)
-        packs = tuple(f"packs/{pack.name}" for pack in (original / "packs").iterdir())
         for seed in seeds:
             source = random.Random(seed)
             shutil.copytree(original, path)
-            way = source.choice(WAYS)
-            if way == "rows":
-                change_rows(path, source)
-            elif way == "indexed":
-                change_indexed(path, source)
-            elif way == "condensed":
-                change_condensed(path, source)
-            elif way == "records":
-                add_records(path, source)
-            elif way == "description":
-                change_bytes(path, source, ("store.json",))
-            elif way == "index":
-                change_bytes(path, source, ("index.lmdb",))
-            else:
-                change_bytes(path, source, packs)
-                if way == "packs without an index":
-                    (path / "index.lmdb").unlink()
+            (way,) = source.choices([*WAYS], [each.weight for each in WAYS.values()])
+            WAYS[way].tamper(path, source)
             repaired = seed % REPAIRED_EVERY == 0
             said = outcome(path, repaired=repaired, written=written if way == "index" else None)
             if left := {each.name for each in Path(name).iterdir()} - {"original", "changed"}:
