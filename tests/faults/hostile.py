@@ -30,7 +30,7 @@ from ckptfs.errors import CkptfsError, DamagedError, NotAStoreError, StoreReadOn
 from ckptfs.store import ChunkStore, Disk, description, never, records
 from ckptfs.store.codec import Encoding
 from ckptfs.store.compare import COMPARED
-from ckptfs.store.condensed import NAME
+from ckptfs.store.condensed import NAME, Condensed
 from ckptfs.store.packs import PackIdentity
 from ckptfs.store.records import RecordBytes, RecordType, Row
 from ckptfs.store.schema import TREE_TABLES, Table
@@ -127,14 +127,32 @@ def change_indexed(path: Path, source: random.Random) -> None:
         store.close(commit=False)
 
 
-def change_condensed(path: Path, source: random.Random) -> None:
-    """Condense the journal, and lose the index: to nonsense that is sealed as it should be, or with bytes changed."""
+def condense(path: Path) -> tuple[Condensed, PackIdentity]:
+    """Condense the journal of a store, and lose its index: a rebuild begins with what is condensed."""
     with ChunkStore.open(path) as store:
         store.commit(checkpoint=True)
-        condensed = store._condensed
-        assert condensed.write(store._environment, never)
+        assert store._condensed.write(store._environment, never)
         identity = PackIdentity(description.fingerprint(store.config), store.config.seed)
+        condensed = store._condensed
+        store.close(commit=False)
     (path / "index.lmdb").unlink()
+    return condensed, identity
+
+
+def seal_condensed(condensed: Condensed, identity: PackIdentity, *parts: Sequence[Row]) -> None:
+    """Write a condensed journal of rows as they are given, sealed as it should be: its state, its rows, its state."""
+    assert condensed.mark is not None
+    position, seed = condensed.mark.position, identity.seed
+    built = [
+        records.build_pack_header(0, FORMAT_VERSION, identity.fingerprint, seed, 0),
+        *(records.build_metadata(number, position, rows, seed) for number, rows in enumerate(parts, 1)),
+    ]
+    condensed.path.write_bytes(b"".join(buffer for each in built for buffer in each.buffers))
+
+
+def change_condensed(path: Path, source: random.Random) -> None:
+    """Condense the journal, and lose the index: to nonsense that is sealed as it should be, or with bytes changed."""
+    condensed, identity = condense(path)
     if source.random() < 0.3:
         change_bytes(path, source, (NAME,))
         return
@@ -144,16 +162,7 @@ def change_condensed(path: Path, source: random.Random) -> None:
         rows[at] = Row(*_distorted(source, table, key, value or b""))
     if source.random() < 0.2:
         first = last = Row(*_distorted(source, *first))
-    assert condensed.mark is not None
-    position = condensed.mark.position
-    parts = [
-        records.build_pack_header(0, FORMAT_VERSION, identity.fingerprint, identity.seed, 0),
-        *(
-            records.build_metadata(n, position, part, identity.seed)
-            for n, part in enumerate(([first], rows, [last]), 1)
-        ),
-    ]
-    condensed.path.write_bytes(b"".join(buffer for part in parts for buffer in part.buffers))
+    seal_condensed(condensed, identity, [first], rows, [last])
 
 
 def _forged(source: random.Random, store: ChunkStore) -> RecordBytes:

@@ -18,11 +18,13 @@ from ckptfs.store.disk import Disk
 from ckptfs.store.location import OFFSET_MAX, Location, build_location, parse_location
 from ckptfs.store.packfile import Found, Gap
 from ckptfs.store.packs import FIRST_PACK, PackIdentity, Packs
-from ckptfs.store.records import Position, RecordType, build
+from ckptfs.store.records import Position, RecordType, Row, build
 from ckptfs.store.state import Mark, State, Summary, pack_state
+from ckptfs.store.tables import KEY_SIZE_MAX, Changes
 from ckptfs.store.totals import Totals
 from ckptfs.tree.inode import INODE_STRUCT, Inode, manifest_of
 from ckptfs.tree.rows import name_prefix, split_epoch, split_name_prefix
+from tests.faults.hostile import condense, seal_condensed
 from tests.unit.tree_support import NoSyncDisk, new_tree, open_tree, save
 
 LOCATION = Location(1, 80, CHUNK_SIZE_MAX, CHUNK_SIZE_MAX, Encoding.ZSTD)
@@ -79,6 +81,34 @@ def test_an_index_has_no_chunk_that_no_journal_gave(tmp_path: Path) -> None:
     tree.store.close(commit=False)
     with pytest.raises(DamagedError, match="has a chunk 99"):
         open_tree(tmp_path / "store")
+
+
+@pytest.mark.parametrize("key", [b"", bytes(KEY_SIZE_MAX + 1)])
+def test_a_journal_has_keys_that_an_index_takes(tmp_path: Path, key: bytes) -> None:
+    """At the end of the packs, where nothing says that it was durable, what cannot be is cut off."""
+    with ChunkStore.create(tmp_path / "store") as store:
+        store.append_journal(Changes(store.tables.take_changes().generation, (Row(Table.META, key, b"value"),)))
+        store.close(commit=False)
+    with ChunkStore.open(tmp_path / "store") as store:
+        assert store.tables.row_count == 0
+        store.tables.put(Table.META, b"key", b"value")
+        store.commit(checkpoint=True)
+
+
+@pytest.mark.parametrize("row", [None, Row(Table.META, b"", b""), Row(Table.META, bytes(600), b""), Row(99, b"k", b"")])
+def test_a_condensed_journal_has_rows_that_an_index_takes(tmp_path: Path, row: Row | None) -> None:
+    path = tmp_path / "store"
+    tree = new_tree(path)
+    save(tree, "file", b"content")
+    tree.store.close()
+    condensed, identity = condense(path)
+    first, *rows, last = condensed.rows()
+    seal_condensed(condensed, identity, [first], [*rows, *([] if row is None else [row])], [last])
+    if row is None:
+        open_tree(path).store.close()
+        return
+    with pytest.raises(DamagedError, match="a row that no journal has"):
+        open_tree(path)
 
 
 @pytest.mark.parametrize(
