@@ -19,7 +19,7 @@ from ckptfs.store.freed import merge, parse_row
 from ckptfs.store.location import NUMBER, parse_location
 from ckptfs.store.packs import Packs
 from ckptfs.store.reader import View
-from ckptfs.store.records import ALIGNMENT, HEADER_SIZE, Position
+from ckptfs.store.records import ALIGNMENT, HEADER_SIZE, Position, record_size
 from ckptfs.store.schema import Table
 
 PROBLEMS_MAX = 1000
@@ -124,14 +124,14 @@ class _StructureCheck:
                 yield f"chunk {number} has encoding {location.encoding} and {len(location.bases)} bases"
             for base in location.bases:
                 self._deltas.extend((number, base))
-            place = location.place(number)
-            if place.offset < HEADER_SIZE or place.offset % ALIGNMENT or not location.raw_size:
+            size = record_size(location.stored_size, len(location.bases))
+            if location.offset < HEADER_SIZE or location.offset % ALIGNMENT or not location.raw_size:
                 yield f"chunk {number}: no record can be at {self._packs.place(location.position)}"
-            elif place.end.offset > self._pack_sizes.get(place.pack, 0):
+            elif location.offset + size > self._pack_sizes.get(location.pack, 0):
                 yield f"chunk {number}: {self._packs.place(location.position)} is behind the end of the pack"
             else:
-                self._starts.append(_key(place.position))
-                self._sizes.append(place.size)
+                self._starts.append(location.pack << _PACK_SHIFT | location.offset)
+                self._sizes.append(size)
 
     def _check_deltas(self) -> Iterator[str]:
         """Every base is there, and higher than what rests on it: so chains end. None is too long to be read."""

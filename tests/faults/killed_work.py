@@ -48,13 +48,18 @@ class KilledWork:
         """The model of each version, and the mode of the marks in it."""
         for number in range(MARKS):
             (mount.path / f"mark-{number}").touch()
-        self._changes = {kind: self._watch(kind, None) for kind in self.kinds}
-        """How often the store is seen to change while each kind of work is done."""
+        self._targets = {kind: self._watch(kind, None) + 1 for kind in self.kinds}
+        """One more than the changes of the store that are seen while each kind of work is done.
+
+        A busy machine shows fewer.
+        """
 
     def kill_one(self, kind: str) -> bool:
         """Kill the daemon in the midst of some work and hold what must be there; False where the work had ended."""
-        target = self._source.randrange(self._changes[kind])
+        target = self._source.randrange(self._targets[kind])
         seen = self._watch(kind, target)
+        if seen < target:
+            self._targets[kind] = seen + 1
         self._mount.wait_for(self._mount.is_dead)
         self._mount.mount(*OPTIONS, settle=SETTLE_SECONDS)
         self._forget_deleted(kind)

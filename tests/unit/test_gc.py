@@ -2,27 +2,20 @@
 
 import random
 import shutil
-import time
-import tracemalloc
 from array import array
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import Bitmap, ChunkStore, Table, checkpoint, kernels, reference
-from ckptfs.store.location import NUMBER, Known, Location, build_location
+from ckptfs.store.location import Known
 from ckptfs.tree import Tree
 from ckptfs.tree.extents import load_manifest
 from ckptfs.tree.gc import Collected, Collection, collect, preview
-from ckptfs.tree.inode import ROOT_INO
-from ckptfs.tree.rows import id_prefix
-from ckptfs.tree.snapshots import Snapshot
 from tests.unit import tree_support as support
 from tests.unit.second_reader import SecondReader
 from tests.unit.tree_support import append_delta, check_tree, open_path, read, save
@@ -443,66 +436,3 @@ def test_every_kernel_marks_as_the_reference_does(limit: int, numbers: list[int]
 def test_a_known_chunk_tells_its_rows() -> None:
     rows = Known(b"i" * 16, 7).release_rows
     assert [(row.table, row.key, row.value) for row in rows] == [(9, b"\0" * 7 + b"\7", None), (10, b"i" * 16, None)]
-
-
-# Many
-
-
-CHUNKS_MANY, SNAPSHOTS_MANY, EXTENTS_EACH = 1_000_000, 10_000, 400
-
-
-def test_a_million_chunks_and_ten_thousand_snapshots_are_marked_in_seconds(tmp_path: Path) -> None:
-    """The mark of the largest store that is promised: under 5 s of processor time and 100 MiB."""
-    tree = support.new_tree(tmp_path / "store")
-    everything = many_versions(tree)
-    began = time.process_time()
-    with Collection(tree) as collection:
-        collection.look()
-        collection.mark()
-        seconds = time.process_time() - began
-        assert sum(number in collection._needed for number in range(1, CHUNKS_MANY + 1)) == len(everything)
-    tracemalloc.start()
-    with Collection(tree) as collection:
-        collection.look()
-        collection.mark()
-        _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    print(f"{seconds:.2f} s, {peak / MIB:.1f} MiB")
-    assert seconds < 5
-    assert peak < 100 * MIB
-    support.crash(tree)
-
-
-def many_versions(tree: Tree, chunks: int = CHUNKS_MANY, snapshots: int = SNAPSHOTS_MANY) -> set[int]:
-    """Write the rows of very many versions of a file, past everything that makes them; return the chunks they have."""
-    chance = np.random.default_rng(SEED)
-    numbers = np.arange(1, chunks + 1)
-    packed = [NUMBER.pack(number) for number in numbers.tolist()]
-    location = build_location(Location(1, 64, 65536, 65536, 0))
-    inodes, parts, used = [], [], set()
-    template = tree.names.inode(ROOT_INO)
-    for version in range(1, snapshots + 1):
-        manifest = version + 1
-        tree.snapshots._by_id[version] = Snapshot(version, f"v{version}", 0, "auto", "", 1, 0, 0, ())
-        inode = template._replace(manifest=manifest)
-        inodes.append((id_prefix(1 << 20) + version.to_bytes(4, "big"), inode.encode()))
-        start = int(chance.integers(1, chunks - EXTENTS_EACH))
-        span = numbers[start - 1 : start - 1 + EXTENTS_EACH].astype("<u8")
-        used.update(span.tolist())
-        lengths = np.full(EXTENTS_EACH, 65536, "<u4").tobytes()
-        parts.append((id_prefix(manifest) + bytes(8), span.tobytes() + lengths))
-    tree.store._environment.write(
-        [
-            (Table.CHUNKS, [(key, location) for key in packed]),
-            (Table.CHUNK_IDS, [(key * 2, key) for key in packed]),
-            (Table.INODES, inodes),
-            (Table.MANIFESTS, parts),
-        ]
-    )
-    tree.store._end.mark = tree.store._end.mark._replace(number=chunks + 1)
-    tree.store._index._next_number = chunks + 1
-    tree.rows._next_id = snapshots + 2
-    tree.rows.open_epoch = snapshots + 1
-    for reader in tree.store._environment._readers:
-        reader.renew()
-    return used

@@ -5,7 +5,6 @@ Everything holds on a disk that can free a part of a file and on one that cannot
 
 import random
 import shutil
-import time
 from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import Path
@@ -21,7 +20,6 @@ from ckptfs.tree import Tree
 from ckptfs.tree.gc import collect, preview
 from tests.unit import tree_support as support
 from tests.unit.second_reader import SecondReader
-from tests.unit.test_gc import many_versions
 from tests.unit.tree_support import check_tree, read, save
 
 SEED = 1612
@@ -374,24 +372,6 @@ def test_a_backup_follows_a_store_whose_packs_go(tree: Tree, tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "backup")
     assert back_up(tree.store.path, tmp_path / "backup", cut, lambda count: None).losses == []
     assert_same()
-
-
-# Many
-
-
-def test_the_journal_of_a_million_chunks_is_condensed_in_seconds(tmp_path: Path) -> None:
-    tree = support.new_tree(tmp_path / "store")
-    many_versions(tree)
-    tree.store._finish_checkpoint(tree.store.tables.freeze())
-    began = time.process_time()
-    assert tree.store.reclaimer.condense(lambda: False)
-    condensed = time.process_time()
-    assert tree.store.reclaimer.begin(tree.store.position).left_bytes == 0
-    planned = time.process_time()
-    sizes = [(tree.store.path / name).stat().st_size >> 20 for name in (CONDENSED_NAME, "index.lmdb")]
-    print(f"condensed in {condensed - began:.2f} s, {sizes} MiB; planned in {planned - condensed:.2f} s")
-    assert planned - began < 20
-    support.crash(tree)
 
 
 # The pure parts

@@ -62,10 +62,9 @@ for size in [*range(140), *(generator.randrange(140, 5000) for _ in range(60))]:
         kernels.mark(bits, (ctypes.c_ubyte * len(packed)).from_buffer_copy(packed))
         reference.mark(expected, packed)
         assert bytes(bits) == expected
-        for width, turned in itertools.product(range(1, 9), (False, True)):
-            shape = width, turned
-            entropies = zip(kernels.plane_entropies(exact, *shape), reference.plane_entropies(data, *shape))
-            assert all(abs(mine - theirs) < 1e-9 for mine, theirs in entropies)
+        shape = generator.randrange(1, 9), generator.random() < 0.5
+        entropies = zip(kernels.plane_entropies(exact, *shape), reference.plane_entropies(data, *shape))
+        assert all(abs(mine - theirs) < 1e-9 for mine, theirs in entropies)
 def exactly(data):
     return (ctypes.c_ubyte * len(data)).from_buffer_copy(data)
 

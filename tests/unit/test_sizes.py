@@ -1,8 +1,6 @@
 """What deleting a version would free is what its deletion and a collection then take away."""
 
 import random
-import time
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from ckptfs.tree import sizes as tree_sizes
 from ckptfs.tree.commands import Commands
 from ckptfs.tree.gc import collect
 from tests.unit import tree_support as support
-from tests.unit.test_gc import CHUNKS_MANY, SNAPSHOTS_MANY, many_versions
 from tests.unit.tree_support import save
 
 SEED = 77
@@ -99,38 +96,3 @@ def test_a_base_is_needed_by_whoever_needs_the_delta(tree: Tree) -> None:
 def numbers_of(tree: Tree, path: str) -> list[int]:
     inode = tree.names.resolve(path)
     return [extent.number for extent in tree.files.load(inode).extents.between(0, inode.size)]
-
-
-def many(path: Path, chunks: int, snapshots: int) -> Tree:
-    """Make a store of very many versions."""
-    tree = support.new_tree(path)
-    many_versions(tree, chunks, snapshots)
-    tree.store._environment.write(
-        [(Table.SNAPSHOTS, [(number.to_bytes(4, "big"), b"{}") for number in range(1, snapshots + 1)])]
-    )
-    return tree
-
-
-def test_the_sizes_of_ten_thousand_versions_of_a_million_chunks_take_seconds(tmp_path: Path) -> None:
-    tree = many(tmp_path / "store", CHUNKS_MANY, SNAPSHOTS_MANY)
-    assert not Commands(tree).sizes_are_quick()
-    began = time.process_time()
-    found = sizes(tree)
-    seconds = time.process_time() - began
-    assert len(found) == SNAPSHOTS_MANY
-    assert 0 < sum(found.values()) < CHUNKS_MANY * 70_000
-    print(f"{seconds:.2f} s")
-    assert seconds < 20  # a guard against what has become ten times slower: it takes 2 to 5 s
-    support.crash(tree)
-
-
-def test_sizes_take_some_bytes_of_memory_for_each_chunk(tmp_path: Path) -> None:
-    chunks = CHUNKS_MANY // 20
-    tree = many(tmp_path / "store", chunks, SNAPSHOTS_MANY // 20)
-    tracemalloc.start()
-    sizes(tree)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    print(f"{peak / chunks:.1f} bytes a chunk")
-    assert peak < 50 * chunks
-    support.crash(tree)

@@ -359,9 +359,9 @@ def paths(tree: Tree, at: Snapshot | None = None) -> list[str]:
 def raw_inodes(tree: Tree, epoch: int) -> dict[int, Inode]:
     """Return every inode that an epoch has, times and numbers included, reached by a name or not."""
     found: dict[int, Inode] = {}
-    for key, _ in tree.rows.tables.scan(Table.INODES):
-        ino = int.from_bytes(key[:8], "big")
-        if value := tree.rows.get(Table.INODES, key[:8], epoch):
+    for prefix in dict.fromkeys(key[:8] for key, _ in tree.rows.tables.scan(Table.INODES)):
+        if value := tree.rows.get(Table.INODES, prefix, epoch):
+            ino = int.from_bytes(prefix, "big")
             found[ino] = Inode.decode(ino, value)
     return found
 
@@ -456,5 +456,6 @@ def _check_content(tree: Tree, inodes: dict[int, Inode], checked: set[tuple[int,
         if inode.is_file and (inode.manifest, inode.size) not in checked:
             checked.add((inode.manifest, inode.size))
             extents = load_manifest(tree.rows.tables, inode.manifest, inode.size)
-            for extent in extents.between(0, inode.size):
-                assert not extent.number or len(tree.reader.read(extent.number)) >= extent.length
+            used = [extent for extent in extents.between(0, inode.size) if extent.number]
+            chunks = tree.reader.read_many([extent.number for extent in used])
+            assert all(len(chunk.view()) >= extent.length for extent, chunk in zip(used, chunks, strict=True))
