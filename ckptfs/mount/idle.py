@@ -114,6 +114,7 @@ class Idle:
         slice_size = min(SLICE_SIZE, self._batch_size)
         left = self._store.waiting_bytes
         while left > 0 and not stop():
+            await self._free_batch(stop)
             done = await self._offload.run(self._store.reencode, slice_size, stop)
             if done.chunks == 0 and not stop():
                 # What waits is not in the index yet; a checkpoint brings it there.
@@ -122,23 +123,23 @@ class Idle:
                 if done.chunks == 0:
                     return
             left -= done.raw_bytes
-            await self._note_unfreed(done.raw_bytes, stop)
+            self._unfreed += done.raw_bytes
 
     async def _optimize(self, stop: Stop) -> None:
         """Optimize until a plan finds nothing to do, even if the tree has changed since it was made."""
         is_up_to_date = False
         while not (is_up_to_date or stop()):
+            await self._free_batch(stop)
             async with self._collector.turn:  # a collection would take away what is being compared
                 if (work := self._optimizer.take()) is None:
                     return
                 try:
-                    unfreed = await self._offload.run(work, stop)
+                    self._unfreed += await self._offload.run(work, stop)
                 finally:
                     is_up_to_date = self._optimizer.finish()
-            await self._note_unfreed(unfreed, stop)
 
-    async def _note_unfreed(self, size: int, stop: Stop) -> None:
-        self._unfreed += size
+    async def _free_batch(self, stop: Stop) -> None:
+        """Free what two copies lie there of before more is stored anew; not behind it, where somebody may wait."""
         if self._unfreed >= self._batch_size:
             await self._free(stop)
 

@@ -1,6 +1,6 @@
 """Optimizing has no more than a batch twice: places are freed as it goes on, in a mount's process and without one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from ckptfs.mount.committer import Committer
 from ckptfs.mount.idle import Idle
 from ckptfs.mount.jobs import Jobs
 from ckptfs.mount.offload import Offload
-from ckptfs.store import ChunkStore, never
+from ckptfs.store import ChunkStore, Frozen, never
 from ckptfs.store.records import Position
 from ckptfs.tree import Tree
 from ckptfs.tree.optimize import Optimizer, optimize_part, uncompared_bytes
@@ -106,12 +106,54 @@ def test_a_mounted_store_grows_by_a_batch_at_most(tree: Tree, disk: MeteredDisk)
 
     async def optimize() -> None:
         async with trio.open_nursery() as nursery:
-            offload = Offload()
-            committer = Committer(tree.store, offload)
-            collector = Collector(tree, Jobs(tree, nursery), committer, offload)
-            idle = Idle(tree, collector, committer, offload, optimizing=False, batch_size=BATCH_SIZE)
+            idle = idle_of(tree, nursery)
             while not (await idle.optimize()).finished:
                 pass
 
     trio.run(optimize)
     judge(tree, disk, versions, before)
+
+
+def test_work_that_is_told_to_stop_begins_no_checkpoint(
+    tree: Tree, disk: MeteredDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint cannot be interrupted: who has begun to read or write would wait beside it."""
+    saved(tree, disk)
+    checkpoints, told = 0, False
+    reencode, checkpoint = tree.store.reencode, tree.store.checkpoint
+
+    def reencode_and_be_told(size: int, stop: Callable[[], bool]) -> object:
+        nonlocal told
+        done = reencode(size, stop)
+        told = done.raw_bytes > 0
+        return done
+
+    def count_checkpoint(frozen: Frozen) -> None:
+        nonlocal checkpoints
+        checkpoints += 1
+        checkpoint(frozen)
+
+    def is_told() -> bool:
+        return told
+
+    monkeypatch.setattr(tree.store, "reencode", reencode_and_be_told)
+    monkeypatch.setattr(tree.store, "checkpoint", count_checkpoint)
+
+    async def work() -> None:
+        nonlocal told
+        async with trio.open_nursery() as nursery:
+            idle = idle_of(tree, nursery)
+            for expected in (0, 1):
+                told = False
+                await idle._work(is_told, optimizing=False)
+                assert told
+                assert checkpoints == expected
+
+    trio.run(work)
+
+
+def idle_of(tree: Tree, nursery: trio.Nursery) -> Idle:
+    offload = Offload()
+    committer = Committer(tree.store, offload)
+    collector = Collector(tree, Jobs(tree, nursery), committer, offload)
+    return Idle(tree, collector, committer, offload, optimizing=False, batch_size=BATCH_SIZE)
