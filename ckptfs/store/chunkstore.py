@@ -322,13 +322,14 @@ class ChunkStore:
         """Return the bytes of a chunk, verified against its id; DamagedError names the place when they do not hold."""
         return self._fetcher.read(number)
 
-    def read_many(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
-        """Return the bytes of several chunks, verified as `read`; those stored together are read together.
+    def read_first(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
+        """Return the bytes of the first of some chunks, one at least, verified as `read`; together they have some MiB.
 
+        Those stored together are read together.
         Those that are no deltas come to lie one behind the other: in `room`, if it is large enough, which the caller
         has to itself and may use again when it needs the bytes no more.
         """
-        return self._fetcher.read_many(numbers, room)
+        return self._fetcher.read_first(numbers, room)
 
     # Checking
 

@@ -76,9 +76,9 @@ class Check:
             for manifest, same in groupby(spans, key=lambda each: each[1].manifest):
                 hit = ranges.get(manifest, [])
                 seen = [span for span, _ in same] if hit else []
+                path = self._image.path(ino, seen[0].start) if hit else ""
+                versions = [version for span in seen for version in self._image.seen_by(span)]
                 for extent in hit:
-                    path = self._image.path(ino, seen[0].start)
-                    versions = [version for span in seen for version in self._image.seen_by(span)]
                     found.append(FileDamage(path, versions, extent.offset, extent.length, damaged[extent.number]))
         return sorted(found)
 
