@@ -43,6 +43,7 @@ from ckptfs.store.reserve import Reserve
 from ckptfs.store.schema import TREE_TABLES, Table
 from ckptfs.store.seal import Seal
 from ckptfs.store.spans import Decoded, Room
+from ckptfs.store.state import FIRST_SEQUENCE
 from ckptfs.store.sweep import Sweeper
 from ckptfs.store.tables import Changes, Frozen, Tables
 
@@ -74,6 +75,7 @@ class StoreStats(NamedTuple):
 class Opening(NamedTuple):
     """What happened when a store was opened: what a salvage found lost, and what a rebuild changed.
 
+    The tree adds to `losses` what it makes anew.
     `differences` counts, by the name of the table, the rows that are not the same as in the index before; None where
     none was rebuilt, or there was nothing to compare with.
     """
@@ -135,6 +137,8 @@ class ChunkStore:
         self._closed = False
         self._checkpoint_on_close = True
         self.opening = Opening([])
+        self.is_salvaged = False
+        """Whether all rows of this store come from a salvage of its packs."""
 
     @classmethod
     def create(cls, path: Path, *, disk: Disk | None = None, config: StoreConfig | None = None) -> Self:
@@ -253,6 +257,7 @@ class ChunkStore:
         replay = Replay(self._packs, self._condensed, self.tables, self._index, self._freed, self.config.seed)
         endangered: list[int] = []
         if salvage:
+            self.is_salvaged = index_lost
             salvaged = replay.salvage(state, self._damaged, index_lost=index_lost)
             mark = salvaged.mark
             self._packs.make_missing(self._condensed.first_pack, mark.position.pack)
@@ -498,6 +503,11 @@ class ChunkStore:
     def appended_bytes(self) -> int:
         """The bytes appended to the packs since the store was opened, for what was new."""
         return self._ingest.appended_bytes
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether any rows were ever journalled."""
+        return self._end.mark.sequence > FIRST_SEQUENCE
 
     @property
     def next_number(self) -> int:
