@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> None:
         structure = commands.check_structure()
         damaged = verify(commands, structure, None)
         files = commands.check_files(damaged) if damaged else []
+        if journal := commands.check_journal():
+            store.mend_journal()
         losses, differences = store.opening
     lost = [*losses, *structure["problems"]]
     if args.json:
@@ -65,12 +67,16 @@ def run(args: argparse.Namespace) -> None:
             "losses": losses,
             "index_differences": differences,
             "problems": structure["problems"],
+            "mended": journal,
             "damaged_chunks": [{"number": number, "reason": reason} for number, reason in damaged],
             "files": files,
         }
         print(json.dumps(report, indent=2))
     else:
         lines = [printable(each) for each in lost]
+        if journal:
+            count = count_text(len(journal), "damaged place")
+            lines.append(f"The journal had {count} and was written anew from the index.")
         if args.rebuild_index:
             lines.append(_index_text(differences))
         if damaged:

@@ -3,15 +3,16 @@
 ChunkStore owns the order of durability: chunks and then the rows that speak of them are appended to the packs; a
 kill of the process loses nothing appended; `sync` makes it durable; a checkpoint then brings LMDB up to it, and
 opening replays what came after the last checkpoint. It does not know files, names or snapshots.
-`ingest`, `read`, `sync`, `stats`, `deltas_among` and all `reencode` may be called from any thread; `append_journal`,
-`checkpoint`, sweeps and reclaiming from any one thread at a time each; `tables`, `commit` and `close`
-belong to the owner's thread.
+`ingest`, `read`, `sync`, `stats`, `verify`, `check_journal`, `deltas_among` and all `reencode` may be called from any
+thread; `append_journal`, `checkpoint`, sweeps and reclaiming from any one thread at a time each; `tables`, `commit` and
+`close` belong to the owner's thread.
 """
 
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -19,7 +20,7 @@ from typing import NamedTuple, Self
 from ckptfs.config import FORMAT_VERSION, StoreConfig
 from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError, StoreVersionError
 from ckptfs.store import codec, description, kernels, records
-from ckptfs.store.check import StructureReport, Verified, check_structure
+from ckptfs.store.check import PROBLEMS_MAX, StructureReport, Verified, check_structure
 from ckptfs.store.checkpoint import Checkpoints
 from ckptfs.store.compare import COMPARED, differences, lacks
 from ckptfs.store.condensed import Condensed
@@ -30,6 +31,7 @@ from ckptfs.store.fetch import Fetcher
 from ckptfs.store.freed import FreedPlaces
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.ingest import Chunked, Ingest, Ingested
+from ckptfs.store.journal_check import JournalCheck
 from ckptfs.store.location import Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.pack_end import PackEnd
@@ -354,6 +356,19 @@ class ChunkStore:
     def check(self, view: View) -> StructureReport:
         """Tell whether the rows about chunks agree with each other and with the packs; reads no chunk."""
         return check_structure(view, self._packs, self._condensed, self.next_number, self._damaged.numbers())
+
+    def check_journal(self) -> list[str]:
+        """Return a sentence for each place where the journal is not what was written; an index would not come back.
+
+        Reads headers, metadata and records that nobody needs; `verify` reads the chunks. May be called from any thread.
+        """
+        check = JournalCheck(self._packs, self._condensed, self._index, self._freed, self.config.seed)
+        return list(islice(check.problems(self.position), PROBLEMS_MAX))
+
+    def mend_journal(self) -> None:
+        """Write the journal anew from the index, durably, so that none of the metadata before now is needed."""
+        self.commit(checkpoint=True)
+        self.reclaimer.condense(never)
 
     def verify(self, start: int, stop: int, size_max: int) -> Verified:
         """Read chunks numbered from `start` to `stop` (not included), about `size_max` bytes, and verify each.
