@@ -8,10 +8,9 @@ thread; `append_journal`, `checkpoint`, sweeps and reclaiming from any one threa
 `close` belong to the owner's thread.
 """
 
-import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +21,6 @@ from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError, Stor
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.check import PROBLEMS_MAX, StructureReport, Verified, check_structure
 from ckptfs.store.checkpoint import Checkpoints
-from ckptfs.store.compare import COMPARED, differences, lacks
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
@@ -30,6 +28,7 @@ from ckptfs.store.environment import Environment
 from ckptfs.store.fetch import Fetcher
 from ckptfs.store.freed import FreedPlaces
 from ckptfs.store.index import ChunkIndex
+from ckptfs.store.index_file import IndexFile
 from ckptfs.store.ingest import Chunked, Ingest, Ingested
 from ckptfs.store.journal_check import JournalCheck
 from ckptfs.store.location import Location
@@ -43,17 +42,12 @@ from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, 
 from ckptfs.store.replay import Replay
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.schema import TREE_TABLES, Table
-from ckptfs.store.seal import Seal
 from ckptfs.store.spans import Decoded, Room
 from ckptfs.store.state import FIRST_SEQUENCE
 from ckptfs.store.sweep import Sweeper
 from ckptfs.store.tables import Changes, Frozen, Tables
 
-logger = logging.getLogger(__name__)
-
 PACKS_NAME = "packs"
-INDEX_NAME = "index.lmdb"
-_ASIDE_SUFFIX = ".before-rebuild"
 _VERIFY_CHUNKS = 16
 
 
@@ -95,7 +89,7 @@ class ChunkStore:
         config: StoreConfig,
         packs: Packs,
         environment: Environment,
-        seal: Seal,
+        index_file: IndexFile,
         lock: StoreLock,
         *,
         disk: Disk,
@@ -134,7 +128,7 @@ class ChunkStore:
             room=self.room,
         )
         self._resources = ExitStack()
-        self._seal = seal
+        self._index_file = index_file
         self._lock = lock
         self._closed = False
         self._checkpoint_on_close = True
@@ -188,64 +182,33 @@ class ChunkStore:
                 pack_size_max=pack_size_max,
             )
             resources.callback(packs.close)
-            index_path = path / INDEX_NAME
-            aside = index_path.with_name(INDEX_NAME + _ASIDE_SUFFIX)
-            undo = resources.enter_context(ExitStack())
-            if aside.exists() and not read_only:
-                # A rebuild was cut short: the index before it is whole.
-                disk.rename(aside, index_path)
+            index_file = resources.enter_context(IndexFile(path, disk))
+            if not read_only:
+                index_file.put_back()
             outdated = config.version < FORMAT_VERSION
-            if outdated and read_only and index_path.exists():
+            if outdated and read_only and index_file.exists():
                 raise StoreVersionError(
                     f"the index of {path} has the format {config.version}; mount the store for writing once, or run "
                     "`ckptfs repair --rebuild-index`"
                 )
-            rebuild = (rebuild or outdated) and index_path.exists()
-            seal = Seal(index_path, disk)
-            damage = seal.damage()
-            if damage is not None and not rebuild:
-                raise DamagedError(
-                    f"the index {index_path} is not what was written ({damage}); "
-                    "`ckptfs repair --rebuild-index` makes it anew from the packs"
-                )
-            if damage is None and not read_only:
-                seal.remove()
-            resources.callback(seal.close)
+            rebuild = (rebuild or outdated) and index_file.exists()
             if rebuild:
-                disk.rename(index_path, aside)
-                undo.callback(disk.rename, aside, index_path)
-            environment = Environment(index_path, disk, read_only=read_only)
+                index_file.put_aside(outdated=outdated)
+            else:
+                index_file.take(read_only=read_only)
+            environment = Environment(index_file.path, disk, read_only=read_only)
             resources.callback(environment.close)
-            store = cls(path, config, packs, environment, seal, lock, disk=disk, read_only=read_only)
+            store = cls(path, config, packs, environment, index_file, lock, disk=disk, read_only=read_only)
             store._replay(salvage=salvage, follow=follow)
             if rebuild:
-                if damage is None and not outdated:  # LMDB is not to be trusted with a damaged one
-                    store._compare_index(aside)
-                undo.pop_all()
-                disk.unlink(aside)
-                seal.remove()
+                with store.view() as view:
+                    differences = index_file.replaced(view, store.opening.losses)
+                store.opening = store.opening._replace(differences=differences)
             if not read_only:
                 # Last: until then the index that an older version reads is put back after a crash.
                 store.config = description.raise_version(path, config, disk)
             store._resources = resources.pop_all()
             return store
-
-    def _compare_index(self, before: Path) -> None:
-        """Note how the index that was rebuilt differs from the one before; DamagedError when that has more."""
-        try:
-            with (
-                closing(Environment(before, self._disk, read_only=True)) as environment,
-                environment.view({table: {} for table in COMPARED}) as old,
-                self.view() as new,
-            ):
-                self.opening = self.opening._replace(differences=differences(old, new))
-                has_less = bool(self.opening.losses) and lacks(new, old)
-        except DamagedError as error:
-            logger.info("there is nothing to compare the index with: %s", error)
-            return
-        if has_less:
-            lost = "; ".join(self.opening.losses)
-            raise DamagedError(f"the packs do not have all that the index has, which stays as it is: {lost}")
 
     def _replay(self, *, salvage: bool, follow: bool) -> None:
         """Bring tables and index up to the packs, and cut off what follows the last thing that counts."""
@@ -486,7 +449,7 @@ class ChunkStore:
         with self._resources:
             if commit and self._checkpoint_on_close and not self.read_only:
                 self.commit(checkpoint=True)
-                self._seal.set_on_close()
+                self._index_file.seal_on_close()
                 self._lock.note_end()
 
     def __enter__(self) -> Self:
