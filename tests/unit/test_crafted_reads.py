@@ -99,6 +99,13 @@ def test_a_read_that_takes_far_more_than_it_has_is_refused(tree: Tree, monkeypat
     assert planned(whole).run(tree.reader) == b"".join(bytes([n]) * CHUNK_SIZE for n in range(1, CHUNKS + 1)) + b"\0"
 
 
+@pytest.mark.parametrize("others", [(), ((0, 1),)])
+def test_a_piece_that_is_longer_than_its_chunk_is_damage(tree: Tree, others: tuple[tuple[int, int], ...]) -> None:
+    assert len(planned(extents_of((1, CHUNK_SIZE), *others)).run(tree.reader)) == CHUNK_SIZE + len(others)
+    with pytest.raises(DamagedError, match="a file uses more of it"):
+        planned(extents_of((1, CHUNK_SIZE + 1), (2, 5), *others)).run(tree.reader)
+
+
 def test_no_more_of_a_newer_version_is_looked_at_than_a_delta_can_rest_on(tree: Tree) -> None:
     class Counting(Extents):
         looked_at = 0

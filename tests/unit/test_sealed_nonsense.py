@@ -22,8 +22,12 @@ from ckptfs.store.records import Position, RecordType, Row, build
 from ckptfs.store.state import Mark, State, Summary, pack_state
 from ckptfs.store.tables import KEY_SIZE_MAX, Changes
 from ckptfs.store.totals import Totals
+from ckptfs.tree import Tree
+from ckptfs.tree.dirent import decode_dirent
+from ckptfs.tree.extents import HOLE_BIT, join_parts
 from ckptfs.tree.inode import INODE_STRUCT, Inode, manifest_of
-from ckptfs.tree.rows import name_prefix, split_epoch, split_name_prefix
+from ckptfs.tree.rows import LIVE, id_prefix, name_prefix, split_epoch, split_name_prefix
+from ckptfs.tree.snapshots import Snapshot
 from tests.faults.hostile import condense, seal_condensed
 from tests.unit.tree_support import NoSyncDisk, new_tree, open_tree, save
 
@@ -111,9 +115,24 @@ def test_a_condensed_journal_has_rows_that_an_index_takes(tmp_path: Path, row: R
         open_tree(path)
 
 
+def part(offset: int, *extents: tuple[int, int]) -> tuple[bytes, bytes]:
+    """Return a row of the manifest 1: extents of (number, length), where a number has HOLE_BIT for a hole."""
+    numbers = b"".join(number.to_bytes(8, "little") for number, _ in extents)
+    lengths = b"".join(length.to_bytes(4, "little") for _, length in extents)
+    return id_prefix(1) + offset.to_bytes(8, "big"), numbers + lengths
+
+
+LONG_HOLE = (2 * HOLE_BIT - 1, 0)
+
+
 @pytest.mark.parametrize(
     "parse",
     [
+        lambda: decode_dirent(b"?"),
+        lambda: join_parts(1, [(part(0, (1, 5))[0] + b"\0", part(0, (1, 5))[1])]),
+        lambda: join_parts(1, [part(1, (1, 5))]),
+        lambda: join_parts(1, [part(0, (1, 5)), part(6, (1, 5))]),
+        lambda: join_parts(1, [part(0, LONG_HOLE, LONG_HOLE, LONG_HOLE)]),
         lambda: split_name_prefix(name_prefix(1, b"")[:8]),
         lambda: split_epoch(b"key", b""),
         lambda: manifest_of(FIFO.encode()[:79]),
@@ -125,8 +144,29 @@ def test_a_condensed_journal_has_rows_that_an_index_takes(tmp_path: Path, row: R
 )
 def test_a_row_is_what_it_is_taken_for(parse: Callable[[], object]) -> None:
     assert Inode.decode(7, FIFO.encode()) == FIFO
+    assert join_parts(1, [part(0, (1, 5)), part(5, (2, 5))]).size == 10
     with refused():
         parse()
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        (Table.META, b"epoch_counters", b"{"),
+        (Table.META, b"epoch_counters", b"[1]"),
+        (Table.META, b"epoch_counters", b'{"written_bytes": [2]}'),
+        (Table.META, b"next_id", b"short"),
+        (Table.SNAPSHOTS, (LIVE - 1).to_bytes(4, "big"), Snapshot(1, "n", 1, "auto", "", 0, 0, 0, ()).encode()),
+        (Table.SNAPSHOTS, bytes(4), Snapshot(1, "n", 1, "auto", "", 0, 0, 0, ()).encode()),
+        (Table.SNAPSHOTS, (1).to_bytes(4, "big"), Snapshot(1, "n", 1 << 70, "auto", "", 0, 0, 0, ()).encode()),
+    ],
+)
+def test_a_tree_is_not_opened_by_rows_that_cannot_be(tmp_path: Path, table: Table, key: bytes, value: bytes) -> None:
+    tree = new_tree(tmp_path / "store")
+    tree.store.tables.put(table, key, value)
+    with refused():
+        Tree(tree.store)
+    tree.store.close(commit=False)
 
 
 def test_the_disk_is_not_asked_for_what_cannot_be(tmp_path: Path) -> None:
@@ -147,3 +187,12 @@ def test_the_disk_is_not_asked_for_what_cannot_be(tmp_path: Path) -> None:
     assert [type(found) for found in packs.scan(Position(FIRST_PACK, 0))] == [Gap]
     assert disk.size_max <= CHUNK_SIZE_MAX
     packs.close()
+
+
+@pytest.mark.parametrize("key", [b"\0\0\0\1", b"\0\0\0\1\x09key"])
+def test_what_an_epoch_changed_is_rows_with_an_epoch(tmp_path: Path, key: bytes) -> None:
+    tree = new_tree(tmp_path / "store")
+    tree.store.tables.put(Table.CHANGES, key, b"\1")
+    with refused():
+        list(tree.rows.changes(0, 1))
+    tree.store.close(commit=False)
