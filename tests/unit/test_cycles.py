@@ -12,11 +12,13 @@ from ckptfs.store import Table
 from ckptfs.tree import Tree, places
 from ckptfs.tree.dirent import DIRENT_STRUCT
 from ckptfs.tree.inode import ROOT_INO
+from ckptfs.tree.optimize import file_versions
 from ckptfs.tree.rows import name_prefix
 from tests.unit.test_check import problems
 from tests.unit.tree_support import OWNER, make_directory, new_tree, read, rename, save, split
 
 DEPTH = 500
+CONTENT = b"content" * 600
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
     tree = new_tree(tmp_path / "store")
     make_directory(tree, "one")
     make_directory(tree, "one/two")
-    save(tree, "one/file", b"content")
+    save(tree, "one/file", CONTENT)
     tree.take_snapshot("before")
     yield tree
     tree.store.close(commit=False)
@@ -50,7 +52,7 @@ def test_a_directory_that_is_in_itself_is_walked_once(tree: Tree) -> None:
             with pytest.raises(DamagedError, match="below itself"):
                 tree.roll_back(tree.snapshots.resolve(ref), path)
             assert not tree.store.tables.take_changes().rows
-    assert read(tree, "one/file") == b"content"
+    assert read(tree, "one/file") == CONTENT
     tree.rows.remove(Table.DIRENTS, name_prefix(two, b"three"))
     tree.roll_back(tree.snapshots.resolve("before"))
     with pytest.raises(DamagedError, match="below itself"):  # the version has what the live tree has no more
@@ -64,6 +66,8 @@ def test_a_ring_of_directories_without_a_way_to_the_root_has_no_path(tree: Tree)
     assert any(problem.startswith(f"#{two} in the live tree") for problem in problems(tree))
     tree.names.lookup(two, b"three")
     assert tree.names.path(two) == f"#{two}"
+    (version,) = file_versions(tree.rows.tables.scan, [tree.rows.open_epoch]).committed
+    assert version.path.endswith(b"/file") and version.path.count(b"/") > 1000
     make_directory(tree, "outside")
     with pytest.raises(OSError, check=lambda error: error.errno == errno.EINVAL):
         tree.names.rename(*split(tree, "outside"), two, b"inside")

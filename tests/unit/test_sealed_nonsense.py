@@ -5,17 +5,18 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from ckptfs.config import CHUNK_SIZE_MAX
 from ckptfs.errors import DamagedError, NotAStoreError
-from ckptfs.store import Bitmap, ChunkStore, Table
+from ckptfs.store import Bitmap, ChunkStore, Table, fetch
 from ckptfs.store.bitmap import LIMIT_MAX
 from ckptfs.store.codec import Encoding
 from ckptfs.store.disk import Disk
-from ckptfs.store.location import OFFSET_MAX, Location, build_location, parse_location
+from ckptfs.store.location import NUMBER, OFFSET_MAX, Location, build_location, parse_location
 from ckptfs.store.packfile import Found, Gap
 from ckptfs.store.packs import FIRST_PACK, PackIdentity, Packs
 from ckptfs.store.records import Position, RecordType, Row, build
@@ -29,7 +30,7 @@ from ckptfs.tree.inode import INODE_STRUCT, Inode, manifest_of
 from ckptfs.tree.rows import LIVE, id_prefix, name_prefix, split_epoch, split_name_prefix
 from ckptfs.tree.snapshots import Snapshot
 from tests.faults.hostile import condense, seal_condensed
-from tests.unit.tree_support import NoSyncDisk, new_tree, open_tree, save
+from tests.unit.tree_support import NoSyncDisk, append_delta, new_tree, open_tree, save
 
 LOCATION = Location(1, 80, CHUNK_SIZE_MAX, CHUNK_SIZE_MAX, Encoding.ZSTD)
 FIFO = Inode(7, 0o010600, 0, 0, 1)
@@ -196,3 +197,37 @@ def test_what_an_epoch_changed_is_rows_with_an_epoch(tmp_path: Path, key: bytes)
     with refused():
         list(tree.rows.changes(0, 1))
     tree.store.close(commit=False)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [{"offset": None}, {"raw_size": 1}, {"raw_size": -1}, {"stored_size": -8}, {"bases": (2,)}],
+)
+def test_a_chunk_is_where_the_index_says_and_what_it_says(
+    tmp_path: Path, alone: bool, changes: dict[str, object]
+) -> None:
+    """The record holds in itself: it is that of another chunk, or has other sizes than the row of the index has."""
+    with closing(new_tree(tmp_path / "store").store) as store:
+        numbers = store.ingest(memoryview(bytes(range(250))), True, encode=False).numbers
+        numbers += store.ingest(memoryview(bytes(range(250))[::-1]), True, encode=False).numbers
+        one, two = (store._index.locate(number) for number in numbers)
+        assert one is not None and two is not None and one.raw_size == two.raw_size == 250
+        read = (lambda: store.read(1)) if alone else (lambda: bytes(store.read_first([1])[0].view()))
+        assert read() == bytes(range(250))
+        sizes = {name: one[3 if name == "raw_size" else 2] + by for name, by in changes.items() if isinstance(by, int)}
+        forged = two if "offset" in changes else one._replace(**{**changes, **sizes})
+        store._index._active.locations[NUMBER.pack(1)] = build_location(forged)
+        with refused():
+            read()
+
+
+def test_a_delta_rests_on_no_more_than_fits_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(new_tree(tmp_path / "store").store) as store:
+        for number in range(3):
+            store.ingest(memoryview(bytes([number]) * 1000), True)
+        append_delta(store, 1, 2, 3)
+        assert store.read(1) == bytes(1000)
+        monkeypatch.setattr(fetch, "BASES_SIZE_MAX", 1999)
+        with pytest.raises(DamagedError, match="a delta whose bases have 2000 bytes"):
+            store.read(1)
