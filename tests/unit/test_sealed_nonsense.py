@@ -9,18 +9,20 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from ckptfs.config import CHUNK_SIZE_MAX
 from ckptfs.errors import DamagedError, NotAStoreError
-from ckptfs.store import Bitmap, ChunkStore, Table, fetch
+from ckptfs.store import Bitmap, ChunkStore, Table, chains, fetch, kernels
 from ckptfs.store.bitmap import LIMIT_MAX
-from ckptfs.store.codec import Encoding
+from ckptfs.store.codec import Encoding, decode
+from ckptfs.store.delta import decode_delta
 from ckptfs.store.disk import Disk
-from ckptfs.store.location import NUMBER, OFFSET_MAX, Location, build_location, parse_location
+from ckptfs.store.location import NUMBER, OFFSET_MAX, Location, build_location, parse_location, parse_number
 from ckptfs.store.packfile import Found, Gap
 from ckptfs.store.packs import FIRST_PACK, PackIdentity, Packs
 from ckptfs.store.records import Position, RecordType, Row, build
-from ckptfs.store.state import Mark, State, Summary, pack_state
+from ckptfs.store.state import Mark, State, Summary, pack_state, unpack_state
 from ckptfs.store.tables import KEY_SIZE_MAX, Changes
 from ckptfs.store.totals import Totals
 from ckptfs.tree import Tree
@@ -130,6 +132,11 @@ LONG_HOLE = (2 * HOLE_BIT - 1, 0)
     "parse",
     [
         lambda: decode_dirent(b"?"),
+        lambda: parse_number(bytes(7)),
+        lambda: parse_location(build_location(LOCATION) + b"\0"),
+        lambda: parse_location(build_location(LOCATION._replace(bases=(7,)))[:-1]),
+        lambda: unpack_state(bytes(95)),
+        lambda: decode_delta(memoryview(b"\4\0"), b"", 0),
         lambda: join_parts(1, [(part(0, (1, 5))[0] + b"\0", part(0, (1, 5))[1])]),
         lambda: join_parts(1, [part(1, (1, 5))]),
         lambda: join_parts(1, [part(0, (1, 5)), part(6, (1, 5))]),
@@ -231,3 +238,28 @@ def test_a_delta_rests_on_no_more_than_fits_into_memory(tmp_path: Path, monkeypa
         monkeypatch.setattr(fetch, "BASES_SIZE_MAX", 1999)
         with pytest.raises(DamagedError, match="a delta whose bases have 2000 bytes"):
             store.read(1)
+
+
+@pytest.mark.parametrize("bound", ["LEVEL_SIZE_MAX", "BASES_SIZE_MAX"])
+def test_deltas_that_rest_on_much_are_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    calls = []
+    take_chains = kernels.take_chains
+    monkeypatch.setattr(kernels, "take_chains", lambda *taken: calls.append(taken) or take_chains(*taken))
+    with closing(new_tree(tmp_path / "store").store) as store:
+        for number in range(3):
+            store.ingest(memoryview(bytes([number]) * 1000), True)
+        append_delta(store, 1, 2, 3)
+        for size, is_chain in ((2000, True), (1999, False)):
+            monkeypatch.setattr(chains, bound, size)
+            calls.clear()
+            assert bytes(store.read_first([1])[0].view()) == bytes(1000)
+            assert bool(calls) == is_chain
+
+
+def test_a_frame_of_another_size_is_not_decoded() -> None:
+    """Not even one with a small window, which says little of the memory that it takes."""
+    small = zstandard.ZstdCompressionParameters(window_log=zstandard.WINDOWLOG_MIN)
+    frame = zstandard.ZstdCompressor(compression_params=small).compress(bytes(5000))
+    assert decode(Encoding.ZSTD, frame, 5000) == bytes(5000)
+    with pytest.raises(DamagedError, match="not one of 4999 bytes"):
+        decode(Encoding.ZSTD, frame, 4999)
