@@ -4,16 +4,19 @@
 """
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from ckptfs.config import CHUNK_SIZE_MAX
+from ckptfs.config import CHUNK_SIZE_MAX, FORMAT_VERSION
 from ckptfs.errors import DamagedError, NotAStoreError
 from ckptfs.store import Bitmap, ChunkStore, Table, chains, fetch, kernels
+from ckptfs.store import condensed as condensed_module
 from ckptfs.store.bitmap import LIMIT_MAX
 from ckptfs.store.codec import Encoding, decode
 from ckptfs.store.delta import decode_delta
@@ -21,7 +24,7 @@ from ckptfs.store.disk import Disk
 from ckptfs.store.location import NUMBER, OFFSET_MAX, Location, build_location, parse_location, parse_number
 from ckptfs.store.packfile import Found, Gap
 from ckptfs.store.packs import FIRST_PACK, PackIdentity, Packs
-from ckptfs.store.records import Position, RecordType, Row, build
+from ckptfs.store.records import MAGIC, Position, RecordType, Row, build, build_pack_header
 from ckptfs.store.state import Mark, State, Summary, pack_state, unpack_state
 from ckptfs.store.tables import KEY_SIZE_MAX, Changes
 from ckptfs.store.totals import Totals
@@ -263,3 +266,39 @@ def test_a_frame_of_another_size_is_not_decoded() -> None:
     assert decode(Encoding.ZSTD, frame, 5000) == bytes(5000)
     with pytest.raises(DamagedError, match="not one of 4999 bytes"):
         decode(Encoding.ZSTD, frame, 4999)
+
+
+OTHER_HEAD = b"".join(build_pack_header(0, FORMAT_VERSION, 1, 7, 0).buffers)
+"""The first record of a condensed journal, of another store."""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda records: [OTHER_HEAD, *records[1:]], "a record before is missing"),
+        (lambda records: records[:2] + records[3:], "a record before is missing"),
+        (lambda records: [*records[:3], records[1], *records[3:]], "an older record"),
+        (lambda records: records[:-1], "it ends too early"),
+    ],
+)
+def test_a_condensed_journal_is_whole(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[list[bytes]], list[bytes]],
+    said: str,
+) -> None:
+    monkeypatch.setattr(condensed_module, "_PART_SIZE", 100)
+    with closing(new_tree(tmp_path / "store")) as tree:
+        for number in range(5):
+            save(tree, f"file-{number}", b"%d" % number)
+        tree.store.mend_journal()
+        condensed = tree.store._condensed
+        whole = condensed.path.read_bytes()
+        starts = [match.start() for match in re.finditer(MAGIC, whole)]
+        records = [whole[start:stop] for start, stop in pairwise([*starts, len(whole)])]
+        assert len(records) > 5 and list(condensed.rows())
+        condensed.path.write_bytes(b"".join(change(records)))
+        with pytest.raises(DamagedError, match=said):
+            list(condensed.rows())
+        losses: list[str] = []
+        assert list(condensed.rows(losses)) and any(said in loss for loss in losses)
