@@ -302,3 +302,33 @@ def test_a_condensed_journal_is_whole(
             list(condensed.rows())
         losses: list[str] = []
         assert list(condensed.rows(losses)) and any(said in loss for loss in losses)
+
+
+@pytest.mark.parametrize(("number", "salvage"), [(0, False), (2, False), (99, False), (1 << 30, True)])
+def test_a_chunk_has_a_number_that_was_given(tmp_path: Path, number: int, salvage: bool) -> None:
+    """What follows a chunk that cannot be was never durable here, and is cut off; a salvage believes in no such gap."""
+    with ChunkStore.create(tmp_path / "store") as store:
+        with store._end.lock:
+            forged = build(RecordType.CHUNK, number, bytes(16), 3, Encoding.RAW, b"abc")
+            store._end.append_chunks([forged], store.next_number)
+        store.append_journal(Changes(store.tables.take_changes().generation, (Row(Table.META, b"key", b"value"),)))
+        store.close(commit=False)
+    with ChunkStore.open(tmp_path / "store", salvage=salvage) as store:
+        assert store.next_number == 1 and store.stats().chunks == 0
+        assert store.tables.get(Table.META, b"key") == (b"value" if salvage else None)
+        assert bool(store.opening.losses) == salvage
+
+
+def test_a_condensed_journal_points_at_the_records_of_its_chunks(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with closing(new_tree(path)) as tree:
+        save(tree, "one", bytes(range(100)))
+        save(tree, "two", bytes(range(100, 200)))
+    condensed, identity = condense(path)
+    first, *rows, last = condensed.rows()
+    one, two = [row.value for row in rows if row.table == Table.CHUNKS]
+    other = {one: two, two: one}
+    swapped = [row._replace(value=other[row.value]) if row.table == Table.CHUNKS else row for row in rows]
+    seal_condensed(condensed, identity, [first], swapped, [last])
+    with pytest.raises(DamagedError, match="chunk 1 is lost, and so are 1 others"):
+        open_tree(path)
