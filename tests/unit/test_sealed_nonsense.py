@@ -5,17 +5,18 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 import zstandard
 
 from ckptfs.config import CHUNK_SIZE_MAX, FORMAT_VERSION
 from ckptfs.errors import DamagedError, NotAStoreError
-from ckptfs.store import Bitmap, ChunkStore, Table, chains, fetch, kernels
+from ckptfs.store import Bitmap, ChunkStore, Table, View, chains, composition, fetch, kernels
 from ckptfs.store import condensed as condensed_module
 from ckptfs.store.bitmap import LIMIT_MAX
 from ckptfs.store.codec import Encoding, decode
@@ -332,3 +333,22 @@ def test_a_condensed_journal_points_at_the_records_of_its_chunks(tmp_path: Path)
     seal_condensed(condensed, identity, [first], swapped, [last])
     with pytest.raises(DamagedError, match="chunk 1 is lost, and so are 1 others"):
         open_tree(path)
+
+
+class Chunks:
+    """A view of chunks, numbered from 1, each of which rests on one other."""
+
+    def __init__(self, bases: Iterable[int]) -> None:
+        self._bases = bases
+
+    def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows."""
+        for number, base in enumerate(self._bases, 1):
+            yield NUMBER.pack(number), build_location(Location(1, 80, 9, 9, Encoding.DELTA, (base,), 0))
+
+
+def test_the_depth_of_a_chunk_is_bounded_and_so_are_its_bases() -> None:
+    shares = composition(cast(View, Chunks(range(300))), 301).depths
+    assert [share.chunks for share in shares] == [0, *[1] * 254, 46]
+    with refused():
+        composition(cast(View, Chunks([7])), 7)
