@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         damaged = structure["damaged"]
         if args.read_data:
             damaged = verify(store, structure, args.limit)
-            structure["problems"] += store.check_journal()
+            structure["problems"] += [each for each in store.check_journal() if each not in structure["problems"]]
         files = store.check_files(damaged) if damaged else []
     if args.json:
         report = {

@@ -56,10 +56,15 @@ def run(args: argparse.Namespace) -> None:
     with ChunkStore.open(path, rebuild=args.rebuild_index, salvage=True) as store:
         commands = cast(Commands, StoreCommands(Tree(store)))
         structure = commands.check_structure()
+        journal = commands.check_journal()
+        if journal and set(structure["problems"]) <= set(journal):
+            store.mend_journal()
+            structure = commands.check_structure()
+        else:  # the journal may have what an index lacks whose rows do not agree
+            structure["problems"] += [each for each in journal if each not in structure["problems"]]
+            journal = []
         damaged = verify(commands, structure, None)
         files = commands.check_files(damaged) if damaged else []
-        if journal := commands.check_journal():
-            store.mend_journal()
         losses, differences = store.opening
     lost = [*losses, *structure["problems"]]
     if args.json:

@@ -41,7 +41,7 @@ class _Memo:
     def __init__(self) -> None:
         self._raw: dict[int, bytes] = {}
         self._size = 0
-        self._decoded_size = 0
+        self.decoded_size = 0
 
     def get(self, number: int) -> bytes | None:
         """Return the bytes of a base, or None when it has to be read."""
@@ -49,8 +49,8 @@ class _Memo:
 
     def put(self, number: int, raw: bytes) -> None:
         """Keep the bytes of a base; the oldest ones go."""
-        self._decoded_size += len(raw)
-        if self._decoded_size > BELOW_SIZE_MAX:
+        self.decoded_size += len(raw)
+        if self.decoded_size > BELOW_SIZE_MAX:
             raise DamagedError(f"a delta that rests on more than {BELOW_SIZE_MAX} bytes")
         self._size += len(raw) - len(self._raw.pop(number, b""))
         self._raw[number] = raw
@@ -84,6 +84,7 @@ class Fetcher:
     def read_first(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
         """Return what `read_many` does of the first chunks, of as many as have READ_SIZE_MAX bytes, or of one.
 
+        Of fewer where very much has to be decoded below them.
         Mostly they lie in `room`, if it is large enough: first those that are no deltas, then the others.
         """
         located = self._locate(numbers)
@@ -104,7 +105,17 @@ class Fetcher:
         if deltas:
             with suppress(DamagedError):  # a pack was removed: its chunks are looked for one by one
                 found |= self._chains.read(deltas, room, start)
-        return [found[number] if number in found else _whole(self.read(number)) for number in numbers]
+        chunks: list[Decoded] = []
+        below_size = 0
+        for number in numbers:
+            if number not in found:
+                if below_size > BELOW_SIZE_MAX:
+                    break
+                memo = _Memo()
+                found[number] = _whole(self._read(number, memo, DELTA_CHAIN_MAX)[0])
+                below_size += memo.decoded_size
+            chunks.append(found[number])
+        return chunks
 
     def _locate(self, numbers: Sequence[int]) -> list[Located]:
         return [Located(*each) for each in self._index.locate_many(dict.fromkeys(numbers)).items()]

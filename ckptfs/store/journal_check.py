@@ -1,11 +1,13 @@
 """The journal as it lies in the packs: whether a lost index would come back from it.
 
-Goes from the mark of the condensed journal to the end and looks at every header. The bytes of chunks that lie where the
-index says it leaves to `ChunkStore.verify`, all else it reads. Which places are free the journal has to say itself, but
-for those of which the next checkpoint will. It changes nothing. Any thread may call; the store goes on meanwhile.
+Reads the condensed journal, goes from its mark to the end of the packs and looks at every header. The bytes of chunks
+that lie where the index says it leaves to `ChunkStore.verify`, all else it reads. Which places are free the journal has
+to say itself, but for those of which the next checkpoint will. It changes nothing. Any thread may call; the store goes
+on meanwhile.
 """
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -42,6 +44,12 @@ class JournalCheck:
 
     def problems(self, end: Position) -> Iterator[str]:
         """Yield a sentence for each place before `end` where the journal is not what was written."""
+        if self._condensed.path.exists():
+            losses: list[str] = []
+            deque(self._condensed.rows(losses), maxlen=0)
+            yield from losses
+            if self._condensed.mark is None:
+                return
         mark = self._condensed.mark or Mark(Position(FIRST_PACK, 0))
         self._sequence = mark.sequence
         try:

@@ -23,6 +23,8 @@ SLICES_MAX = 4096
 DECODED_MAX = 2 * GIB
 """Bytes of chunks that one read decodes besides its size. Whatever was written, cut short and written again, a page of
 4 KiB in chunks of up to 512 KiB takes no more."""
+SHORT_MAX = 128
+"""So often, and once more for each MiB of it, a read may be given fewer chunks than it asked for: they are large."""
 
 Bytes = bytes | bytearray | memoryview
 
@@ -158,13 +160,14 @@ class ReadPlan:
         if len(chunks) == len(batch) and not self.patches and (whole := self._joined(batch, chunks)) is not None:
             return whole
         reply = bytearray(self.size)
-        decoded = 0
+        decoded = short = 0
         while batch:
             for piece, chunk in zip(batch, chunks, strict=False):
                 reply[piece.position : piece.position + piece.length] = _cut(piece, chunk).view()
             decoded += sum({id(chunk): chunk.size for chunk in chunks}.values())
-            if decoded > DECODED_MAX + self.size:
-                raise DamagedError(f"{self.size} bytes of a file lie in chunks of more than {decoded} bytes")
+            short += len(chunks) < len(batch)
+            if decoded > DECODED_MAX + self.size or short > SHORT_MAX + self.size // MIB:
+                raise DamagedError(f"{self.size} bytes of a file lie in far too many bytes of chunks")
             batch = batch[len(chunks) :] + list(islice(slices, len(chunks)))
             chunks = _read(reader, batch, room)
         for position, patch in self.patches:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ckptfs.errors import DamagedError
-from ckptfs.store import Bitmap, Decoded
+from ckptfs.store import Bitmap, Decoded, chains
 from ckptfs.store import fetch as fetch_module
 from ckptfs.tree import Tree
 from ckptfs.tree import reader as reader_module
@@ -93,10 +93,17 @@ def test_a_read_that_takes_far_more_than_it_has_is_refused(tree: Tree, monkeypat
     monkeypatch.setattr(reader_module, "DECODED_MAX", 10 * CHUNK_SIZE)
     monkeypatch.setattr(fetch_module, "READ_SIZE_MAX", 4 * CHUNK_SIZE)
     assert planned(extents_of(*((number, 1) for number in range(1, 11)))).run(tree.reader) == bytes(range(1, 11))
-    with pytest.raises(DamagedError, match="12 bytes of a file lie in chunks of more than"):
+    with pytest.raises(DamagedError, match="12 bytes of a file lie in far too many bytes"):
         planned(extents_of(*((number, 1) for number in range(1, 13)))).run(ChunkReader(tree.store))
     whole = extents_of(*((number, CHUNK_SIZE) for number in range(1, CHUNKS + 1)), (0, 1))
     assert planned(whole).run(tree.reader) == b"".join(bytes([n]) * CHUNK_SIZE for n in range(1, CHUNKS + 1)) + b"\0"
+
+
+@pytest.mark.parametrize("others", [(), ((0, 1),)])
+def test_a_piece_that_is_longer_than_its_chunk_is_damage(tree: Tree, others: tuple[tuple[int, int], ...]) -> None:
+    assert len(planned(extents_of((1, CHUNK_SIZE), *others)).run(tree.reader)) == CHUNK_SIZE + len(others)
+    with pytest.raises(DamagedError, match="a file uses more of it"):
+        planned(extents_of((1, CHUNK_SIZE + 1), (2, 5), *others)).run(tree.reader)
 
 
 def test_no_more_of_a_newer_version_is_looked_at_than_a_delta_can_rest_on(tree: Tree) -> None:
@@ -129,3 +136,18 @@ def test_a_delta_that_rests_on_very_many_bytes_is_refused(tree: Tree, monkeypatc
     monkeypatch.setattr(fetch_module, "BELOW_SIZE_MAX", (2**6 - 3) * CHUNK_SIZE)
     with pytest.raises(DamagedError, match="rests on more than"):
         tree.store.read(1)
+
+
+def test_deltas_that_each_rest_on_much_are_read_a_few_at_a_time(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1, 11):
+        append_delta(tree.store, number, 11, 12)
+    expected = b"".join(bytes([number]) for number in range(1, 11))
+    plan = planned(extents_of(*((number, 1) for number in range(1, 11))))
+    monkeypatch.setattr(chains, "LEVEL_SIZE_MAX", 0)  # so they are read alone
+    monkeypatch.setattr(fetch_module, "BELOW_SIZE_MAX", 3 * CHUNK_SIZE)
+    assert len(tree.store.read_first(list(range(1, 11)))) == 2
+    monkeypatch.setattr(reader_module, "SHORT_MAX", 4)
+    assert plan.run(ChunkReader(tree.store)) == expected
+    monkeypatch.setattr(reader_module, "SHORT_MAX", 3)
+    with pytest.raises(DamagedError, match="far too many bytes"):
+        plan.run(ChunkReader(tree.store))

@@ -12,6 +12,8 @@ import pytest
 
 from ckptfs.cli.main import main
 from ckptfs.errors import DamagedError
+from ckptfs.store import Table
+from ckptfs.store.condensed import NAME as CONDENSED_NAME
 from ckptfs.store.journal_check import JournalCheck
 from ckptfs.store.packfile import Found, Gap
 from ckptfs.store.packs import FIRST_PACK
@@ -103,6 +105,41 @@ def test_damage_of_the_journal_is_named_and_mended_by_a_repair(path: Path, capsy
     assert main(["check", str(path), "--read-data"]) == 0
     with closing(open_tree(path, read_only=True)) as tree:
         written = state_of(tree)
+    assert comes_back(path) == written
+
+
+def test_the_journal_is_not_written_anew_from_an_index_that_is_damaged_itself(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(open_tree(path)) as tree:
+        flip(path, metadata_of(tree)[0])
+        tree.rows.tables.delete(Table.NAMES, b"one")
+    assert main(["repair", str(path)]) == DamagedError.exit_code
+    assert "the journal is damaged" in capsys.readouterr().out
+    assert not (path / CONDENSED_NAME).exists()
+
+
+def test_damage_of_the_condensed_journal_is_named_and_mended_by_a_repair(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(open_tree(path)) as tree:
+        written = state_of(tree)
+        tree.store.mend_journal()
+    condensed = path / CONDENSED_NAME
+    whole = condensed.read_bytes()
+    with closing(open_tree(path)) as tree:
+        for offset in range(0, len(whole), STEP):
+            condensed.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
+            assert tree.store.check_journal(), offset
+        condensed.write_bytes(whole)
+        assert tree.store.check_journal() == []
+    for offset in (20, len(whole) // 2):
+        condensed.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
+        assert main(["check", str(path), "--read-data"]) == DamagedError.exit_code
+        assert f"{CONDENSED_NAME}: the payload is not" in capsys.readouterr().out or offset == 20
+        assert main(["repair", str(path)]) == 0
+        assert "written anew" in capsys.readouterr().out
+        assert main(["check", str(path), "--read-data"]) == 0
     assert comes_back(path) == written
 
 
