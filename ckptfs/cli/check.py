@@ -48,7 +48,10 @@ def run(args: argparse.Namespace) -> None:
     target = find_store(args)
     with commands(target, write=False) as store:
         structure = store.check_structure()
-        damaged = verify(store, structure, args.limit) if args.read_data else structure["damaged"]
+        damaged = structure["damaged"]
+        if args.read_data:
+            damaged = verify(store, structure, args.limit)
+            structure["problems"] += [each for each in store.check_journal() if each not in structure["problems"]]
         files = store.check_files(damaged) if damaged else []
     if args.json:
         report = {

@@ -56,6 +56,13 @@ def run(args: argparse.Namespace) -> None:
     with ChunkStore.open(path, rebuild=args.rebuild_index, salvage=True) as store:
         commands = cast(Commands, StoreCommands(Tree(store)))
         structure = commands.check_structure()
+        journal = commands.check_journal()
+        if journal and set(structure["problems"]) <= set(journal):
+            store.mend_journal()
+            structure = commands.check_structure()
+        else:  # the journal may have what an index lacks whose rows do not agree
+            structure["problems"] += [each for each in journal if each not in structure["problems"]]
+            journal = []
         damaged = verify(commands, structure, None)
         files = commands.check_files(damaged) if damaged else []
         losses, differences = store.opening
@@ -65,12 +72,16 @@ def run(args: argparse.Namespace) -> None:
             "losses": losses,
             "index_differences": differences,
             "problems": structure["problems"],
+            "mended": journal,
             "damaged_chunks": [{"number": number, "reason": reason} for number, reason in damaged],
             "files": files,
         }
         print(json.dumps(report, indent=2))
     else:
         lines = [printable(each) for each in lost]
+        if journal:
+            count = count_text(len(journal), "damaged place")
+            lines.append(f"The journal had {count} and was written anew from the index.")
         if args.rebuild_index:
             lines.append(_index_text(differences))
         if damaged:

@@ -86,6 +86,10 @@ class Client:
         """Verify about `size` bytes of the chunks numbered from `start` to before `stop`."""
         return cast(Verified, self._call("check_data", start=start, stop=stop, size=size))
 
+    def check_journal(self) -> list[str]:
+        """Return a sentence for each place where the journal in the packs is not what was written."""
+        return cast(list[str], self._call("check_journal"))
+
     def check_files(self, damaged: list[tuple[int, str]]) -> list[FileDamage]:
         """Return the ranges of files that lie in chunks which `check_data` found damaged."""
         return cast(list[FileDamage], self._call("check_files", damaged=damaged))

@@ -209,6 +209,9 @@ class Commands(Protocol):
     def check_data(self, start: int, stop: int, size: int) -> Verified:
         """Verify about `size` bytes of the chunks numbered from `start` to before `stop`."""
 
+    def check_journal(self) -> list[str]:
+        """Return a sentence for each place where the journal in the packs is not what was written."""
+
     def check_files(self, damaged: list[tuple[int, str]]) -> list[FileDamage]:
         """Return the ranges of files that lie in chunks which `check_data` found damaged."""
 

@@ -34,6 +34,8 @@ FIRST_PART_SIZE = MIB // 2
 """The first part, for which somebody waits already; each one behind it may be twice as large."""
 BUFFER_SIZE = PART_SIZE + 2 * MIB
 """A part is read as whole chunks, which reach over its ends."""
+PART_EXTENTS_MAX = 1 << 14
+"""A part in more pieces is not read ahead; mostly it is in some hundred."""
 BUFFERS_MAX = 12
 """Parts in memory, of all handles together."""
 PARTS_AHEAD = 4
@@ -178,8 +180,10 @@ class ReadAhead:
             self._let_go(ahead, ahead.far())
             size = front.part_size
             stop = min(start - start % size + size, content.size if behind is None else behind)
+            if content.extents.count_between(start, stop) > PART_EXTENTS_MAX:
+                return
             plan = content.plan_read(start, stop - start)
-            buffer = self._take_buffer(ahead) if plan.slices else None
+            buffer = self._take_buffer(ahead) if plan.has_chunks else None
             if buffer is None:  # or a hole, which nobody has to wait for
                 return
             front.part_size = min(2 * size, PART_SIZE)

@@ -216,7 +216,7 @@ class MountedVersions:
 
     async def _check(self, command: Callable[..., Any], request: Request) -> Any:
         """Carry out a command that reads much, in a thread and, where it reads rows, of this moment."""
-        if request.command == "check_data":
+        if request.command in ("check_data", "check_journal"):
             return await self._offload.run(command, **request.arguments)
         async with self._committer.view() as view:
             return await self._offload.run(command, **request.arguments, view=view)
@@ -243,7 +243,7 @@ DELETING = ("snapshot_delete", "prune")
 CHANGING = ("snapshot_create", "snapshot_rollback", *DELETING)
 STANDSTILL_SECONDS = 0.02
 """For so long the loop stands still while the kernel is told of a rollback, which may make it wait."""
-CHECKING = ("snapshot_sizes", "composition", "check_structure", "check_data", "check_files")
+CHECKING = ("snapshot_sizes", "composition", "check_structure", "check_data", "check_journal", "check_files")
 COMMANDS = ("snapshot_list", "snapshot_show", "sizes_are_quick", "stats", "backup_cut", *CHANGING, *CHECKING)
 
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError
-from ckptfs.store import description
-from ckptfs.store.chunkstore import INDEX_NAME, PACKS_NAME, ChunkStore
+from ckptfs.store import description, index_file
+from ckptfs.store.chunkstore import PACKS_NAME, ChunkStore
 from ckptfs.store.condensed import NAME as CONDENSED_NAME
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.disk import Disk
@@ -193,7 +193,7 @@ class _Backup:
             finally:
                 self._disk.close(fd)
             # What lies between the end of the index and this mark may be gone.
-            for name in (INDEX_NAME, INDEX_NAME + SEAL_SUFFIX):
+            for name in (index_file.NAME, index_file.NAME + SEAL_SUFFIX):
                 if (self._destination / name).exists():
                     self._disk.unlink(self._destination / name)
         for pack in self._gone:

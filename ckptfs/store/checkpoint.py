@@ -6,7 +6,7 @@ and the replay does the rest. One checkpoint runs at a time; chunks may be put a
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.environment import Environment
@@ -111,7 +111,7 @@ class Checkpoints:
             self._end.journal_rows(rows)
             self._freed.free(rows)
 
-    def _write(self, state: State, tables: Sequence[tuple[Table, Iterable[tuple[bytes, bytes | None]]]]) -> None:
+    def _write(self, state: State, tables: Sequence[tuple[Table, Collection[tuple[bytes, bytes | None]]]]) -> None:
         """Write rows, and what is true of LMDB with them, in one transaction."""
         rows = [*tables, (Table.STORE, [(STATE_KEY, pack_state(state))])]
         self._reserve.spend_on(lambda: self._environment.write(rows))

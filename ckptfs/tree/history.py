@@ -5,7 +5,7 @@ from bisect import bisect_left
 from stat import S_IFDIR
 from typing import NamedTuple
 
-from ckptfs.errors import UsageError
+from ckptfs.errors import DamagedError, UsageError
 from ckptfs.store import Table
 from ckptfs.tree.dirent import decode_dirent
 from ckptfs.tree.inode import ROOT_INO, Inode
@@ -64,8 +64,12 @@ class History:
         if epoch == 0:
             return found
         pending = [(ROOT_INO, b"")]
+        walked = set()
         while pending:
             directory, path = pending.pop()
+            if directory in walked:
+                raise DamagedError(f"the directory {os.fsdecode(path)} is below itself, or has two names")
+            walked.add(directory)
             for name, entry in self._names.entries(directory, epoch):
                 inode = self._names.inode(entry.ino, epoch) if entry.ino in wanted else None
                 child = path + name

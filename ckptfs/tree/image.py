@@ -22,7 +22,6 @@ LIVE_NAME = "the live tree"
 
 _EPOCH_SIZE = 4
 _INO_SIZE = 8
-_DEPTH_MAX = 100_000
 
 
 class Span(NamedTuple):
@@ -59,10 +58,12 @@ class Image:
         """Return a path of an inode in a version, "" for the root; "#N" for one that no name leads to."""
         parts: list[bytes] = []
         current = ino
+        passed: set[int] = set()
         while current != ROOT_INO:
             name = next((each for each in self.names.get(current, ()) if version in range(*each.span)), None)
-            if name is None or len(parts) > _DEPTH_MAX:
+            if name is None or current in passed:
                 return f"#{ino}"
+            passed.add(current)
             parts.append(name.name)
             current = name.parent
         return os.fsdecode(b"/".join(reversed(parts)))

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, NoReturn
 
 from ckptfs.store import Table
@@ -110,11 +110,17 @@ class Namespace:
 
     # Making and removing names
 
-    def create_root(self, owner: Owner) -> None:
-        """Make the root directory of an empty tree."""
+    def create_root(self, owner: Owner, snapshots: Iterable[int]) -> None:
+        """Make the root directory, in those snapshots (ascending) too that have none, for the names that are in it."""
         now = self.now_ns()
         root = Inode(ROOT_INO, stat.S_IFDIR | 0o755, owner.uid, owner.gid, 2, atime_ns=now, mtime_ns=now, ctime_ns=now)
-        self.rows.put(Table.INODES, id_prefix(ROOT_INO), root.encode())
+        before = b""
+        for epoch in (*snapshots, self.rows.open_epoch):
+            if self.rows.get(Table.INODES, id_prefix(ROOT_INO), epoch) in (None, before):
+                directories = sum(entry.file_type == stat.S_IFDIR for _, entry in self.entries(ROOT_INO, epoch))
+                if (value := root._replace(nlink=2 + directories).encode()) != before:
+                    self.rows.put(Table.INODES, id_prefix(ROOT_INO), value, epoch)
+                    before = value
 
     def create(
         self,

@@ -9,6 +9,7 @@ about chunks that others use, and works in any thread.
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from ckptfs.formats import Tensor, parse
@@ -56,7 +57,7 @@ def _lay(extent: Extent, stretch: Stretch, newer: Extents) -> DeltaCandidate | N
     stop = start + extent.length
     if start < 0 or stop > newer.size:
         return None
-    bases = list(newer.between(start, stop))
+    bases = list(islice(newer.between(start, stop), BASES_MAX + 1))
     if len(bases) > BASES_MAX or not all(base.number for base in bases):
         return None
     phase = (stretch.start - extent.offset) % stretch.width

@@ -12,6 +12,9 @@ from ckptfs.tree.dirent import Dirent
 from ckptfs.tree.inode import ROOT_INO
 from ckptfs.tree.rows import Rows, split_name_prefix
 
+DEPTH_MAX = 100_000
+"""No directory lies deeper; one that a tampered store has below itself would have no end."""
+
 
 class Places:
     """A name of each inode, as (parent, name); `entry` looks one up in the live tree."""
@@ -35,7 +38,7 @@ class Places:
         current = ino
         while current != ROOT_INO:
             place = self.find(current)
-            if place is None:
+            if place is None or len(names) == DEPTH_MAX:
                 return f"#{ino}"
             current, name = place
             names.append(name)
@@ -55,8 +58,10 @@ class Places:
         return self._seen.get(ino)
 
     def is_below(self, directory: int, ancestor: int) -> bool:
-        """Whether `directory` is `ancestor` or lies below it."""
-        while directory != ancestor:
+        """Whether `directory` is `ancestor` or lies below it, or has no end above."""
+        for _ in range(DEPTH_MAX):
+            if directory == ancestor:
+                return True
             place = self.find(directory) if directory != ROOT_INO else None
             if place is None:
                 return False

@@ -1,20 +1,30 @@
 """Reading: decoded chunks, a byte-bounded cache of them, and the plan of one read.
 
-A plan is made by the owner of the file (so that it sees one state of it) and may be carried out in any thread.
+A plan is made by the owner of the file (so that it sees one state of it) and may be carried out in any thread. A file
+may have any number of extents in few bytes, each in a large chunk: what a plan takes into memory is bounded, and so is
+what it decodes.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from threading import Condition
 from typing import NamedTuple
 
-from ckptfs.config import MIB
+from ckptfs.config import GIB, MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import ChunkStore, Decoded, Room
 from ckptfs.tree.extents import Extents
 
 CACHE_SIZE = 64 * MIB
+SLICES_MAX = 4096
+"""Pieces of chunks that are in memory at once; a read of 8 MiB has some hundred."""
+DECODED_MAX = 2 * GIB
+"""Bytes of chunks that one read decodes besides its size. Whatever was written, cut short and written again, a page of
+4 KiB in chunks of up to 512 KiB takes no more."""
+SHORT_MAX = 128
+"""So often, and once more for each MiB of it, a read may be given fewer chunks than it asked for: they are large."""
 
 Bytes = bytes | bytearray | memoryview
 
@@ -41,27 +51,29 @@ class ChunkReader:
 
     def read(self, number: int) -> memoryview:
         """Return the bytes of a chunk; DamagedError where the store cannot vouch for them."""
-        return self.read_many([number])[0].view()
+        return self.read_first([number])[0].view()
 
-    def read_many(self, numbers: Sequence[int]) -> list[Decoded]:
-        """Return the bytes of several chunks; DamagedError as `read`."""
+    def read_first(self, numbers: Sequence[int]) -> list[Decoded]:
+        """Return the bytes of the first of some chunks, as many as may be in memory at once; DamagedError as `read`."""
         found = self._find(numbers)
         while missing := [number for number in numbers if number not in found]:
             mine = self._claim(missing)
             if mine:
                 try:
-                    found.update(zip(mine, self._store.read_many(mine), strict=True))
+                    found.update(zip(mine, self._store.read_first(mine), strict=False))
                 finally:
                     self._release(mine, found)
+                if mine[-1] not in found and numbers[0] in found:
+                    break
             else:
                 with self._changed:
                     self._changed.wait_for(lambda: self._under_way.isdisjoint(missing))
             found.update(self._find(missing))
-        return [found[number] for number in numbers]
+        return [found[number] for number in takewhile(found.__contains__, numbers)]
 
     def read_into(self, numbers: Sequence[int], room: Room) -> list[Decoded]:
-        """Return the bytes of several chunks, mostly in `room`, and keep none in memory; DamagedError as `read`."""
-        return self._store.read_many(numbers, room)
+        """Return what `read_first` does, mostly in `room`, and keep none of it in memory."""
+        return self._store.read_first(numbers, room)
 
     def _find(self, numbers: Iterable[int]) -> dict[int, Decoded]:
         """Return those of the chunks that are in memory, and mark them as used."""
@@ -109,54 +121,95 @@ class ChunkSlice(NamedTuple):
 
 @dataclass(slots=True)
 class ReadPlan:
-    """What one read needs: slices of chunks below, and copies of bytes not yet in chunks over them."""
+    """What one read needs: extents of a file below, and copies of bytes not yet in chunks over them.
+
+    The reply begins `lead` bytes behind the beginning of the first extent.
+    """
 
     size: int
-    slices: list[ChunkSlice] = field(default_factory=list)
+    extents: Extents = field(default_factory=Extents)
+    lead: int = 0
     patches: list[tuple[int, bytes]] = field(default_factory=list)
 
     def cover(self, extents: Extents, offset: int) -> None:
-        """Take from the chunks of a file what they have of the `size` bytes at `offset` of it."""
-        stop = offset + self.size
-        for extent in extents.between(offset, stop):
-            low, high = max(offset, extent.offset), min(stop, extent.offset + extent.length)
-            if extent.number and low < high:
-                self.slices.append(ChunkSlice(extent.number, low - extent.offset, high - low, low - offset))
+        """Take from the chunks of a file what they have of the `size` bytes, which are some, at `offset` of it."""
+        self.extents, self.lead = extents.part(offset, offset + self.size)
 
     def patch(self, offset: int, ranges: Iterable[tuple[int, Bytes]]) -> None:
         """Lay copies of (offset, bytes) over the reply, which begins at `offset`."""
         self.patches += [(start - offset, bytes(data)) for start, data in ranges]
 
+    @property
+    def has_chunks(self) -> bool:
+        """Whether there is anything but holes."""
+        return any(self.extents.numbers)
+
     def in_memory(self, reader: ChunkReader) -> bool:
-        """Whether the read touches no disk."""
-        return all(reader.cached(piece.number) for piece in self.slices)
+        """Whether the read touches no disk, and is soon done."""
+        numbers = self.extents.numbers
+        return len(numbers) <= SLICES_MAX and all(not number or reader.cached(number) for number in numbers)
 
     def run(self, reader: ChunkReader, room: Room | None = None) -> Bytes:
         """Return the `size` bytes, in `room` where one is given and they fit; what nothing covers is zero.
 
-        DamagedError passes.
+        DamagedError passes, and is also said of what would take far more bytes of chunks than are read.
         """
-        numbers = [piece.number for piece in self.slices]
-        chunks = reader.read_many(numbers) if room is None else reader.read_into(numbers, room)
+        slices = self._slices()
+        batch = list(islice(slices, SLICES_MAX))
+        chunks = _read(reader, batch, room)
+        if len(chunks) == len(batch) and not self.patches and (whole := self._joined(batch, chunks)) is not None:
+            return whole
+        reply = bytearray(self.size)
+        decoded = short = 0
+        while batch:
+            for piece, chunk in zip(batch, chunks, strict=False):
+                reply[piece.position : piece.position + piece.length] = _cut(piece, chunk).view()
+            decoded += sum({id(chunk): chunk.size for chunk in chunks}.values())
+            short += len(chunks) < len(batch)
+            if decoded > DECODED_MAX + self.size or short > SHORT_MAX + self.size // MIB:
+                raise DamagedError(f"{self.size} bytes of a file lie in far too many bytes of chunks")
+            batch = batch[len(chunks) :] + list(islice(slices, len(chunks)))
+            chunks = _read(reader, batch, room)
+        for position, patch in self.patches:
+            reply[position : position + len(patch)] = patch
+        return reply
+
+    def _slices(self) -> Iterator[ChunkSlice]:
+        """Yield what the chunks have of the reply, in order."""
+        for offset, number, length in self.extents.between(self.lead, self.lead + self.size):
+            if number:
+                low, high = max(offset, self.lead), min(offset + length, self.lead + self.size)
+                yield ChunkSlice(number, low - offset, high - low, low - self.lead)
+
+    def _joined(self, slices: Sequence[ChunkSlice], chunks: Sequence[Decoded]) -> Bytes | None:
+        """Return the reply where it is what the chunks have, one behind the other, copied as little as can be."""
         runs: list[Decoded] = []
         before, run_start, run_stop = None, 0, 0
-        for (number, offset, length, _), (buffer, chunk_start, chunk_stop) in zip(self.slices, chunks, strict=True):
-            start = chunk_start + offset
-            if start + length > chunk_stop:
-                raise DamagedError(f"chunk {number} has {chunk_stop - chunk_start} bytes, a file uses more of it")
+        for piece, chunk in zip(slices, chunks, strict=True):
+            buffer, start, stop = _cut(piece, chunk)
             if buffer is not before or start != run_stop:
                 if before is not None:
                     runs.append(Decoded(before, run_start, run_stop))
                 before, run_start = buffer, start
-            run_stop = start + length
+            run_stop = stop
         if before is not None:
             runs.append(Decoded(before, run_start, run_stop))
-        if not self.patches and sum(run.size for run in runs) == self.size:  # no hole either
-            return runs[0].view() if len(runs) == 1 else b"".join(run.view() for run in runs)
-        reply = bytearray(self.size)
-        for piece, chunk in zip(self.slices, chunks, strict=True):
-            view = chunk.view()[piece.start : piece.start + piece.length]
-            reply[piece.position : piece.position + piece.length] = view
-        for position, patch in self.patches:
-            reply[position : position + len(patch)] = patch
-        return reply
+        if sum(run.size for run in runs) != self.size:  # there is a hole, or there are more slices
+            return None
+        return runs[0].view() if len(runs) == 1 else b"".join(run.view() for run in runs)
+
+
+def _read(reader: ChunkReader, slices: Sequence[ChunkSlice], room: Room | None) -> list[Decoded]:
+    """Return the first of the chunks that the slices lie in, in `room` where one is given."""
+    if not slices:
+        return []
+    numbers = [piece.number for piece in slices]
+    return reader.read_first(numbers) if room is None else reader.read_into(numbers, room)
+
+
+def _cut(piece: ChunkSlice, chunk: Decoded) -> Decoded:
+    """Return the bytes that a slice is of its chunk."""
+    buffer, start, stop = chunk
+    if piece.start + piece.length > stop - start:
+        raise DamagedError(f"chunk {piece.number} has {stop - start} bytes, a file uses more of it")
+    return Decoded(buffer, start + piece.start, start + piece.start + piece.length)

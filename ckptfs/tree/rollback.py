@@ -8,10 +8,12 @@ whose names are the same its names are read, of a file that is the same nothing.
 """
 
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from stat import S_IFDIR, S_IFMT
 
-from ckptfs.errors import OpenFilesError, UsageError
+from ckptfs.errors import DamagedError, OpenFilesError, UsageError
 from ckptfs.store import Table
 from ckptfs.tree.dirent import Dirent
 from ckptfs.tree.files import Files, OpenFile
@@ -21,6 +23,8 @@ from ckptfs.tree.rows import LIVE, id_prefix
 from ckptfs.tree.xattrs import Xattrs
 
 FILES_NAMED = 5
+_DEEPER = 4
+"""Calls of the walks for a directory, at most."""
 
 
 @dataclass(slots=True)
@@ -62,14 +66,18 @@ class Rollback:
     def check(self) -> None:
         """Refuse what cannot be done: a path that one of the sides lacks, or files in use.
 
-        UsageError, or OpenFilesError that names the files which would change and are open for writing.
+        UsageError, or OpenFilesError that names the files which would change and are open for writing. DamagedError
+        where a directory is in itself.
         """
-        parent, name, _ = self._locate()
+        parent, name, old = self._locate()
+        there = Dirent(ROOT_INO, S_IFDIR) if parent is None else self._names.entry(parent, name)
+        self._refuse_cycles(old, self._old_entries)
+        if there is not None:
+            self._refuse_cycles(there, self._entries)
         if parent is None:
             paths = {file.ino: [self._names.path(file.ino)] for file in self._files if not file.unlinked}
         else:
-            entry = self._names.entry(parent, name)
-            paths = self._paths(entry, self._path) if entry else {}
+            paths = self._paths(there, self._path) if there else {}
             self._shared = self._shared_outside(paths)
         blocking = sorted(
             path
@@ -84,6 +92,15 @@ class Rollback:
 
     def run(self) -> RollbackResult:
         """Carry it out; `check` has passed and a snapshot of the present has been taken."""
+        before = sys.getrecursionlimit()
+        # The walks go as deep as the directories. Calls of Python by Python need no stack of C.
+        sys.setrecursionlimit(before + _DEEPER * (len(self._present) + len(self._old)))
+        try:
+            return self._run()
+        finally:
+            sys.setrecursionlimit(before)
+
+    def _run(self) -> RollbackResult:
         parent, name, old = self._locate()
         if parent is None:
             self._clear(ROOT_INO, "")
@@ -96,6 +113,21 @@ class Rollback:
         if self._names.entry(parent, name) != before:
             self._names.touch(parent)
         return self._result
+
+    def _refuse_cycles(self, entry: Dirent, entries: Callable[[int], dict[bytes, Dirent]]) -> None:
+        """Refuse a tree in which a directory comes twice, for a walk of it need not end; what is read is kept."""
+        pending = [entry]
+        walked = set()
+        while pending:
+            entry = pending.pop()
+            if entry.file_type != S_IFDIR:
+                continue
+            if entry.ino in walked:
+                raise DamagedError(
+                    f"a directory, inode {entry.ino}, is below itself or has two names: see `ckptfs check`"
+                )
+            walked.add(entry.ino)
+            pending += entries(entry.ino).values()
 
     def _shared_outside(self, paths: dict[int, list[str]]) -> set[int]:
         """Return the inodes at and below the path that also have a name elsewhere, where their content must stay.

@@ -26,6 +26,8 @@ _PRESENT = b"\x01"
 _META_EPOCH = b"open_epoch"
 _META_ID = b"next_id"
 _ID_END = 1 << 63
+ID_MAX = 1 << 47
+"""No store comes to have so many inodes and manifests; a greater number in a row is no number that was given."""
 
 
 class Row(NamedTuple):
@@ -83,8 +85,12 @@ class Rows:
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
-        self.open_epoch = self.meta_number(_META_EPOCH, 1, LIVE)
-        self._next_id = self.meta_number(_META_ID, 2, _ID_END)
+        epochs = self._greatest(Table.SNAPSHOTS, _EPOCH, LIVE) + 1, self._greatest(Table.CHANGES, _EPOCH, LIVE)
+        ids = self._greatest(Table.INODES, _U64, ID_MAX), self._greatest(Table.MANIFESTS, _U64, ID_MAX)
+        self.open_epoch = max(self.meta_number(_META_EPOCH, 1, LIVE), *epochs)
+        self._next_id = max(self.meta_number(_META_ID, 2, _ID_END), *(number + 1 for number in ids))
+        if self.open_epoch >= LIVE:
+            raise DamagedError(f"there is a snapshot {self.open_epoch - 1}, and no number for another one")
         self.has_garbage = True
         """Whether content may have lost its last row since a collection last looked, in an earlier process even."""
 
@@ -99,6 +105,20 @@ class Rows:
         if not default <= number < end:
             raise DamagedError(f"the row {os.fsdecode(key)} says {number}, which cannot be")
         return number
+
+    def _greatest(self, table: Table, number: struct.Struct, end: int) -> int:
+        """Return the greatest number below `end` that keys of a table begin with, 0 where there is none.
+
+        What the META rows say is not to give a number again, or to write what newer rows hide, even where one is lost.
+        """
+        found = self.tables.last(table, b"", number.pack(end))
+        return 0 if found is None else int(number.unpack(found[0][: number.size].ljust(number.size, b"\0"))[0])
+
+    def keep_numbers(self) -> None:
+        """Write down again which numbers come next, where the rows that say so are lost."""
+        for key, first, number in ((_META_EPOCH, 1, self.open_epoch), (_META_ID, 2, self._next_id)):
+            if number != self.meta_number(key, first, _ID_END):
+                self.tables.put(Table.META, key, _U64.pack(number))
 
     @property
     def next_id(self) -> int:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 
-from ckptfs.errors import StoreReadOnlyError
+from ckptfs.errors import DamagedError, StoreReadOnlyError
 from ckptfs.store import ChunkStore, Table
 from ckptfs.tree.epoch import OpenEpoch
 from ckptfs.tree.files import Files
@@ -44,12 +44,26 @@ class Tree:
         self.history = History(self.names, self.snapshots)
         self.epoch.on_overwrite = self._keep_save
         if self.rows.get(Table.INODES, id_prefix(ROOT_INO)) is None:
-            if store.read_only:
-                raise StoreReadOnlyError(f"{store.path} is an empty store; mount it writable once")
-            self.names.create_root(Owner(os.geteuid(), os.getegid()))
+            self._make_root()
         elif not store.read_only:
             self._mark_unfinished()
+        if not store.read_only:
+            self.rows.keep_numbers()
         self._knows_open_epoch = False
+
+    def _make_root(self) -> None:
+        """Make the root directory of a new tree; DamagedError where it is lost, unless all rows come from a salvage."""
+        store = self.store
+        if store.has_journal and not store.is_salvaged:
+            raise DamagedError(
+                f"the index of {store.path} has no root directory, and must have one; "
+                "`ckptfs repair --rebuild-index` makes it anew from the packs"
+            )
+        if store.read_only:
+            raise StoreReadOnlyError(f"{store.path} is an empty store; mount it writable once")
+        self.names.create_root(Owner(os.geteuid(), os.getegid()), [snapshot.id for snapshot in self.snapshots.all()])
+        if store.has_journal:
+            store.opening.losses.append("the root directory was lost, and with it its owner and mode; it is made anew")
 
     def _mark_unfinished(self) -> None:
         """Mark files that were being created when the last process ended without closing them."""

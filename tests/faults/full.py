@@ -16,6 +16,7 @@ from tests.faults.workload import Promises, Workload
 
 STEPS = 30
 PLENTY = 1 << 40
+INDEX_NAMES = ("index.lmdb", "index.lmdb.new")
 
 
 def give_room(mountpoint: Path, size: int) -> None:
@@ -36,6 +37,17 @@ def count_writes(seed: int, steps: int = STEPS) -> int:
     with scratch() as name, recorder.recording(Path(name), trace) as path:
         Workload(path / "store", seed, Promises().mark, Disk()).run(steps)
     return sum(isinstance(operation, recorder.Write | recorder.Sync) for operation in trace)
+
+
+def lmdb_writes(seed: int, steps: int = STEPS) -> list[int]:
+    """Return which writes and syncs of the workload of a seed are LMDB's, of those that `count_writes` counts."""
+    trace: list[recorder.Operation] = []
+    with scratch() as name, recorder.recording(Path(name), trace) as path:
+        Workload(path / "store", seed, Promises().mark, Disk()).run(steps)
+    named = [change for operation in trace if isinstance(operation, recorder.Names) for change in operation.changed]
+    indexes = {ino for name, ino in named if name in INDEX_NAMES}
+    writes = [operation for operation in trace if isinstance(operation, recorder.Write | recorder.Sync)]
+    return [at for at, operation in enumerate(writes) if operation.ino in indexes]
 
 
 def judge_full(seed: int, rooms: Iterable[int], steps: int = STEPS) -> list[str]:

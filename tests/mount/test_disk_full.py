@@ -1,6 +1,7 @@
 """A mounted ckptfs whose disk is full: it says so, keeps what it has, deletes, and saves again when there is room."""
 
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,13 @@ def test_a_full_disk_is_told_and_costs_no_version(small: RunningMount) -> None:
     assert small.at("before", "model.pt").read_bytes() == data
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         (small.path / "one more").write_bytes(os.urandom(8 * MIB))
+    fd = os.open(small.path / "model.pt", os.O_RDWR)
+    with mmap.mmap(fd, 0) as mapped:
+        mapped[:] = os.urandom(len(data))
+        for say in (mapped.flush, lambda: os.fsync(fd), lambda: os.close(fd)):  # it is never forgotten
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                say()
+    assert small.at("before", "model.pt").read_bytes() == data
 
 
 def test_data_is_refused_rather_than_accepted_and_lost(small: RunningMount) -> None:

@@ -8,13 +8,15 @@ from typing import cast
 import pytest
 
 from ckptfs.cli.main import main
-from ckptfs.store import ChunkStore, Table, View
+from ckptfs.store import ChunkStore, Table, View, never
 from ckptfs.store.codec import Encoding
 from ckptfs.store.compare import COMPARED, differences, lacks
 from ckptfs.store.location import Location, build_location
+from ckptfs.tree import Tree
+from ckptfs.tree.gc import Collection, collect
 from ckptfs.tree.inode import ROOT_INO
 from tests.faults.hostile import make_store, read_state
-from tests.unit.tree_support import open_tree
+from tests.unit.tree_support import new_tree, open_tree, save, unlink
 
 SEED = 3
 WAITING = Location(1, 80, 500, 500, Encoding.WAITING)
@@ -71,6 +73,45 @@ def test_of_a_location_only_what_the_index_alone_knows_may_differ(location: Loca
     one, two = (view(Table.CHUNKS, {b"a": build_location(each)}) for each in (WAITING, location))
     assert (differences(one, two) == {}) is is_same
     assert not lacks(one, two)
+
+
+def release(tree: Tree) -> None:
+    """Release the chunks that nothing needs, and journal that; the index does not hear of it yet."""
+    with Collection(tree) as collection:
+        collection.look()
+        collection.mark()
+        assert not collection.delete_rows(100)
+        tree.store.commit(durable=False)
+        assert collection.sweep().chunks
+
+
+@pytest.mark.parametrize("condensed", [False, True])
+def test_released_chunks_stay_released_when_the_index_is_made_anew(tmp_path: Path, condensed: bool) -> None:
+    """Some in the index and some only journalled; and one whose bytes came in again, under another number."""
+    path, before = tmp_path / "store", tmp_path / "before"
+    tree = new_tree(path)
+    save(tree, "kept", b"kept")
+    for number in range(3):
+        save(tree, "file", b"%d" % number * 500)
+        unlink(tree, "file")
+        collect(tree)
+        if number == 1 and condensed:
+            tree.store.commit(checkpoint=True)
+            assert tree.store._condensed.write(tree.store._environment, never)
+    save(tree, "again", b"0" * 500)
+    save(tree, "last", b"last")
+    unlink(tree, "last")
+    release(tree)
+    stats = tree.store.stats()
+    assert tree.store.next_number - 1 - stats.chunks > 3 and tree.store.count(Table.CHUNKS) != stats.chunks
+    tree.store.close(commit=False)
+    shutil.copytree(path, before)
+    ChunkStore.open(before).close()
+    with ChunkStore.open(before, read_only=True) as old, ChunkStore.open(path, rebuild=True) as new:
+        with old.view() as one, new.view() as two:
+            assert differences(one, two) == differences(two, one) == {}
+        assert old.stats()[:2] == new.stats()[:2] == stats[:2]
+        assert new.count(Table.CHUNKS) == new.count(Table.CHUNK_IDS) == stats.chunks
 
 
 def test_a_deleted_index_comes_back_from_the_packs_entry_by_entry(tmp_path: Path, mounts: object) -> None:

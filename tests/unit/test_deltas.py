@@ -110,7 +110,7 @@ def assert_reads_alone(store: ChunkStore, kept: dict[int, bytes]) -> None:
 
 def assert_reads(store: ChunkStore, kept: dict[int, bytes]) -> None:
     assert_reads_alone(store, kept)
-    assert [decoded.view() for decoded in store.read_many(list(kept))] == list(kept.values())
+    assert [decoded.view() for decoded in store.read_first(list(kept))] == list(kept.values())
 
 
 def crash(path: Path, copy: Path) -> Path:
@@ -297,7 +297,7 @@ def test_a_delta_whose_base_is_damaged_is_damage(path: Path, caplog: pytest.LogC
             with pytest.raises(DamagedError, match="chunk 2"):
                 store.read(number)
         with pytest.raises(DamagedError, match="chunk 2"):
-            store.read_many([4, 3, 1])
+            store.read_first([4, 3, 1])
         assert_reads(store, {number: kept[number] for number in (3, 4)})
         with caplog.at_level(logging.WARNING):
             assert store.reencode_deltas([DeltaCandidate(3, (2,), OVER), DeltaCandidate(3, (4,), OVER)]).chunks == 1
@@ -327,7 +327,7 @@ def test_a_cycle_is_damage_and_ends(path: Path) -> None:
                 store.read(number)
         checkpoint(store)
     with ChunkStore.open(path, rebuild=True) as store, pytest.raises(DamagedError, match="more than 8 deltas"):
-        store.read_many([1, 2])
+        store.read_first([1, 2])
 
 
 def test_a_chain_that_is_too_long_is_damage(path: Path) -> None:
@@ -357,7 +357,7 @@ def test_neighbours_decode_a_common_base_once(path: Path, monkeypatch: pytest.Mo
         ]
         assert store.reencode_deltas(candidates).chunks == 4
         monkeypatch.setattr(kernels, "take_chains", counting)
-        read = store.read_many([6, 7, 8, 9])
+        read = store.read_first([6, 7, 8, 9])
         assert [decoded.view() for decoded in read] == [kept[number] for number in (6, 7, 8, 9)]
         assert link_counts == [4 + 5]
 

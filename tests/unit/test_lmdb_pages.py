@@ -204,6 +204,73 @@ def test_a_page_that_does_not_hold_is_named(
     pytest.fail(f"said was {found}")
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[int]]:
+    """Give an index of rows that are all small, its bytes, and where leaves of them begin that count."""
+    path = tmp_path_factory.mktemp("plain") / "index.lmdb"
+    environment = Environment(path, Disk(), read_only=False)
+    environment.write([(Table.CHUNKS, [(number.to_bytes(8, "big"), bytes(24)) for number in range(500, 1500, 2)])])
+    environment.close()
+    whole = path.read_bytes()
+    leaves = [page for page in pages_like(whole, LEAF) if struct.unpack_from("<H", whole, page + 12)[0] > 80]
+    assert len(leaves) > 5
+    return path, whole, leaves
+
+
+def set_key(at: int, key: int) -> Callable[[bytearray, int], None]:
+    """Return what sets the key of a row of a page, which has 8 bytes."""
+
+    def change(data: bytearray, page: int) -> None:
+        row = page + struct.unpack_from("<H", data, page + 16 + 2 * at)[0]
+        struct.pack_into(">Q", data, row + 8, key)
+
+    return change
+
+
+def lower_key(data: bytearray, page: int) -> None:
+    """Make the first key of a page less than its branch says, and greater than the one before."""
+    row = page + struct.unpack_from("<H", data, page + 16)[0]
+    set_key(0, struct.unpack_from(">Q", data, row + 8)[0] - 1)(data, page)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (set_in_page(12, "H", 0xFFF0), "too many rows"),
+        (set_in_page(16, "H", 4), "does not lie in it"),
+        (set_in_row(0, "H", 0xFFF), "does not lie in it"),
+        (set_in_row(6, "H", 0xFFF), "does not lie in it"),
+        (swap(16, 2), "not in order"),
+        (set_key(0, 0), "not in order"),
+        (lower_key, "not in order"),
+        (set_key(7, 0), "not in order"),
+        (set_key(7, 1 << 40), "not in order"),
+    ],
+)
+def test_a_page_of_small_rows_that_does_not_hold_is_named(
+    plain: tuple[Path, bytes, list[int]], change: Callable[[bytearray, int], None], said: str
+) -> None:
+    path, whole, leaves = plain
+    found = []
+    for page in leaves[1:]:
+        data = bytearray(whole)
+        change(data, page)
+        path.write_bytes(data)
+        found.append(damage_of(path, Disk()) or "")
+    assert all(said in each for each in found), found
+
+
+def test_a_page_of_small_rows_begins_behind_the_one_before(plain: tuple[Path, bytes, list[int]]) -> None:
+    """What its branch says of the first key is less than the last key of the page before."""
+    path, whole, leaves = plain
+    data = bytearray(whole)
+    for page in leaves[:-1]:
+        (lower,) = struct.unpack_from("<H", data, page + 12)
+        set_key((lower - 16) // 2 - 1, 1 << 40)(data, page)
+    path.write_bytes(data)
+    assert "do not belong there" in (damage_of(path, Disk()) or "") or "not in order" in (damage_of(path, Disk()) or "")
+
+
 def test_a_page_that_is_there_in_part_is_named(index: Path) -> None:
     whole = index.read_bytes()
     for page in range(len(whole) // PAGE - 1, 1, -1):

@@ -54,7 +54,7 @@ def compared(tree: Tree, older: bytes, newer: bytes) -> list[tuple[int, DeltaCan
 def base_bytes(tree: Tree, candidate: DeltaCandidate) -> bytes:
     """Return the bytes that a candidate is compared with."""
     size, skip = len(tree.reader.read(candidate.number)), candidate.alignment.skip
-    return b"".join(chunk.view() for chunk in tree.reader.read_many(candidate.bases))[skip : skip + size]
+    return b"".join(chunk.view() for chunk in tree.reader.read_first(candidate.bases))[skip : skip + size]
 
 
 def shifts(tree: Tree, newer: bytes, candidates: list[tuple[int, DeltaCandidate]]) -> set[int]:

@@ -110,13 +110,13 @@ def test_what_is_read_is_what_was_written(store: ChunkStore, calls: list[tuple[o
 
 def test_a_file_read_from_front_to_back_is_decoded_ahead(store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    read_many = ChunkReader.read_many
+    read_first = ChunkReader.read_first
 
     def counting(reader: ChunkReader, numbers: list[int]) -> object:
         reads.append(len(numbers))
-        return read_many(reader, numbers)
+        return read_first(reader, numbers)
 
-    monkeypatch.setattr(ChunkReader, "read_many", counting)
+    monkeypatch.setattr(ChunkReader, "read_first", counting)
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
@@ -126,6 +126,19 @@ def test_a_file_read_from_front_to_back_is_decoded_ahead(store: ChunkStore, monk
 
     trio.run(run)
     assert len(reads) == 1  # the first read: nobody knew yet
+
+
+def test_a_file_in_very_many_pieces_is_not_read_ahead(store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readahead, "PART_EXTENTS_MAX", 0)
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            reading = Reading(store, nursery)
+            for offset in range(0, FILE_SIZE, 512):
+                await reading.read(0, offset, 512)
+                assert not reading.handles[0].parts
+
+    trio.run(run)
 
 
 def test_damage_ahead_is_told_to_the_read_that_meets_it(tmp_path_factory: pytest.TempPathFactory) -> None:

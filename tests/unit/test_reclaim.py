@@ -203,7 +203,7 @@ def test_a_reader_that_knows_only_the_old_place_finds_the_new_one(tree: Tree) ->
         return there(position, size, buffer)
 
     packs.read_run = late  # type: ignore[method-assign]
-    assert b"".join(bytes(each.view()) for each in tree.store.read_many(numbers)) == noise(2000, -1)
+    assert b"".join(bytes(each.view()) for each in tree.store.read_first(numbers)) == noise(2000, -1)
     assert moved
 
 

@@ -295,6 +295,38 @@ def test_the_map_grows_while_readers_are_in_use(tmp_path: Path) -> None:
     assert sum(1 for _ in tables.scan(Table.MANIFESTS)) == 800
 
 
+@pytest.mark.parametrize("table", [Table.MANIFESTS, Table.CHUNK_IDS])
+def test_the_map_grows_for_one_transaction_that_is_larger(tmp_path: Path, table: Table) -> None:
+    environment = Environment(tmp_path / "index.lmdb", Disk(), read_only=False, map_size=1 << 20)
+    reader = environment.reader(threading.Lock())
+    size = 8192 if table == Table.MANIFESTS else 8
+    rows = [(key_of(number).rjust(16, b"\0"), bytes(size)) for number in range(700 if size > 8 else 60_000)]
+    environment.write([(table, rows[:9])])
+    with reader.lock:
+        assert [next(reader.rows_from(table, rows[0][0]))] == rows[:1]
+    environment.write([(table, rows), (Table.META, [(b"key", b"value")])])
+    with reader.lock:
+        assert list(reader.rows_from(table, rows[0][0])) == rows
+    assert environment.read_one(Table.META, b"key") == b"value"
+    environment.close()
+
+
+def test_a_full_map_under_a_view_grows_when_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Environment.__init__.__kwdefaults__, "map_size", 1 << 20)
+    with ChunkStore.create(tmp_path / "store") as store:
+        for number in range(8000):
+            store.tables.put(Table.INODES, key_of(number), bytes(200))
+        with store.view() as view:
+            with pytest.raises(OSError, match="cannot grow while somebody reads all of it"):
+                store.commit(checkpoint=True)
+            assert len(list(view.scan(Table.INODES))) == 8000
+            store.tables.put(Table.INODES, b"later", b"")
+            store.commit()
+        store.commit(checkpoint=True)
+        assert store.waiting_rows == 0
+        assert len(list(store.tables.scan(Table.INODES))) == 8001
+
+
 def test_the_map_grows_while_readers_and_views_are_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(Environment.__init__.__kwdefaults__, "map_size", 1 << 20)
     with ChunkStore.create(tmp_path / "store") as store:

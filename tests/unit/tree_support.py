@@ -196,12 +196,12 @@ def location(offset: int, stored_size: int) -> Location:
     return Location(1, offset, stored_size, stored_size, Encoding.RAW)
 
 
-def append_delta(store: ChunkStore, number: int, base: int) -> None:
-    """Store a chunk as a delta against one that is no smaller, however little that saves."""
+def append_delta(store: ChunkStore, number: int, *bases: int) -> None:
+    """Store a chunk as a delta against others that have no fewer bytes, however little that saves."""
     raw, chunk_id = store._fetcher.read_with_id(number)
-    payload = encode_delta(raw, store.read(base), Alignment(0, 1, 0))
-    check = records.payload_check(payload, records.pack_bases([base]))
-    store._ingest.append_again([EncodedChunk(chunk_id, len(raw), Encoding.DELTA, payload, check, (base,))], [number])
+    payload = encode_delta(raw, b"".join(map(store.read, bases)), Alignment(0, 1, 0))
+    check = records.payload_check(payload, records.pack_bases(bases))
+    store._ingest.append_again([EncodedChunk(chunk_id, len(raw), Encoding.DELTA, payload, check, bases)], [number])
 
 
 # Names
