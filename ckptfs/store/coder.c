@@ -943,7 +943,7 @@ size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct c
             return (size_t)(at - out);
         }
     }
-    if (estimate + 4 * lanes >= size - size / NOISE_PARTS)
+    if (estimate + 4 * lanes + slack >= size - size / NOISE_PARTS)
         return put_raw(data, size, out);
     *at++ = CODED_RANS;
     *at++ = (uint8_t)lanes;
