@@ -720,6 +720,12 @@ __attribute__((target("avx2"))) static inline uint64_t find_range_avx2(const uin
     }
     return found;
 }
+
+__attribute__((target("avx512f,avx512bw"))) static inline uint64_t find_range_avx512(const uint8_t *bytes, uint8_t low,
+                                                                                     uint8_t more) {
+    __m512i each = _mm512_sub_epi8(_mm512_loadu_si512(bytes), _mm512_set1_epi8((char)low));
+    return _mm512_cmple_epu8_mask(each, _mm512_set1_epi8((char)more));
+}
 #endif
 
 /* Write gaps and values of the bytes whose class is `low` to `low` + `more`. */
@@ -809,19 +815,32 @@ take_gaps(uint64_t (*find)(const uint8_t *bytes, uint8_t low, uint8_t more), str
     return !gap;
 }
 
-#if HAVE_AVX2
-__attribute__((target("avx2,popcnt"))) static uint8_t *put_gaps_avx2(const uint8_t *data, const uint8_t *class_of,
-                                                                     size_t size, uint8_t low, uint8_t more,
-                                                                     const struct few *few, struct bits *bits,
-                                                                     uint8_t *out) {
-    return put_gaps(find_range_avx2, data, class_of, size, low, more, few, bits, out);
-}
+/* Both for one kind of vectors. */
+struct gaps {
+    uint8_t *(*put)(const uint8_t *data, const uint8_t *class_of, size_t size, uint8_t low, uint8_t more,
+                    const struct few *few, struct bits *bits, uint8_t *out);
+    int (*take)(struct bits *bits, const uint8_t *keys, size_t size, uint8_t low, uint8_t more, uint32_t rice,
+                uint32_t order, uint8_t *out);
+};
 
-__attribute__((target("avx2,popcnt"))) static int take_gaps_avx2(struct bits *bits, const uint8_t *keys, size_t size,
-                                                                 uint8_t low, uint8_t more, uint32_t rice,
-                                                                 uint32_t order, uint8_t *out) {
-    return take_gaps(find_range_avx2, bits, keys, size, low, more, rice, order, out);
-}
+#define DEFINE_GAPS(NAME, TARGET, FIND)                                                                                \
+    TARGET static uint8_t *put_gaps_##NAME(const uint8_t *data, const uint8_t *class_of, size_t size, uint8_t low,     \
+                                           uint8_t more, const struct few *few, struct bits *bits, uint8_t *out) {     \
+        return put_gaps(FIND, data, class_of, size, low, more, few, bits, out);                                        \
+    }                                                                                                                  \
+    TARGET static int take_gaps_##NAME(struct bits *bits, const uint8_t *keys, size_t size, uint8_t low, uint8_t more, \
+                                       uint32_t rice, uint32_t order, uint8_t *out) {                                  \
+        return take_gaps(FIND, bits, keys, size, low, more, rice, order, out);                                         \
+    }
+
+DEFINE_GAPS(portable, , NULL)
+#if HAVE_AVX2
+DEFINE_GAPS(avx2, __attribute__((target("avx2,popcnt"))), find_range_avx2)
+DEFINE_GAPS(avx512, __attribute__((target("avx512f,avx512bw,popcnt"))), find_range_avx512)
+static const struct gaps gaps_of[] = {
+    {put_gaps_portable, take_gaps_portable}, {put_gaps_avx2, take_gaps_avx2}, {put_gaps_avx512, take_gaps_avx512}};
+#else
+static const struct gaps gaps_of[] = {{put_gaps_portable, take_gaps_portable}};
 #endif
 
 /* Write the parameters of each table, then for each where the bytes of its own that are not zero lie among them, and
@@ -840,15 +859,8 @@ static uint8_t *put_few(const uint8_t *data, const uint8_t *class_of, size_t siz
             next++;
         if (!few.filled)
             continue;
-#if HAVE_AVX2
-        if (vectors) {
-            out = put_gaps_avx2(data, class_of, size, (uint8_t)first, (uint8_t)(next - 1 - first), &few, &bits, out);
-            continue;
-        }
-#endif
-        out = put_gaps(NULL, data, class_of, size, (uint8_t)first, (uint8_t)(next - 1 - first), &few, &bits, out);
+        out = gaps_of[vectors].put(data, class_of, size, (uint8_t)first, (uint8_t)(next - 1 - first), &few, &bits, out);
     }
-    (void)vectors;
     if (bits.count)
         *out++ = (uint8_t)bits.waiting;
     return out;
@@ -869,19 +881,9 @@ static const uint8_t *take_few(const uint8_t *in, const uint8_t *end, const uint
     for (unsigned low = 0; count; count--, low = parameters[0] + 1u, parameters += 2) {
         uint8_t more = (uint8_t)(parameters[0] - low);
         uint32_t rice = parameters[1] & 31, order = parameters[1] >> 5;
-        int intact;
-        if (rice == RICE_NONE)
-            continue;
-#if HAVE_AVX2
-        if (vectors)
-            intact = take_gaps_avx2(&bits, keys, size, (uint8_t)low, more, rice, order, out);
-        else
-#endif
-            intact = take_gaps(NULL, &bits, keys, size, (uint8_t)low, more, rice, order, out);
-        if (!intact)
+        if (rice != RICE_NONE && !gaps_of[vectors].take(&bits, keys, size, (uint8_t)low, more, rice, order, out))
             return NULL;
     }
-    (void)vectors;
     if (bits.waiting & ((1u << bits.count % 8) - 1))
         return NULL;
     return bits.in - bits.count / 8;
@@ -941,7 +943,7 @@ size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct c
             return (size_t)(at - out);
         }
     }
-    if (estimate + 4 * lanes >= size - size / NOISE_PARTS)
+    if (estimate + 4 * lanes + slack >= size - size / NOISE_PARTS)
         return put_raw(data, size, out);
     *at++ = CODED_RANS;
     *at++ = (uint8_t)lanes;

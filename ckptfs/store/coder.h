@@ -26,8 +26,9 @@ size_t coder_scratch_size(size_t size);
 /* The most bytes that `size` bytes take when they are coded. */
 size_t coder_room(size_t size);
 
-/* Code `size` (not 0) bytes, with AVX2 where `vectors` is not 0; `class_of` has the class of each one, and `slack` bytes
- * more may be spent where they make decoding faster. Return the size of what was written to `out`. */
+/* Code `size` (not 0) bytes, with AVX2 where `vectors` is 1 and with AVX-512 where it is 2; `class_of` has the class of
+ * each one, and `slack` bytes more may be spent where they make decoding faster. Return the size of what was written to
+ * `out`. */
 size_t encode_bytes(const uint8_t *data, const uint8_t *class_of, const struct classes *classes, size_t size,
                     size_t slack, uint8_t *out, uint8_t *scratch, int vectors);
 

@@ -13,7 +13,7 @@
 #include "little_endian.h"
 #include "planes.h"
 
-#define SLACK_PARTS 64 /* one in so many of a difference may be spent on a plane where that makes decoding it faster */
+#define SLACK_PARTS 32 /* one in so many of a difference may be spent on a plane where that makes decoding it faster */
 
 /* ---- elements of one width ----------------------------------------------------------------------------------- */
 

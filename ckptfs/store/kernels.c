@@ -165,12 +165,12 @@ struct kernel {
     const char *name;
     scan_function scan;
     hash_function hash;
-    int vectors; /* whether the coders may use AVX2 */
+    int vectors; /* that the coders may use: 0 for none, 1 for those of AVX2, 2 for those of AVX-512 as well */
 };
 
 static const struct kernel kernels[] = {
 #if HAVE_X86
-    {"avx512", scan_avx512, hash_avx512, 1},
+    {"avx512", scan_avx512, hash_avx512, 2},
     {"avx2", scan_avx2, hash_avx2, 1},
 #endif
     {"portable", scan_portable, hash_portable, 0},

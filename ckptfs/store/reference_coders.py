@@ -404,8 +404,8 @@ def _take_value(bits: _Bits, order: int) -> int:
 def put_bytes(data: bytes, keys: bytes, slack: int = 0) -> bytes:
     """Return bytes coded, at least one; each has a key.
 
-    `slack` bytes more than the fewest may be spent where they make decoding faster: on more lanes, or on few bytes
-    coded as such.
+    `slack` bytes more than the fewest may be spent where they make decoding faster: on more lanes, on few bytes coded
+    as such, or on bytes that stay as they are.
     """
     size, filled = len(data), len(data) - data.count(0)
     raw = bytes([Coded.RAW]) + data
@@ -421,7 +421,7 @@ def put_bytes(data: bytes, keys: bytes, slack: int = 0) -> bytes:
         few = _tables(data, keys, _few_cost)
         if sum(table.cost for table in few) // (8 * 256) <= estimate + 4 * lanes + slack:
             return bytes([Coded.FEW]) + _put_few(data, keys, few)
-    if estimate + 4 * lanes >= size - size // NOISE_PARTS:
+    if estimate + 4 * lanes + slack >= size - size // NOISE_PARTS:
         return raw
     coded = bytes([Coded.RANS]) + _put_rans(data, keys, tables, lanes)
     return raw if len(coded) > size else coded

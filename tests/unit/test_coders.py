@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ckptfs.config import KIB
 from ckptfs.store import kernels, reference_coders
+from ckptfs.store.reference_coders import Coded
 
 SEED = 20240607
 KERNELS = kernels.available_kernels()
@@ -227,13 +228,13 @@ def test_steps_of_floats_cost_less_than_their_entropy() -> None:
 
 @pytest.mark.parametrize(
     ("size", "gap", "alone", "behind_noise"),
-    [(4 * KIB, 8, "0308", "0308"), (8 * KIB, 20, "0308", "0320"), (16 * KIB, 40, "0308", "02ff")],
+    [(2 * KIB, 8, "0308", "0308"), (8 * KIB, 20, "0308", "0320"), (16 * KIB, 40, "0308", "02ff")],
     ids=["too-little-for-more", "more-lanes", "few-as-such"],
 )
 def test_a_small_plane_behind_a_large_one_is_coded_to_decode_fast(
     size: int, gap: int, alone: str, behind_noise: str
 ) -> None:
-    """One byte in 64 of what a difference takes already may be spent on the speed of decoding it."""
+    """One byte in 32 of what a difference takes already may be spent on the speed of decoding it."""
     generator = np.random.default_rng(SEED)
     changed = (generator.integers(0, gap, size) == 0).astype(np.uint16)
     folded = (changed << 8 | generator.integers(0, 256, size)).astype(np.int32)
@@ -243,10 +244,26 @@ def test_a_small_plane_behind_a_large_one_is_coded_to_decode_fast(
     coded = NATIVE.encode_difference(target, base, 2, 0)
     noise, second = coded[: 1 + size], coded[1 + size :]
     assert (noise[0], plane[:2].hex(), second[:2].hex()) == (0, alone, behind_noise)
-    assert len(second) <= len(plane) + size // 64
+    assert len(second) <= len(plane) + size // 32
     for kernel in KERNELS.values():
         assert kernel.encode_difference(target, base, 2, 0) == coded
         assert kernel.decode_difference(coded, base, 2, 0) == target
+
+
+@pytest.mark.parametrize(("values", "behind_noise"), [(205, Coded.RAW), (170, Coded.RANS)], ids=["4 %", "7 %"])
+def test_a_plane_behind_a_large_one_stays_as_it_is_where_that_costs_a_32nd(values: int, behind_noise: Coded) -> None:
+    generator = np.random.default_rng(SEED)
+    size = 64 * KIB
+    plane = generator.integers(0, values, size)
+    folded = plane << 8 | generator.integers(0, 256, size)
+    base = np.full(size, 0x3F800000, dtype=np.uint32).tobytes()
+    target = (0x3F800000 + ((folded >> 1) ^ -(folded & 1))).astype(np.uint32).tobytes()
+    coded = NATIVE.encode_difference(target, base, 4, 0)
+    assert NATIVE.encode_bytes(plane.astype(np.uint8).tobytes())[0] == Coded.RANS
+    assert (coded[0], coded[1 + size]) == (Coded.RAW, behind_noise)
+    for kernel in KERNELS.values():
+        assert kernel.encode_difference(target, base, 4, 0) == coded
+        assert kernel.decode_difference(coded, base, 4, 0) == target
 
 
 def test_a_difference_of_nothing_costs_next_to_nothing() -> None:
