@@ -29,8 +29,9 @@ READ_SIZE_MAX = 32 * MIB
 """Bytes of chunks that are read together at most."""
 BELOW_SIZE_MAX = 256 * MIB
 """Bytes that are decoded at most below one delta that is read alone; where each of eight levels has 4 MiB it is 32."""
-MEMO_SIZE_MAX = 8 * MIB
-"""Bases that a call keeps, because the next delta may need them as well."""
+MEMO_SIZE_MAX = 32 * MIB
+"""Bases that a call keeps, because the next delta may need them as well: the last ones of eight levels, even of chunks
+as large as can be. So what is decoded below a delta that was ever written stays below its bound."""
 _BUFFERS_KEPT = 6
 """About as many as threads that read at once."""
 
