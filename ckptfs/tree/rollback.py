@@ -23,8 +23,17 @@ from ckptfs.tree.rows import LIVE, id_prefix
 from ckptfs.tree.xattrs import Xattrs
 
 FILES_NAMED = 5
+CHANGES_MAX = 50_000
+"""Where more was written since the snapshot, by whomever, all that is to be rolled back is looked at."""
 _DEEPER = 4
 """Calls of the walks for a directory, at most."""
+
+
+class _Everything(set[int]):
+    """The inodes that may have changed where that is not known."""
+
+    def __contains__(self, ino: object) -> bool:
+        return True
 
 
 @dataclass(slots=True)
@@ -56,12 +65,9 @@ class Rollback:
         """The entries of live directories that were looked at, but those that the first walk removed."""
         self._old: dict[int, dict[bytes, Dirent]] = {}
         """The entries of directories in the snapshot that were looked at."""
-        self._rewritten: set[int] = set()
-        """Inodes whose attributes may differ from the snapshot's."""
-        self._renamed: set[int] = set()
-        """Directories whose names may."""
-        for _, (table, prefix) in names.rows.changes(epoch, LIVE):
-            (self._renamed if table is Table.DIRENTS else self._rewritten).add(int.from_bytes(prefix[:8], "big"))
+        changed = names.rows.changed_inodes(epoch, CHANGES_MAX)
+        self._rewritten, self._renamed = changed or (_Everything(), _Everything())
+        """Inodes whose attributes may differ from the snapshot's, and directories whose names may."""
 
     def check(self) -> None:
         """Refuse what cannot be done: a path that one of the sides lacks, or files in use.

@@ -26,6 +26,7 @@ _PRESENT = b"\x01"
 _META_EPOCH = b"open_epoch"
 _META_ID = b"next_id"
 _ID_END = 1 << 63
+_CHANGES_END = b"\xff\xff\xff\xff\xff"
 ID_MAX = 1 << 47
 """No store comes to have so many inodes and manifests; a greater number in a row is no number that was given."""
 
@@ -187,17 +188,37 @@ class Rows:
 
     def changes(self, after: int, last: int) -> Iterator[tuple[int, Change]]:
         """Yield (epoch, change) of what the epochs after `after`, up to and with `last`, wrote."""
-        stop = _EPOCH.pack(last + 1) if last < LIVE else b"\xff\xff\xff\xff\xff"
+        stop = _EPOCH.pack(last + 1) if last < LIVE else _CHANGES_END
         for key, _ in self.tables.scan(Table.CHANGES, _EPOCH.pack(after + 1), stop):
-            if len(key) < CHANGE.size or key[_EPOCH.size] not in _VERSIONED:
-                raise DamagedError(f"the row {key.hex()} of changes names no row with an epoch")
+            _check_change(key)
             epoch, table = CHANGE.unpack_from(key)
             yield epoch, Change(_VERSIONED[table], key[CHANGE.size :])
+
+    def changed_inodes(self, after: int, rows_max: int) -> tuple[set[int], set[int]] | None:
+        """Return the inodes that the epochs after `after` wrote, or their xattrs, and those in which they wrote names.
+
+        None where more than `rows_max` rows tell of it.
+        """
+        inodes: set[bytes] = set()
+        directories: set[bytes] = set()
+        start, stop = CHANGE.size, CHANGE.size + _U64.size
+        for count, (key, _) in enumerate(self.tables.scan(Table.CHANGES, _EPOCH.pack(after + 1), _CHANGES_END), 1):
+            if count > rows_max:
+                return None
+            _check_change(key)
+            (directories if key[_EPOCH.size] == Table.DIRENTS else inodes).add(key[start:stop])
+        return {int.from_bytes(each, "big") for each in inodes}, {int.from_bytes(each, "big") for each in directories}
 
     def live_only(self) -> Iterator[Change]:
         """Yield the keys of all live-only rows."""
         for _, change in self.changes(LIVE - 1, LIVE):
             yield change
+
+
+def _check_change(key: bytes) -> None:
+    """Refuse the key of a row of `changes` that cannot be one."""
+    if len(key) < CHANGE.size or key[_EPOCH.size] not in _VERSIONED:
+        raise DamagedError(f"the row {key.hex()} of changes names no row with an epoch")
 
 
 def _successor(prefix: bytes) -> bytes:
