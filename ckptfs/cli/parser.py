@@ -28,6 +28,13 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **{"add_help": True, **options}
         )
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # overloaded there
+        """Refuse at once what is not known: argparse would let the parser of all commands say so, and point there."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong."""
         raise UsageError(f"{message}; see `{self.prog} --help`")

@@ -582,6 +582,13 @@ def test_a_wrong_command_line_is_a_usage_error(arguments, capsys):
     assert err.startswith("ckptfs: ") and err.count("\n") == 1 and "--help`" in err
 
 
+@pytest.mark.parametrize("command", [["gc"], ["snapshot", "rollback", "latest"], ["snapshot", "list"]])
+def test_an_unknown_option_points_to_the_help_of_its_command(command, capsys):
+    assert main([*command, "--nosuch"]) == UsageError.exit_code
+    words = " ".join(word for word in command if word != "latest")
+    assert capsys.readouterr().err == f"ckptfs: unrecognized arguments: --nosuch; see `ckptfs {words} --help`\n"
+
+
 @pytest.mark.parametrize(
     "command",
     [
