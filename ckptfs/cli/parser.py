@@ -28,7 +28,9 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **{"add_help": True, **options}
         )
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # overloaded there
+    def parse_known_args(  # type: ignore[override]  # typeshed overloads it by the type of the namespace
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
         """Refuse at once what is not known: argparse would let the parser of all commands say so, and point there."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:

@@ -9,7 +9,8 @@ whose names are the same its names are read, of a file that is the same nothing.
 
 import os
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from stat import S_IFDIR, S_IFMT
 
@@ -77,13 +78,14 @@ class Rollback:
         """
         parent, name, old = self._locate()
         there = Dirent(ROOT_INO, S_IFDIR) if parent is None else self._names.entry(parent, name)
-        self._refuse_cycles(old, self._old_entries)
-        if there is not None:
-            self._refuse_cycles(there, self._entries)
+        deque(self._walk(old, "", self._old_entries), maxlen=0)
+        below: dict[int, list[str]] = {}
+        for entry, path in self._walk(there, self._path, self._entries) if there else ():
+            below.setdefault(entry.ino, []).append(path)
         if parent is None:
             paths = {file.ino: [self._names.path(file.ino)] for file in self._files if not file.unlinked}
         else:
-            paths = self._paths(there, self._path) if there else {}
+            paths = below
             self._shared = self._shared_outside(paths)
         blocking = sorted(
             path
@@ -120,21 +122,6 @@ class Rollback:
             self._names.touch(parent)
         return self._result
 
-    def _refuse_cycles(self, entry: Dirent, entries: Callable[[int], dict[bytes, Dirent]]) -> None:
-        """Refuse a tree in which a directory comes twice, for a walk of it need not end; what is read is kept."""
-        pending = [entry]
-        walked = set()
-        while pending:
-            entry = pending.pop()
-            if entry.file_type != S_IFDIR:
-                continue
-            if entry.ino in walked:
-                raise DamagedError(
-                    f"a directory, inode {entry.ino}, is below itself or has two names: see `ckptfs check`"
-                )
-            walked.add(entry.ino)
-            pending += entries(entry.ino).values()
-
     def _shared_outside(self, paths: dict[int, list[str]]) -> set[int]:
         """Return the inodes at and below the path that also have a name elsewhere, where their content must stay.
 
@@ -149,17 +136,26 @@ class Rollback:
                 self._single[ino] = inode
         return shared
 
-    def _paths(self, entry: Dirent, path: str) -> dict[int, list[str]]:
-        """Return the inodes that are not directories, at and below an entry, each with all its paths there."""
-        found: dict[int, list[str]] = {}
+    def _walk(
+        self, entry: Dirent, path: str, entries: Callable[[int], dict[bytes, Dirent]]
+    ) -> Iterator[tuple[Dirent, str]]:
+        """Yield what is no directory, at and below an entry, with its path; what is read of directories is kept.
+
+        DamagedError where a directory comes twice, for a walk of it need not end.
+        """
         pending = [(entry, path)]
+        walked = set()
         while pending:
             entry, path = pending.pop()
-            if entry.file_type == S_IFDIR:
-                pending += [(child, _join(path, name)) for name, child in self._entries(entry.ino).items()]
-            else:
-                found.setdefault(entry.ino, []).append(path)
-        return found
+            if entry.file_type != S_IFDIR:
+                yield entry, path
+                continue
+            if entry.ino in walked:
+                raise DamagedError(
+                    f"a directory, inode {entry.ino}, is below itself or has two names: see `ckptfs check`"
+                )
+            walked.add(entry.ino)
+            pending += [(child, _join(path, name)) for name, child in entries(entry.ino).items()]
 
     def _locate(self) -> tuple[int | None, bytes, Dirent]:
         """Return the live parent directory (None: the root itself), the name, and the entry in the snapshot."""
