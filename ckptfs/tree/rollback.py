@@ -3,8 +3,9 @@
 Two walks. The first removes from the live tree what the snapshot does not have at the same place; the second puts
 back what is missing and gives every file its old version. Both only write rows of the open epoch, so that they are
 as durable, and as undoable, as any other change. A file that has left the path since, and lives elsewhere, stays
-there; the path gets a copy of its old version. What no epoch since has written is not looked at twice: of a directory
-whose names are the same its names are read, of a file that is the same nothing.
+there; the path gets a copy of its old version. What no epoch since has written is not looked at twice, unless so much
+was written that this is not known: of a directory whose names are the same its names are read, of a file that is the
+same nothing.
 """
 
 import os
