@@ -112,15 +112,23 @@ class Tables:
         many rows they have. Rows may be put and deleted, and checkpoints may happen, between two steps; what is put
         meanwhile may be shown or not.
         """
-        size = len(suffix)
-        memtables = (self._active[table], self._below.get(table, {}))
-        above = deque(
-            sorted({key[:-size] for memtable in memtables if memtable for key in _keys(memtable, start, stop)})
-        )
-        for key, value in self._scan_latest_stored(table, start, stop, suffix):
-            while above and above[0] < key[:-size]:
+        memtables = [memtable for memtable in (self._active[table], self._below.get(table)) if memtable]
+        stored = self._scan_latest_stored(table, start, stop, suffix)
+        if not memtables:
+            return stored
+        groups = {key[: -len(suffix)] for memtable in memtables for key in _keys(memtable, start, stop)}
+        return self._merge_latest(table, stored, sorted(groups), suffix)
+
+    def _merge_latest(
+        self, table: Table, stored: Iterator[tuple[bytes, bytes]], groups: list[bytes], suffix: bytes
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the row of each group, of those in memory too."""
+        above = deque(groups)
+        for key, value in stored:
+            group = key[: -len(suffix)]
+            while above and above[0] < group:
                 yield from self._latest(table, above.popleft(), suffix)
-            if not above or above[0] != key[:-size]:
+            if not above or above[0] != group:
                 yield key, value
         for group in above:
             yield from self._latest(table, group, suffix)

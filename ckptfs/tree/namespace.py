@@ -186,10 +186,13 @@ class Namespace:
         self.drop_name(parent, name, inode)
         self.touch(parent)
 
-    def drop_name(self, parent: int, name: bytes, inode: Inode) -> None:
-        """Take a name from an inode that is no directory, which goes with its last one; no time of `parent` changes."""
-        self._remove_name(parent, name, inode)
-        self._drop_link(inode)
+    def drop_name(self, parent: int, name: bytes, inode: Inode, *, is_frozen: bool = False) -> None:
+        """Take a name from an inode that is no directory, which goes with its last one; no time of `parent` changes.
+
+        `is_frozen` says that a snapshot shows this name of this inode, which saves looking.
+        """
+        self._remove_name(parent, name, inode, is_frozen=is_frozen)
+        self._drop_link(inode, is_frozen=is_frozen)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory; ENOENT, ENOTDIR, ENOTEMPTY."""
@@ -304,7 +307,7 @@ class Namespace:
             self.rows.put(Table.DIRENTS, prefix, value)
         self._places.note(inode.ino, parent, name)
 
-    def _remove_name(self, parent: int, name: bytes, inode: Inode) -> None:
+    def _remove_name(self, parent: int, name: bytes, inode: Inode, *, is_frozen: bool = False) -> None:
         """Take a name away from an inode; a committed file that an uncommitted one's name hides goes with it."""
         prefix = name_prefix(parent, name)
         if inode.flags & UNCOMMITTED:
@@ -314,26 +317,26 @@ class Namespace:
                 self.rows.remove(Table.DIRENTS, prefix)
                 self._drop_link(self.inode(decode_dirent(hidden).ino))
         else:
-            self.rows.remove(Table.DIRENTS, prefix)
+            self.rows.remove(Table.DIRENTS, prefix, is_frozen=is_frozen)
 
     def _erase_live_only_name(self, prefix: bytes, ino: int) -> None:
         """Take the name of an uncommitted file away; what it hid shows again."""
         self.rows.erase(Table.DIRENTS, prefix, LIVE)
         self._uncommitted_names[ino].discard(prefix)
 
-    def _drop_link(self, inode: Inode) -> None:
+    def _drop_link(self, inode: Inode, *, is_frozen: bool = False) -> None:
         inode = inode._replace(nlink=inode.nlink - 1, ctime_ns=self.now_ns())
         if inode.nlink:
             self.put_inode(inode)
         else:
-            self._vanish(inode)
+            self._vanish(inode, is_frozen=is_frozen)
 
-    def _vanish(self, inode: Inode) -> None:
+    def _vanish(self, inode: Inode, *, is_frozen: bool = False) -> None:
         """Remove an inode that has no name any more from the live tree."""
         prefix = id_prefix(inode.ino)
         if inode.flags:
             self.rows.erase(Table.INODES, prefix, LIVE)
-        self.rows.remove(Table.INODES, prefix)
+        self.rows.remove(Table.INODES, prefix, is_frozen=is_frozen)
         for key, _ in list(self.rows.scan(Table.XATTRS, prefix)):
             self.rows.remove(Table.XATTRS, key)
         self._uncommitted_names.pop(inode.ino, None)

@@ -244,9 +244,10 @@ class Rollback:
             if inode.flags & INTERRUPTED:
                 self._result.removed_partial.append(path)
         self._result.changed_files.add(path)
-        if not inode.flags & UNCOMMITTED:
+        is_frozen = not inode.flags & UNCOMMITTED  # in the snapshot of the present
+        if is_frozen:
             self._names.epoch.restored(inode.ino, path)
-        self._names.drop_name(parent, name, inode)
+        self._names.drop_name(parent, name, inode, is_frozen=is_frozen)
 
     def _changed(self, ino: int, path: str) -> None:
         self._result.changed_files.add(path)

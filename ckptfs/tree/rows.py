@@ -166,8 +166,14 @@ class Rows:
             self.tables.delete(table, key)
             self.tables.delete(Table.CHANGES, CHANGE.pack(epoch, table) + prefix)
 
-    def remove(self, table: Table, prefix: bytes) -> None:
-        """Make the open epoch see nothing under `prefix`: a tombstone, or no row at all where none is older."""
+    def remove(self, table: Table, prefix: bytes, *, is_frozen: bool = False) -> None:
+        """Make the open epoch see nothing under `prefix`: a tombstone, or no row at all where none is older.
+
+        `is_frozen` says that an earlier epoch has a value there, which saves looking.
+        """
+        if is_frozen:
+            self.put(table, prefix, _TOMBSTONE)
+            return
         row = self.find(table, prefix, self.open_epoch)
         if row is not None and row.epoch == self.open_epoch:
             self.erase(table, prefix, self.open_epoch)
