@@ -9,10 +9,11 @@ import copy
 import random
 import stat
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptfs.config import KIB
+from ckptfs.config import KIB, ChunkSizes
 from ckptfs.store import ChunkStore, Disk, Frozen
 from ckptfs.tree import Tree
 from ckptfs.tree.commands import Commands
@@ -27,6 +28,7 @@ from tests.unit.tree_support import Clock, Seen
 PACK_SIZE_MAX = 24 * KIB
 SAVE_SIZE_MAX = 9 * KIB
 ELEMENT_SIZE = 4
+CONFIG = replace(support.CONFIG, chunk_sizes=ChunkSizes(size_min=128, mean_bits=9, size_max=2048))
 SNAPSHOTS_MAX = 3
 FILES = ("last.pt", "best.pt", "run/a", "run/b", "run/c")
 
@@ -144,7 +146,7 @@ class Workload:
     def begin(self) -> None:
         """Make the store and its directory `run`."""
         self._mark("begun", 0)
-        ChunkStore.create(self.path, disk=self._disk, config=support.CONFIG).close(commit=False)
+        ChunkStore.create(self.path, disk=self._disk, config=CONFIG).close(commit=False)
         self._mark("kept", 0)
         self._open_tree()
         support.make_directory(self.tree, "run")
