@@ -328,24 +328,24 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Give a store after each step of two collections, between which a deleted file is saved again."""
     disk = support.Crashes(tmp_path_factory.mktemp("crashes") / "store")
     support.new_store(disk.path).close()
-    tree = Tree(ChunkStore.open(disk.path, disk=disk, pack_size_max=150_000))
-    save(tree, "kept", noise(20_000))
-    save(tree, "model", noise(100_000, 1))
+    tree = Tree(ChunkStore.open(disk.path, disk=disk, pack_size_max=60_000))
+    save(tree, "kept", noise(8000))
+    save(tree, "model", noise(40_000, 1))
     first = tree.take_snapshot("first")
-    save(tree, "model", noise(100_000, 2))
+    save(tree, "model", noise(40_000, 2))
     tree.take_snapshot("second")
     tree.store.commit(checkpoint=True)
     tree.snapshots.delete(first)
     disk.armed = True
     tree.store.commit()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checkpoint, "_FREED_AT_ONCE", 20)  # some times for each collection
-        assert collect(tree).raw_bytes == 100_000
-        save(tree, "model", noise(100_000, 1)[:50_000])
+        patched.setattr(checkpoint, "_FREED_AT_ONCE", 8)  # some times for each collection
+        assert collect(tree).raw_bytes == 40_000
+        save(tree, "model", noise(40_000, 1)[:20_000])
         tree.store.commit()
-        save(tree, "model", noise(100_000, 2))
+        save(tree, "model", noise(40_000, 2))
         tree.store.commit()
-        assert collect(tree).raw_bytes == 50_000
+        assert collect(tree).raw_bytes == 20_000
         tree.store.close(commit=False)
     disk.snap()
     return disk.images
@@ -376,15 +376,15 @@ def test_a_kill_at_every_step_loses_nothing(images: list[Path], tmp_path: Path, 
             assert store.stats()[:2] == totals
             assert_kept(Tree(store))
         reader = SecondReader(path)
-        assert reader.files(reader.snapshots()["second"])["model"] == noise(100_000, 2)
+        assert reader.files(reader.snapshots()["second"])["model"] == noise(40_000, 2)
         shutil.rmtree(path)
 
 
 def assert_kept(tree: Tree) -> None:
     check_tree(tree)
-    assert read(tree, "kept") == noise(20_000)
-    assert read(tree, "model") in (noise(100_000, 2), noise(100_000, 1)[:50_000])
-    assert read(tree, "model", tree.snapshots.resolve("second")) == noise(100_000, 2)
+    assert read(tree, "kept") == noise(8000)
+    assert read(tree, "model") in (noise(40_000, 2), noise(40_000, 1)[:20_000])
+    assert read(tree, "model", tree.snapshots.resolve("second")) == noise(40_000, 2)
 
 
 def test_a_release_that_cannot_be_journalled_is_none(tmp_path: Path) -> None:

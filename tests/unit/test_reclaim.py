@@ -143,14 +143,14 @@ def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Give a store after each step of two collections that rewrite and remove packs, with saves in between."""
     disk = request.param(tmp_path_factory.mktemp("crashes") / "store")
     support.new_store(disk.path).close()
-    tree = support.open_tree(disk.path, disk=disk, pack_size_max=50_000)
-    replace_versions(tree, 6, 20_000)
+    tree = support.open_tree(disk.path, disk=disk, pack_size_max=25_000)
+    replace_versions(tree, 6, 10_000)
     tree.store.commit(checkpoint=True)
     disk.armed = True
-    assert collect(tree).freed_bytes > 40_000
-    replace_versions(tree, 6, 20_000)
+    assert collect(tree).freed_bytes > 20_000
+    replace_versions(tree, 6, 10_000)
     tree.store.commit()
-    assert collect(tree).freed_bytes > 40_000
+    assert collect(tree).freed_bytes > 20_000
     tree.store.close(commit=False)
     disk.snap()
     return list(disk.images)
@@ -166,11 +166,11 @@ def test_a_kill_at_every_step_loses_nothing(images: list[Path], tmp_path: Path, 
         if lost:
             (path / "index.lmdb").unlink()
         removed += not (path / "packs" / "00000001.pack").exists()
-        tree = support.open_tree(path, pack_size_max=50_000)
+        tree = support.open_tree(path, pack_size_max=25_000)
         check_tree(tree)
         for kept in range(6):
             assert read(tree, f"kept-{kept}") == noise(2000, -kept - 1)
-        assert any(read(tree, "model") == noise(20_000, version) for version in range(6))
+        assert any(read(tree, "model") == noise(10_000, version) for version in range(6))
         collect(tree)
         check_tree(tree)
         totals = tree.store.stats()[:2]
