@@ -133,30 +133,21 @@ class ChunkIndex:
 
         One known already gets the new location, if that is the later one in the packs.
         """
-        replaced = []
-        rows = [(chunk, NUMBER.pack(chunk.number), build_location(chunk.location)) for chunk in chunks]
-        totals = Tally()
+        numbers, ids, locations = zip(*chunks, strict=True) if chunks else ((), (), ())
+        return self.register_rows(numbers, ids, [build_location(location) for location in locations])
+
+    def register_rows(self, numbers: Sequence[int], ids: Sequence[bytes], rows: Sequence[bytes]) -> list[Place]:
+        """Add chunks as `register` does, whose locations are given as rows of LMDB."""
         with self._lock:
-            for (number, chunk_id, location), key, packed in rows:
-                # A number above all others needs no look-up, and that is how chunks are put.
-                before = self._locate(key) if number < self._next_number else None
-                # An id in memory may be that of a chunk released before this one: a replay over its own rows.
-                if before is None or chunk_id in self._active.numbers:
-                    self._active.numbers[chunk_id] = number
-                if before is None:
-                    self._next_number = max(self._next_number, number + 1)
-                    totals.add(location)
-                elif location.position > before.position:
-                    replaced.append(before.place(number))
-                    totals.move(before, location)
-                else:
-                    continue
-                self._active.locations[key] = packed
-                if self._watched is not None:
-                    self._watch(location.bases)
-                self._raise_bases(location, 0)
-                if height := before.height if before is not None else self._awaited_heights.pop(number, 0):
-                    self._raise_height(number, height)
+            if self._are_new(numbers) and len(packed := b"".join(rows)) == len(rows) * LOCATION.size:
+                self._put_new(numbers, ids, rows, Tally.of(LOCATION.iter_unpack(packed)))
+                return []
+            totals = Tally()
+            replaced = []
+            for number, chunk_id, row in zip(numbers, ids, rows, strict=True):
+                place = self._put(number, chunk_id, row, totals)
+                if place is not None:
+                    replaced.append(place)
             self._count(totals)
         return replaced
 
@@ -168,17 +159,52 @@ class ChunkIndex:
         pack, offset = position
         numbers = range(first, first + len(ids))
         offsets = accumulate(map(record_size, sizes), initial=offset)
-        locations = [
+        rows = [
             LOCATION.pack(pack, offset, size, size, 0, Encoding.WAITING, 0)
             for offset, size in zip(offsets, sizes, strict=False)
         ]
         raw_bytes = sum(sizes)
         with self._lock:
             assert first >= self._next_number
-            self._active.numbers.update(zip(ids, numbers, strict=True))
-            self._active.locations.update(zip(map(NUMBER.pack, numbers), locations, strict=True))
-            self._next_number = numbers.stop
-            self._count(Tally(len(ids), raw_bytes, len(ids), raw_bytes))
+            self._put_new(numbers, ids, rows, Tally(len(ids), raw_bytes, len(ids), raw_bytes))
+
+    def _are_new(self, numbers: Sequence[int]) -> bool:
+        """Tell whether chunks are numbered one behind the other, above all others, and no height awaits one."""
+        is_above = bool(numbers) and numbers[0] >= self._next_number and not self._awaited_heights
+        return is_above and [*numbers] == [*range(numbers[0], numbers[0] + len(numbers))]
+
+    def _put_new(self, numbers: Sequence[int], ids: Sequence[bytes], rows: Sequence[bytes], totals: Tally) -> None:
+        """Add chunks with numbers above all others that have no bases, and on which nothing rests."""
+        self._active.numbers.update(zip(ids, numbers, strict=True))
+        self._active.locations.update(zip(map(NUMBER.pack, numbers), rows, strict=True))
+        self._next_number = numbers[-1] + 1
+        self._count(totals)
+
+    def _put(self, number: int, chunk_id: bytes, row: bytes, totals: Tally) -> Place | None:
+        """Add a chunk, whatever is known; return the place that no location speaks of any more, if there is one."""
+        key = NUMBER.pack(number)
+        location = parse_location(row)
+        # A number above all others needs no look-up, and that is how chunks are put.
+        before = self._locate(key) if number < self._next_number else None
+        # An id in memory may be that of a chunk released before this one: a replay over its own rows.
+        if before is None or chunk_id in self._active.numbers:
+            self._active.numbers[chunk_id] = number
+        replaced = None
+        if before is None:
+            self._next_number = max(self._next_number, number + 1)
+            totals.add(location)
+        elif location.position > before.position:
+            replaced = before.place(number)
+            totals.move(before, location)
+        else:
+            return None
+        self._active.locations[key] = row
+        if self._watched is not None:
+            self._watch(location.bases)
+        self._raise_bases(location, 0)
+        if height := before.height if before is not None else self._awaited_heights.pop(number, 0):
+            self._raise_height(number, height)
+        return replaced
 
     def _raise_bases(self, location: Location, height: int) -> None:
         for base in location.bases:

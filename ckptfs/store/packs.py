@@ -24,8 +24,8 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.appender import Appender, Prepared
 from ckptfs.store.disk import CANNOT_PUNCH, Disk
-from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, PayloadWanted, Skipped, pack_name, pack_numbers
-from ckptfs.store.records import HEADER_SIZE, Appendable, Header, Place, Position, Record, RecordBytes
+from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, PayloadWanted, Run, Skipped, pack_name, pack_numbers
+from ckptfs.store.records import HEADER_SIZE, Appendable, Header, Place, Position, Record, RecordBytes, RecordType
 
 logger = logging.getLogger(__name__)
 
@@ -374,11 +374,29 @@ class Packs:
         intact record is, `freed_at` says whether that lies in a freed place, which is then Skipped to its end. A record
         whose payload is not wanted comes without it, unverified.
         """
+        items = self._scan(start, freed_at, payload_wanted, in_runs=False)
+        return (item for item in items if not isinstance(item, Run))
+
+    def scan_runs(
+        self, start: Position, freed_at: Callable[[Position], Place | None] = _nothing_freed
+    ) -> Iterator[Run | Found | Gap | Skipped]:
+        """Scan as `scan` does, a hundred times as fast where records are small: those of chunks come as Runs."""
+        return self._scan(start, freed_at, None, in_runs=True)
+
+    def _scan(
+        self,
+        start: Position,
+        freed_at: Callable[[Position], Place | None],
+        payload_wanted: PayloadWanted | None,
+        *,
+        in_runs: bool,
+    ) -> Iterator[Run | Found | Gap | Skipped]:
         existing = set(self.numbers())
         last = max(existing | {start.pack}) if start.offset else max(existing, default=0)
         for pack in range(start.pack, last + 1):
             if pack in existing:
-                yield from self._scan_pack(pack, start.offset if pack == start.pack else 0, freed_at, payload_wanted)
+                first = start.offset if pack == start.pack else 0
+                yield from self._scan_pack(pack, first, freed_at, payload_wanted, in_runs)
             else:
                 yield Gap(Position(pack, 0), "the pack is missing")
 
@@ -388,7 +406,8 @@ class Packs:
         offset: int,
         freed_at: Callable[[Position], Place | None],
         payload_wanted: PayloadWanted | None,
-    ) -> Iterator[Found | Gap | Skipped]:
+        in_runs: bool,
+    ) -> Iterator[Run | Found | Gap | Skipped]:
         file = PackFile(self._disk, self.path(pack), self._disk.open_read(self.path(pack)))
         window = PackWindow(self._disk, file, payload_wanted)
         if window.size < max(offset, records.HEADER_SIZE):
@@ -396,6 +415,10 @@ class Packs:
             return
         while offset < window.size:
             position = Position(pack, offset)
+            if in_runs and offset and (run := window.run(position)):
+                yield run
+                offset = run.end.offset
+                continue
             record = window.record(position)
             if isinstance(record, Gap):
                 place = freed_at(position)
@@ -408,7 +431,8 @@ class Packs:
                 continue
             offset += record.header.size
             if position.offset:
-                yield Found(position, Position(pack, offset), record)
+                found = Found(position, Position(pack, offset), record)
+                yield Run.of(found) if in_runs and record.header.type == RecordType.CHUNK else found
             elif not records.is_pack_header(record, pack, self.identity.fingerprint):
                 yield Gap(position, "the pack belongs to another store or has another number")
             elif (previous := self.size(pack - 1)) < records.previous_size(record):

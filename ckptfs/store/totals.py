@@ -3,8 +3,9 @@
 Pure values; the chunk index keeps them, and a checkpoint notes them in the row of the state. Any thread may call.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ckptfs.store.codec import Encoding
 from ckptfs.store.location import FIRST_NUMBER, Location
@@ -38,16 +39,27 @@ class Tally:
     delta_chunks: int = 0
     delta_bytes: int = 0
 
+    @classmethod
+    def of(cls, rows: Iterable[tuple[int, ...]]) -> Self:
+        """Count locations that are given as the fields of their rows."""
+        tally = cls()
+        for _, _, _, raw_size, _, encoding, _ in rows:
+            tally._add(raw_size, encoding, 1)
+        return tally
+
+    def _add(self, raw_size: int, encoding: int, count: int) -> None:
+        self.chunks += count
+        self.raw_bytes += count * raw_size
+        if encoding == Encoding.WAITING:
+            self.waiting_chunks += count
+            self.waiting_bytes += count * raw_size
+        elif encoding == Encoding.DELTA:
+            self.delta_chunks += count
+            self.delta_bytes += count * raw_size
+
     def add(self, location: Location, count: int = 1) -> None:
         """Note that there is a chunk more that is stored so; with a `count` of -1, one fewer."""
-        self.chunks += count
-        self.raw_bytes += count * location.raw_size
-        if location.encoding == Encoding.WAITING:
-            self.waiting_chunks += count
-            self.waiting_bytes += count * location.raw_size
-        elif location.encoding == Encoding.DELTA:
-            self.delta_chunks += count
-            self.delta_bytes += count * location.raw_size
+        self._add(location.raw_size, location.encoding, count)
 
     def move(self, before: Location, after: Location) -> None:
         """Note that a chunk has another location."""
