@@ -398,12 +398,14 @@ class ChunkIndex:
         """Return the rows of `chunk_ids` of the checkpoint under way, sorted, in parts that each take little space.
 
         A transaction writes the pages that it touches anew, and LMDB keeps the old ones for the next but one. Ids are
-        random: in one transaction they would touch every page, and two thirds of the table were free space.
+        random: in one transaction they would touch every page, and two thirds of the table were free space. There are
+        no old pages where the table is empty, as that of an index made anew.
         """
         if self._frozen is None:
             raise RuntimeError("no checkpoint of the chunk index is under way")
         rows = sorted_rows(_id_rows(self._frozen.numbers))
-        return [rows[start : start + _PART_ROWS] for start in range(0, len(rows) or 1, _PART_ROWS)]
+        part_rows = _PART_ROWS if self._environment.count(Table.CHUNK_IDS) else max(len(rows), 1)
+        return [rows[start : start + part_rows] for start in range(0, len(rows) or 1, part_rows)]
 
     def frozen_locations(self) -> Sequence[tuple[bytes, bytes | None]]:
         """Return the rows of `chunks` of the checkpoint under way, sorted."""

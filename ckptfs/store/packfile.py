@@ -168,6 +168,10 @@ class PackWindow:
             self._start = offset
         return self._data[offset - self._start : offset - self._start + size]
 
+    def header(self, offset: int) -> Header | None:
+        """Return the header at an offset, or None where none is that holds."""
+        return records.parse_header(self._at(offset, records.HEADER_SIZE)) if offset < self.size else None
+
     def record(self, position: Position) -> Record | Gap:
         """Return the record at a position of this pack, without a payload that is not wanted, or why there is none."""
         offset = position.offset

@@ -13,8 +13,8 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from ckptfs.store import records
 from ckptfs.store.appender import Appender, Prepared
 from ckptfs.store.disk import CANNOT_PUNCH, Disk
 from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, PayloadWanted, Run, Skipped, pack_name, pack_numbers
-from ckptfs.store.records import HEADER_SIZE, Appendable, Header, Place, Position, Record, RecordBytes, RecordType
+from ckptfs.store.records import Appendable, Header, Place, Position, Record, RecordBytes, RecordType
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ class PackIdentity(NamedTuple):
 
     fingerprint: int
     seed: int
+
+
+def _no_payload(_position: Position, _header: Header) -> bool:
+    return False
 
 
 def _nothing_freed(_position: Position) -> Place | None:
@@ -316,13 +320,15 @@ class Packs:
         data = memoryview(bytearray(records.HEADER_SIZE + 8 * base_count + stored_size))
         return self.parse_record(position, data[: self.read_into(position, [data])], stored_size, base_count)
 
-    def read_header(self, position: Position) -> Header | None:
-        """Return the header of the record at a position; None where there is none."""
-        try:
-            head = self._disk.pread(self._reader(position.pack).fd, HEADER_SIZE, position.offset)
-        except FileNotFoundError:
-            return None
-        return records.parse_header(memoryview(head))
+    def read_headers(self, positions: Iterable[Position]) -> Iterator[Header | None]:
+        """Yield the header of the record at each position, None where there is none; best in the order of the packs."""
+        pack, window = 0, None
+        for position in positions:
+            if position.pack != pack:
+                pack, window = position.pack, None
+                with suppress(FileNotFoundError):
+                    window = PackWindow(self._disk, self._reader(pack), _no_payload)
+            yield None if window is None else window.header(position.offset)
 
     def read_into(self, position: Position, buffers: Sequence[memoryview]) -> int:
         """Fill buffers with the bytes of a pack from a position on, in one call, and return how many there are."""

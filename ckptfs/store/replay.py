@@ -15,7 +15,7 @@ A freed place is no damage when metadata that counts says so; it lies behind the
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
@@ -214,18 +214,13 @@ class Replay:
         if not self._condensed.path.exists():
             return None
         mark: Mark | None = None
-        chunks: list[Chunk] = []
+        located: dict[int, bytes] = {}
         for row in self._condensed.rows(losses):
             if row.table == Table.CHUNKS:
-                number, location = parse_number(row.key), parse_location(row.value or b"")
-                header = self._packs.read_header(location.position)
-                if header is None or not _is_at(header, number, location):
-                    self._unfound[number] = location
-                else:
-                    chunks.append(Chunk(number, header.id, location))
-                if len(chunks) >= _BATCH_CHUNKS:
-                    self._index.register(chunks)
-                    chunks.clear()
+                located[parse_number(row.key)] = row.value or b""
+                if len(located) >= _BATCH_CHUNKS:
+                    self._restore_chunks(located)
+                    located.clear()
             elif row.table == Table.STORE:
                 mark = unpack_state(row.value or b"").replay_from
             elif row.table in TREE_TABLES and _has_key(row):
@@ -234,8 +229,22 @@ class Replay:
                 raise DamagedError(f"{self._condensed.path}: a row that no journal has")
             else:
                 losses.append(f"{self._condensed.path}: a row that no journal has")
-        self._index.register(chunks)
+        self._restore_chunks(located)
         return None if mark is None else State(mark, mark.position)
+
+    def _restore_chunks(self, rows: Mapping[int, bytes]) -> None:
+        """Take over chunks of the condensed journal, by their numbers, whose records are where it says."""
+        locations = {number: parse_location(row) for number, row in rows.items()}
+        in_order = sorted(locations, key=lambda number: locations[number][:2])
+        headers = self._packs.read_headers(locations[number].position for number in in_order)
+        ids = {
+            number: header.id
+            for number, header in zip(in_order, headers, strict=True)
+            if header is not None and _is_at(header, number, locations[number])
+        }
+        found = [number for number in rows if number in ids]
+        self._index.register_rows(found, [ids[number] for number in found], [rows[number] for number in found])
+        self._unfound |= {number: location for number, location in locations.items() if number not in ids}
 
     def _is_lost(self) -> bool:
         """Whether a chunk of the condensed journal is neither where that says nor behind its mark."""
@@ -267,7 +276,7 @@ class Replay:
         )
         found = []
         for place in places:
-            start, stop = (bisect_left(located, position) for position in (place.position, place.end))
+            start, stop = bisect_left(located, place[:2]), bisect_left(located, place.end)
             found += [number for _, _, number in located[start:stop]]
         return found
 
