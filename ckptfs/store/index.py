@@ -39,6 +39,7 @@ _NOWHERE = b""
 _BASE_COUNT = slice(20, 22)
 """Where a location has it."""
 _NO_BASES = bytes(2)
+_HEIGHT_AT = 23
 
 
 class _Rows(NamedTuple):
@@ -105,12 +106,17 @@ class ChunkIndex:
             return self._locate(NUMBER.pack(number))
 
     def _locate(self, key: bytes) -> Location | None:
+        row = self._row(key)
+        return parse_location(row) if row else None
+
+    def _row(self, key: bytes) -> bytes | None:
+        """Return the row of a chunk; none, or an empty one, where there is no chunk."""
         packed = self._active.locations.get(key)
         if packed is None and self._frozen is not None:
             packed = self._frozen.locations.get(key)
         if packed is None:
             packed = self._reader.get(Table.CHUNKS, key)
-        return parse_location(packed) if packed else None
+        return packed
 
     def has_all(self, numbers: Iterable[int]) -> bool:
         """Tell whether all these chunks are stored; what they rest on then is too."""
@@ -213,11 +219,12 @@ class ChunkIndex:
     def _raise_height(self, number: int, height: int) -> None:
         """Note that a chain of so many deltas rests on a chunk, and a longer one on what the chunk rests on."""
         key = NUMBER.pack(number)
-        location = self._locate(key)
-        if location is None:
+        row = self._row(key)
+        if not row:
             # The replay meets a delta before its base where that was stored anew.
             self._awaited_heights[number] = max(height, self._awaited_heights.get(number, 0))
-        elif location.height < height <= HEIGHT_MAX:
+        elif row[_HEIGHT_AT] < height <= HEIGHT_MAX:
+            location = parse_location(row)
             self._active.locations[key] = build_location(location._replace(height=height))
             self._raise_bases(location, height)
 
