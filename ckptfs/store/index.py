@@ -146,7 +146,8 @@ class ChunkIndex:
         """Add chunks as `register` does, whose locations are given as rows of LMDB."""
         with self._lock:
             if self._are_new(numbers) and len(packed := b"".join(rows)) == len(rows) * LOCATION.size:
-                self._put_new(numbers, ids, rows, Tally.of(LOCATION.iter_unpack(packed)))
+                _, _, _, raw_sizes, _, encodings, _ = zip(*LOCATION.iter_unpack(packed), strict=True)
+                self._put_new(numbers, ids, rows, Tally.of(raw_sizes, encodings))
                 return []
             totals = Tally()
             replaced = []

@@ -90,32 +90,42 @@ class Cursor:
 
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield all rows from the one that the cursor is at, from nowhere from the first; packed ones too."""
+        stored: Iterable[tuple[bytes, bytes]] = self._cursor
+        if self._table == Table.CHUNK_IDS:
+            stored = (_split(packed) for _, packed in self._cursor)
         try:
-            for key, sealed in self._sealed():
+            for key, sealed in stored:
                 yield key, _unsealed(self._table, key, sealed, self._path)
         except lmdb.Error as error:
             raise failure(self._path, error) from error
 
     def batches(self) -> Iterator[Iterable[tuple[bytes, bytes]]]:
         """Yield all rows as `rows` does, many at a time, which takes a third of the time; to be used up one by one."""
-        stored = self._sealed()
-        digest, table = xxhash.xxh3_64_digest, int(self._table)
         try:
-            while batch := list(islice(stored, _BATCH_ROWS)):
-                rows = [(key, sealed[:-CHECK_SIZE]) for key, sealed in batch]
-                checks = [digest(key + value, table)[-CHECK_SIZE:] for key, value in rows]
-                if checks == [sealed[-CHECK_SIZE:] for _, sealed in batch]:
-                    yield rows
-                else:
-                    yield ((key, _unsealed(self._table, key, sealed, self._path)) for key, sealed in batch)
+            if self._table == Table.CHUNK_IDS:
+                values = self._cursor.iternext(keys=False, values=True)
+                while packed := list(islice(values, _BATCH_ROWS)):
+                    checked = [each[:-CHECK_SIZE] for each in packed]
+                    rows = [(each[:PACKED_KEY_SIZE], each[PACKED_KEY_SIZE:]) for each in checked]
+                    yield self._verified(rows, checked, [each[-CHECK_SIZE:] for each in packed])
+            else:
+                stored = iter(self._cursor)
+                while batch := list(islice(stored, _BATCH_ROWS)):
+                    rows = [(key, sealed[:-CHECK_SIZE]) for key, sealed in batch]
+                    checked = [key + value for key, value in rows]
+                    yield self._verified(rows, checked, [sealed[-CHECK_SIZE:] for _, sealed in batch])
         except lmdb.Error as error:
             raise failure(self._path, error) from error
 
-    def _sealed(self) -> Iterator[tuple[bytes, bytes]]:
-        """Return the rows from the one that the cursor is at, with their checks."""
-        if self._table == Table.CHUNK_IDS:
-            return (_split(packed) for _, packed in self._cursor)
-        return iter(self._cursor)
+    def _verified(
+        self, rows: list[tuple[bytes, bytes]], checked: list[bytes], checks: list[bytes]
+    ) -> Iterable[tuple[bytes, bytes]]:
+        """Return rows, or those before the first one that is not what its check says, and then DamagedError."""
+        digest, table = xxhash.xxh3_64_digest, self._table.value
+        if [digest(each, table)[-CHECK_SIZE:] for each in checked] == checks:
+            return rows
+        sealed = ((key, value + check) for (key, value), check in zip(rows, checks, strict=True))
+        return ((key, _unsealed(self._table, key, each, self._path)) for key, each in sealed)
 
 
 class Reader:
