@@ -151,11 +151,19 @@ class PackFile:
 class PackWindow:
     """A pack read from front to back in large pieces, or in small ones where only some payloads are wanted."""
 
-    def __init__(self, disk: Disk, file: PackFile, payload_wanted: PayloadWanted | None = None) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        file: PackFile,
+        payload_wanted: PayloadWanted | None = None,
+        on_read: Callable[[int], None] | None = None,
+    ) -> None:
+        """Read `file`; `on_read` is told of the bytes that are read, each time."""
         self.size = disk.size(file.fd)
         self._disk = disk
         self._file = file
         self._payload_wanted = payload_wanted
+        self._on_read = on_read
         self._window = _SCAN_WINDOW if payload_wanted is None else _HEADERS_WINDOW
         self._data = memoryview(b"")
         self._start = 0
@@ -166,6 +174,8 @@ class PackWindow:
             wanted = min(max(size, self._window), self.size - offset)
             self._data = memoryview(self._disk.pread(self._file.fd, wanted, offset))
             self._start = offset
+            if self._on_read is not None:
+                self._on_read(len(self._data))
         return self._data[offset - self._start : offset - self._start + size]
 
     def header(self, offset: int) -> Header | None:

@@ -51,6 +51,14 @@ def _nothing_freed(_position: Position) -> Place | None:
     return None
 
 
+class _Reading(NamedTuple):
+    """How the packs are scanned."""
+
+    payload_wanted: PayloadWanted | None = None
+    on_read: Callable[[int], None] | None = None
+    in_runs: bool = False
+
+
 class Packs:
     """The packs of one store; `position` is where the next record goes."""
 
@@ -373,36 +381,35 @@ class Packs:
         freed_at: Callable[[Position], Place | None] = _nothing_freed,
         *,
         payload_wanted: PayloadWanted | None = None,
+        on_read: Callable[[int], None] | None = None,
     ) -> Iterator[Found | Gap | Skipped]:
         """Yield every intact record from `start` on, checksums verified, and a Gap for each place without one.
 
         After a Gap the scan goes on at the next header that holds. Pack headers are checked, not yielded. Where no
         intact record is, `freed_at` says whether that lies in a freed place, which is then Skipped to its end. A record
-        whose payload is not wanted comes without it, unverified.
+        whose payload is not wanted comes without it, unverified. `on_read` is told of the bytes that are read.
         """
-        items = self._scan(start, freed_at, payload_wanted, in_runs=False)
+        items = self._scan(start, freed_at, _Reading(payload_wanted, on_read))
         return (item for item in items if not isinstance(item, Run))
 
     def scan_runs(
         self, start: Position, freed_at: Callable[[Position], Place | None] = _nothing_freed
     ) -> Iterator[Run | Found | Gap | Skipped]:
         """Scan as `scan` does, a hundred times as fast where records are small: those of chunks come as Runs."""
-        return self._scan(start, freed_at, None, in_runs=True)
+        return self._scan(start, freed_at, _Reading(in_runs=True))
 
     def _scan(
         self,
         start: Position,
         freed_at: Callable[[Position], Place | None],
-        payload_wanted: PayloadWanted | None,
-        *,
-        in_runs: bool,
+        reading: _Reading,
     ) -> Iterator[Run | Found | Gap | Skipped]:
         existing = set(self.numbers())
         last = max(existing | {start.pack}) if start.offset else max(existing, default=0)
         for pack in range(start.pack, last + 1):
             if pack in existing:
                 first = start.offset if pack == start.pack else 0
-                yield from self._scan_pack(pack, first, freed_at, payload_wanted, in_runs)
+                yield from self._scan_pack(pack, first, freed_at, reading)
             else:
                 yield Gap(Position(pack, 0), "the pack is missing")
 
@@ -411,17 +418,16 @@ class Packs:
         pack: int,
         offset: int,
         freed_at: Callable[[Position], Place | None],
-        payload_wanted: PayloadWanted | None,
-        in_runs: bool,
+        reading: _Reading,
     ) -> Iterator[Run | Found | Gap | Skipped]:
         file = PackFile(self._disk, self.path(pack), self._disk.open_read(self.path(pack)))
-        window = PackWindow(self._disk, file, payload_wanted)
+        window = PackWindow(self._disk, file, reading.payload_wanted, reading.on_read)
         if window.size < max(offset, records.HEADER_SIZE):
             yield Gap(Position(pack, min(offset, window.size)), "the pack ends too early")
             return
         while offset < window.size:
             position = Position(pack, offset)
-            if in_runs and offset and (run := window.run(position)):
+            if reading.in_runs and offset and (run := window.run(position)):
                 yield run
                 offset = run.end.offset
                 continue
@@ -438,7 +444,7 @@ class Packs:
             offset += record.header.size
             if position.offset:
                 found = Found(position, Position(pack, offset), record)
-                yield Run.of(found) if in_runs and record.header.type == RecordType.CHUNK else found
+                yield Run.of(found) if reading.in_runs and record.header.type == RecordType.CHUNK else found
             elif not records.is_pack_header(record, pack, self.identity.fingerprint):
                 yield Gap(position, "the pack belongs to another store or has another number")
             elif (previous := self.size(pack - 1)) < records.previous_size(record):
