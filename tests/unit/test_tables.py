@@ -383,3 +383,36 @@ def test_the_map_grows_while_readers_and_views_are_at_work(tmp_path: Path, monke
             assert len(list(view.scan(Table.INODES))) == 500 * 24
     with ChunkStore.open(tmp_path / "store") as store:
         assert len(list(store.tables.scan(Table.INODES))) == 500 * 24 + 1
+
+
+def test_what_fails_is_taken_back_in_all(environment: Environment) -> None:
+    """Rows in LMDB, frozen, active and pending, that were there, deleted, or not there at all."""
+    tables = Tables(environment)
+    names = [b"stored", b"frozen", b"active", b"deleted", b"missing"]
+    for name in (b"stored", b"deleted"):
+        tables.put(Table.META, name, b"before")
+    tables.take_changes()
+    bring_down(tables, environment)
+    tables.put(Table.META, b"frozen", b"before")
+    frozen = tables.freeze()
+    tables.put(Table.META, b"active", b"before")
+    tables.delete(Table.META, b"deleted")
+    shown = list(tables.scan(Table.META))
+    with pytest.raises(KeyError), tables.all_or_none():
+        for name in names:
+            tables.put(Table.META, name, b"once")
+        for name in names[::2]:
+            tables.delete(Table.META, name)
+        assert [tables.get(Table.META, name) for name in names] == [None, b"once", None, b"once", None]
+        raise KeyError
+    assert list(tables.scan(Table.META)) == shown
+    assert [tables.get(Table.META, name) for name in names] == [b"before"] * 3 + [None] * 2
+    changes = {row.key: row.value for row in tables.take_changes().rows}
+    assert changes == {b"frozen": b"before", b"active": b"before", b"deleted": None}
+    environment.write((table, memtable.items()) for table, memtable in frozen.memtables.items())
+    tables.release(frozen)
+    bring_down(tables, environment)
+    assert list(tables.scan(Table.META)) == shown
+    with tables.all_or_none():
+        tables.put(Table.META, b"missing", b"put")
+    assert tables.get(Table.META, b"missing") == b"put" and tables.changed_rows == 1
