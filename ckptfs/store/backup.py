@@ -134,7 +134,7 @@ class _Backup:
             finally:
                 self._disk.close(fd)
             end = self._end()
-            if copying and self._done > end and self._done != Position(end.pack + 1, 0):
+            if copying and self._done > end:
                 # What it says to have would not be copied.
                 raise DamagedError(f"{path} says that the backup has more than it has; make one in a new directory")
             if not copying and end != self._done:

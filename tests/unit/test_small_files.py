@@ -5,7 +5,7 @@ Whatever is in them ends in a clean error or in what was meant, and takes little
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from ckptfs.config import CHUNK_SIZE_MAX, GIB
 from ckptfs.errors import DamagedError, NotAStoreError
-from ckptfs.store import ChunkStore, Cut, Disk, Table, back_up
+from ckptfs.store import ChunkStore, Cut, Disk, Table, back_up, seal
 
 DEEP = "[" * 60_000
 
@@ -87,17 +87,30 @@ def test_of_a_description_without_an_end_only_the_beginning_is_read(path: Path) 
 
 @pytest.mark.parametrize("change", ["longer", "endless", "empty", "shorter", "other"])
 def test_a_seal_that_is_not_what_was_set_does_not_hold(path: Path, change: str) -> None:
-    seal = path / "index.lmdb.seal"
-    data = seal.read_bytes()
+    file = path / "index.lmdb.seal"
+    data = file.read_bytes()
     if change == "endless":
-        os.truncate(seal, GIB)
+        os.truncate(file, GIB)
     else:
         changed = {"longer": data + b" ", "empty": b"", "shorter": data[:-1], "other": data.swapcase()}
-        seal.write_bytes(changed[change])
+        file.write_bytes(changed[change])
     with pytest.raises(DamagedError, match="its seal does not hold"):
         ChunkStore.open(path, disk=FrugalDisk())
     with ChunkStore.open(path, disk=FrugalDisk(), rebuild=True) as store:
         assert store.tables.get(Table.META, b"key") == b"value"
+
+
+def test_an_index_of_any_size_is_sealed_piece_by_piece(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    class NotingDisk(Disk):
+        def pread_into(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+            sizes.append(sum(map(len, buffers)))
+            return super().pread_into(fd, buffers, offset)
+
+    monkeypatch.setattr(seal, "_PIECE_SIZE", 4000)
+    assert seal.Seal(path / "index.lmdb", NotingDisk()).damage() is None
+    assert max(sizes) == 4000 and len(sizes) > 5
 
 
 @pytest.fixture
@@ -140,7 +153,7 @@ def test_a_state_of_a_backup_that_cannot_be_read_is_named(source: ChunkStore, te
         backed_up(source)
 
 
-@pytest.mark.parametrize("position", [(1, 10**9), (3, 0), (2, 1), (10**9, 10**18)])
+@pytest.mark.parametrize("position", [(1, 10**9), (2, 0), (3, 0), (2, 1), (10**9, 10**18)])
 def test_a_backup_that_claims_to_have_what_it_has_not_is_refused(source: ChunkStore, position: tuple[int, int]) -> None:
     state = source.path.with_name("backup") / "backup.json"
     state.write_text(json.dumps({"position": position, "copying": True}))
@@ -153,3 +166,19 @@ def test_a_backup_that_claims_to_have_less_gets_it_again(source: ChunkStore, pos
     state = source.path.with_name("backup") / "backup.json"
     state.write_text(json.dumps({"position": position, "copying": True}))
     assert backed_up(source) == b"newer"
+
+
+@pytest.mark.timeout(20)
+def test_a_pack_that_has_become_shorter_than_it_was_ends_the_backup(source: ChunkStore) -> None:
+    class ShortDisk(Disk):
+        def copy_range(self, source: int, target: int, offset: int, size: int, path: Path) -> int:
+            return 0
+
+    with pytest.raises(DamagedError, match="ends before its journal says so"):
+        back_up(
+            source.path,
+            source.path.with_name("other"),
+            lambda: Cut(source.position, 0),
+            lambda count: None,
+            disk=ShortDisk(),
+        )
