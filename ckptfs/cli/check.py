@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
         damaged = structure["damaged"]
         if args.read_data:
             damaged = verify(store, structure, args.limit)
-            structure["problems"] += [each for each in store.check_journal() if each not in structure["problems"]]
+            journal = verify_journal(store, args.limit)
+            structure["problems"] += [each for each in journal if each not in structure["problems"]]
         files = store.check_files(damaged) if damaged else []
     if args.json:
         report = {
@@ -87,9 +88,30 @@ def verify(store: Commands, structure: Structure, limit: int | None) -> list[tup
             number = done["next_number"]
             damaged += [(found, reason) for found, reason in done["damaged"]]
             progress.advance(done["raw_bytes"])
-            if limit:
-                time.sleep(max(0.0, began + progress.done_bytes / limit - time.monotonic()))
+            _wait(began, progress.done_bytes, limit)
     return damaged
+
+
+def verify_journal(store: Commands, limit: int | None) -> list[str]:
+    """Look through the journal, at most `limit` bytes a second, and say where it is not what was written."""
+    began = time.monotonic()
+    size = min(SLICE_SIZE, limit or SLICE_SIZE)
+    part = store.check_journal(0, size)
+    problems, read_bytes = part["problems"], part["read_bytes"]
+    with Progress("looked through the journal in", part["total_bytes"]) as progress:
+        while not part["finished"]:
+            progress.advance(part["done_bytes"] - progress.done_bytes)
+            _wait(began, read_bytes, limit)
+            part = store.check_journal(part["check"], size)
+            problems += part["problems"]
+            read_bytes += part["read_bytes"]
+    return problems
+
+
+def _wait(began: float, read_bytes: int, limit: int | None) -> None:
+    """Sleep until as many bytes may have been read since `began`."""
+    if limit:
+        time.sleep(max(0.0, began + read_bytes / limit - time.monotonic()))
 
 
 def report_text(

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import cast
 
-from ckptfs.cli.check import damage_text, find_store, verify
+from ckptfs.cli.check import damage_text, find_store, verify, verify_journal
 from ckptfs.cli.parser import Subparsers, add_command, add_json
 from ckptfs.cli.tables import count_text, printable
 from ckptfs.errors import (
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     with ChunkStore.open(path, rebuild=args.rebuild_index, salvage=True) as store:
         commands = cast(Commands, StoreCommands(Tree(store)))
         structure = commands.check_structure()
-        journal = commands.check_journal()
+        journal = verify_journal(commands, None)
         if journal and set(structure["problems"]) <= set(journal):
             store.mend_journal()
             structure = commands.check_structure()

@@ -17,6 +17,7 @@ from ckptfs.mount.protocol import (
     Collected,
     Composition,
     FileDamage,
+    JournalPart,
     Progress,
     Request,
     Rollback,
@@ -86,9 +87,9 @@ class Client:
         """Verify about `size` bytes of the chunks numbered from `start` to before `stop`."""
         return cast(Verified, self._call("check_data", start=start, stop=stop, size=size))
 
-    def check_journal(self) -> list[str]:
-        """Return a sentence for each place where the journal in the packs is not what was written."""
-        return cast(list[str], self._call("check_journal"))
+    def check_journal(self, check: int, size: int) -> JournalPart:
+        """Read about `size` bytes to see whether the journal in the packs is what was written."""
+        return cast(JournalPart, self._call("check_journal", check=check, size=size))
 
     def check_files(self, damaged: list[tuple[int, str]]) -> list[FileDamage]:
         """Return the ranges of files that lie in chunks which `check_data` found damaged."""

@@ -152,6 +152,20 @@ class Verified(TypedDict):
     damaged: list[tuple[int, str]]
 
 
+class JournalPart(TypedDict):
+    """A part of a check of the journal: a sentence for each place found; `done_bytes` of `total_bytes` are behind it.
+
+    Less is read than that, `read_bytes` for this part.
+    """
+
+    check: int
+    finished: bool
+    problems: list[str]
+    read_bytes: int
+    done_bytes: int
+    total_bytes: int
+
+
 class FileDamage(TypedDict):
     """A range of a file that cannot be read, in which versions, and why; in bytes."""
 
@@ -209,8 +223,11 @@ class Commands(Protocol):
     def check_data(self, start: int, stop: int, size: int) -> Verified:
         """Verify about `size` bytes of the chunks numbered from `start` to before `stop`."""
 
-    def check_journal(self) -> list[str]:
-        """Return a sentence for each place where the journal in the packs is not what was written."""
+    def check_journal(self, check: int, size: int) -> JournalPart:
+        """Read about `size` bytes to see whether the journal in the packs is what was written.
+
+        A `check` of 0 begins a check, and that of the answer goes on with it; UsageError where others were begun since.
+        """
 
     def check_files(self, damaged: list[tuple[int, str]]) -> list[FileDamage]:
         """Return the ranges of files that lie in chunks which `check_data` found damaged."""

@@ -10,6 +10,7 @@ from ckptfs.store.composition import composition
 from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
 from ckptfs.store.disk import Disk, Space
 from ckptfs.store.ingest import Chunked
+from ckptfs.store.journal_check import JournalPart
 from ckptfs.store.location import NO_CHUNK
 from ckptfs.store.owners import Owners
 from ckptfs.store.reader import View
@@ -38,6 +39,7 @@ __all__ = [
     "Disk",
     "Encoding",
     "Frozen",
+    "JournalPart",
     "Owners",
     "Position",
     "Reclamation",

@@ -129,11 +129,15 @@ class _Backup:
             try:
                 state = json.loads(self._disk.pread(fd, 4096, 0))
                 self._done, copying = Position(*map(int, state["position"])), bool(state["copying"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise DamagedError(f"{path} cannot be read: {error!r}; make a backup in a new directory") from error
             finally:
                 self._disk.close(fd)
-            if not copying and self._end() != self._done:
+            end = self._end()
+            if copying and self._done > end:
+                # What it says to have would not be copied.
+                raise DamagedError(f"{path} says that the backup has more than it has; make one in a new directory")
+            if not copying and end != self._done:
                 raise StoreReadOnlyError(
                     f"{self._destination} was changed since the last backup; make one in a new directory"
                 )

@@ -11,15 +11,14 @@ thread; `append_journal`, `checkpoint`, sweeps and reclaiming from any one threa
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from ckptfs.config import FORMAT_VERSION, StoreConfig
+from ckptfs.config import FORMAT_VERSION, MIB, StoreConfig
 from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError, StoreVersionError
 from ckptfs.store import codec, description, kernels, records
-from ckptfs.store.check import PROBLEMS_MAX, StructureReport, Verified, check_structure
+from ckptfs.store.check import StructureReport, Verified, check_structure
 from ckptfs.store.checkpoint import Checkpoints
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
@@ -30,7 +29,7 @@ from ckptfs.store.freed import FreedPlaces
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.index_file import IndexFile
 from ckptfs.store.ingest import Chunked, Ingest, Ingested
-from ckptfs.store.journal_check import JournalCheck
+from ckptfs.store.journal_check import JournalCheck, JournalPart
 from ckptfs.store.location import Location
 from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.pack_end import PackEnd
@@ -320,13 +319,14 @@ class ChunkStore:
         """Tell whether the rows about chunks agree with each other and with the packs; reads no chunk."""
         return check_structure(view, self._packs, self._condensed, self.next_number, self._damaged.numbers())
 
-    def check_journal(self) -> list[str]:
-        """Return a sentence for each place where the journal is not what was written; an index would not come back.
+    def check_journal(self, size: int = 8 * MIB) -> Iterator[JournalPart]:
+        """Look for places where the journal is not what was written, so that a lost index would not come back.
 
-        Reads headers, metadata and records that nobody needs; `verify` reads the chunks. May be called from any thread.
+        Each part reads about `size` bytes: headers, metadata and records that nobody needs; `verify` reads the chunks.
+        Any thread may do a part, one at a time, and everything goes on in between.
         """
         check = JournalCheck(self._packs, self._condensed, self._index, self._freed, self.config.seed)
-        return list(islice(check.problems(self.position), PROBLEMS_MAX))
+        return check.parts(self.position, size)
 
     def mend_journal(self) -> None:
         """Write the journal anew from the index, durably, so that none of the metadata before now is needed."""

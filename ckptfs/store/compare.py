@@ -1,6 +1,9 @@
 """Whether two indexes of one store say the same, entry by entry."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import chain, islice
+from operator import itemgetter
 
 from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
@@ -10,6 +13,8 @@ from ckptfs.store.schema import TREE_TABLES, Table
 
 COMPARED = (*TREE_TABLES, Table.CHUNKS, Table.CHUNK_IDS)
 """The others say how far LMDB is, which places are still to be punched, and what was found damaged."""
+
+_BATCH_ROWS = 1024
 
 
 def differences(one: View, two: View) -> dict[str, int]:
@@ -53,18 +58,31 @@ def _comparable_location(packed: bytes) -> bytes:
 
 
 def _count(table: Table, one: Iterator[tuple[bytes, bytes]], two: Iterator[tuple[bytes, bytes]]) -> int:
-    """Count the keys of two ascending runs of rows that are not in both with the same value."""
+    """Count the keys of two ascending runs of rows that are not in both with the same value.
+
+    Many rows are compared at once; one by one only where those are not the same.
+    """
     count = 0
-    left, right = next(one, None), next(two, None)
-    while left is not None or right is not None:
-        same_key = left is not None and right is not None and left[0] == right[0]
-        if left is not None and right is not None and same_key:
-            count += not _is_same(table, left[1], right[1])
-        else:
-            count += 1
-        behind = right is None or (left is not None and left[0] < right[0])
-        if behind or same_key:
-            left = next(one, None)
-        if not behind or same_key:
-            right = next(two, None)
-    return count
+    left: list[tuple[bytes, bytes]] = []
+    right: list[tuple[bytes, bytes]] = []
+    while True:
+        left += islice(one, _BATCH_ROWS - len(left))
+        right += islice(two, _BATCH_ROWS - len(right))
+        if not left or not right:
+            return count + len(left) + len(right) + sum(1 for _ in chain(one, two))
+        if left == right:
+            left, right = [], []
+            continue
+        # What lies behind the end of the one may be among what the other has not read yet.
+        end = min(left[-1][0], right[-1][0])
+        mine, others = dict(_take_until(left, end)), dict(_take_until(right, end))
+        count += sum(1 for key in mine.keys() & others.keys() if not _is_same(table, mine[key], others[key]))
+        count += len(mine.keys() ^ others.keys())
+
+
+def _take_until(rows: list[tuple[bytes, bytes]], end: bytes) -> list[tuple[bytes, bytes]]:
+    """Take the rows up to a key off the front of a list: all of them if the last one is not behind it."""
+    count = len(rows) if rows[-1][0] <= end else bisect_right(rows, end, key=itemgetter(0))
+    taken = rows[:count]
+    del rows[:count]
+    return taken

@@ -90,12 +90,13 @@ class Condensed:
         for sequence, part in enumerate(chain([[state]], _parts(view, mark), [[state]]), 1):
             yield records.build_metadata(sequence, mark.position, part, seed)
 
-    def rows(self, losses: list[str] | None = None) -> Iterator[Row]:
-        """Yield all rows, and that of the state at both ends.
+    def rows(self, losses: list[str] | None = None, on_read: Callable[[int], None] | None = None) -> Iterator[Row]:
+        """Yield all rows, and that of the state at both ends; `on_read` is told of the bytes that are read.
 
         Where the file is damaged: DamagedError, or, given `losses`, a sentence there, and the rows that are intact.
         """
-        window = PackWindow(self._disk, PackFile(self._disk, self.path, self._disk.open_read(self.path)))
+        file = PackFile(self._disk, self.path, self._disk.open_read(self.path))
+        window = PackWindow(self._disk, file, on_read=on_read)
         offset, sequence, state_rows = 0, 0, 0
         while offset < window.size:
             found = window.record(Position(_SELF, offset))

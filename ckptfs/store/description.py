@@ -6,6 +6,7 @@ published whole, so it is there with all its content or not at all.
 
 import hashlib
 import json
+import re
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from ckptfs.config import CHUNK_SIZE_MAX, FORMAT_VERSION, ChunkSizes, StoreConfig
 from ckptfs.errors import NotAStoreError, StoreVersionError
+from ckptfs.store import kernels
 from ckptfs.store.disk import Disk
 
 NAME = "store.json"
@@ -20,6 +22,7 @@ _KIND = "ckptfs store"
 _NEVER_RELEASED = (3, 4)
 _SIZE_MAX = 65536
 _SEED_BITS = 64
+_SEED = re.compile("[0-9a-f]{16}", re.ASCII)
 
 
 def new_config(created_ns: int) -> StoreConfig:
@@ -79,17 +82,21 @@ def read(directory: Path, disk: Disk) -> StoreConfig:
                 f"{directory} has the format {version}, which was never released and has other deltas; "
                 "only the ckptfs that made it reads it"
             )
-        sizes = content["chunk_sizes"]
-        if _integer(sizes, "size_max") > CHUNK_SIZE_MAX:
-            raise ValueError(f"chunks of more than {CHUNK_SIZE_MAX} bytes")
-        return StoreConfig(
-            version,
-            int(content["seed"], 16),
-            _integer(content, "created_ns"),
-            ChunkSizes(_integer(sizes, "size_min"), _integer(sizes, "mean_bits"), _integer(sizes, "size_max")),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        if not _SEED.fullmatch(content["seed"]):
+            raise ValueError(f"seed is {content['seed']!r}")
+        seed = int(content["seed"], 16)
+        return StoreConfig(version, seed, _integer(content, "created_ns"), _chunk_sizes(content["chunk_sizes"]))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise NotAStoreError(f"{path} cannot be read: {error!r}") from error
+
+
+def _chunk_sizes(content: dict[str, Any]) -> ChunkSizes:
+    """Return the limits of chunks; ValueError or OverflowError where nothing could be cut by them."""
+    sizes = ChunkSizes(*(_integer(content, name) for name in ("size_min", "mean_bits", "size_max")))
+    if sizes.size_max > CHUNK_SIZE_MAX:
+        raise ValueError(f"chunks of more than {CHUNK_SIZE_MAX} bytes")
+    kernels.cut(b"", sizes.size_min, sizes.mean_bits, sizes.size_max, True)
+    return sizes
 
 
 def _integer(content: dict[str, Any], name: str) -> int:

@@ -172,8 +172,12 @@ class Environment:
         try:
             with self._env.begin(write=True) as transaction:
                 for table, rows in tables:
-                    with transaction.cursor(self._databases[table]) as cursor:
-                        (_write_packed if table == Table.CHUNK_IDS else _write_rows)(cursor, table, rows)
+                    database = self._databases[table]
+                    write = _write_packed if table == Table.CHUNK_IDS else _write_rows
+                    if not transaction.stat(database)["entries"]:
+                        write = _write_first
+                    with transaction.cursor(database) as cursor:
+                        write(cursor, table, rows)
         except lmdb.MapFullError:
             return False
         return True
@@ -224,3 +228,13 @@ def _write_packed(cursor: lmdb.Cursor[bytes], table: Table, rows: Iterable[tuple
         if value is not None:
             puts.append((PACKED, key + value + row_check(table, key, value)))
     cursor.putmulti(puts)
+
+
+def _write_first(cursor: lmdb.Cursor[bytes], table: Table, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
+    """Write rows into a table that has none: nothing is looked for, and one comes behind the other."""
+    if table == Table.CHUNK_IDS:
+        puts = [(PACKED, key + value + row_check(table, key, value)) for key, value in rows if value is not None]
+    else:
+        puts = [(key, value + row_check(table, key, value)) for key, value in rows if value is not None]
+    if cursor.putmulti(puts, append=True)[1] != len(puts):
+        raise ValueError(f"the rows of the table {table.name.lower()} are not sorted")

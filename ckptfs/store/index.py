@@ -39,6 +39,7 @@ _NOWHERE = b""
 _BASE_COUNT = slice(20, 22)
 """Where a location has it."""
 _NO_BASES = bytes(2)
+_HEIGHT_AT = 23
 
 
 class _Rows(NamedTuple):
@@ -105,12 +106,17 @@ class ChunkIndex:
             return self._locate(NUMBER.pack(number))
 
     def _locate(self, key: bytes) -> Location | None:
+        row = self._row(key)
+        return parse_location(row) if row else None
+
+    def _row(self, key: bytes) -> bytes | None:
+        """Return the row of a chunk; none, or an empty one, where there is no chunk."""
         packed = self._active.locations.get(key)
         if packed is None and self._frozen is not None:
             packed = self._frozen.locations.get(key)
         if packed is None:
             packed = self._reader.get(Table.CHUNKS, key)
-        return parse_location(packed) if packed else None
+        return packed
 
     def has_all(self, numbers: Iterable[int]) -> bool:
         """Tell whether all these chunks are stored; what they rest on then is too."""
@@ -133,30 +139,22 @@ class ChunkIndex:
 
         One known already gets the new location, if that is the later one in the packs.
         """
-        replaced = []
-        rows = [(chunk, NUMBER.pack(chunk.number), build_location(chunk.location)) for chunk in chunks]
-        totals = Tally()
+        numbers, ids, locations = zip(*chunks, strict=True) if chunks else ((), (), ())
+        return self.register_rows(numbers, ids, [build_location(location) for location in locations])
+
+    def register_rows(self, numbers: Sequence[int], ids: Sequence[bytes], rows: Sequence[bytes]) -> list[Place]:
+        """Add chunks as `register` does, whose locations are given as rows of LMDB."""
         with self._lock:
-            for (number, chunk_id, location), key, packed in rows:
-                # A number above all others needs no look-up, and that is how chunks are put.
-                before = self._locate(key) if number < self._next_number else None
-                # An id in memory may be that of a chunk released before this one: a replay over its own rows.
-                if before is None or chunk_id in self._active.numbers:
-                    self._active.numbers[chunk_id] = number
-                if before is None:
-                    self._next_number = max(self._next_number, number + 1)
-                    totals.add(location)
-                elif location.position > before.position:
-                    replaced.append(before.place(number))
-                    totals.move(before, location)
-                else:
-                    continue
-                self._active.locations[key] = packed
-                if self._watched is not None:
-                    self._watch(location.bases)
-                self._raise_bases(location, 0)
-                if height := before.height if before is not None else self._awaited_heights.pop(number, 0):
-                    self._raise_height(number, height)
+            if self._are_new(numbers) and len(packed := b"".join(rows)) == len(rows) * LOCATION.size:
+                _, _, _, raw_sizes, _, encodings, _ = zip(*LOCATION.iter_unpack(packed), strict=True)
+                self._put_new(numbers, ids, rows, Tally.of(raw_sizes, encodings))
+                return []
+            totals = Tally()
+            replaced = []
+            for number, chunk_id, row in zip(numbers, ids, rows, strict=True):
+                place = self._put(number, chunk_id, row, totals)
+                if place is not None:
+                    replaced.append(place)
             self._count(totals)
         return replaced
 
@@ -168,17 +166,52 @@ class ChunkIndex:
         pack, offset = position
         numbers = range(first, first + len(ids))
         offsets = accumulate(map(record_size, sizes), initial=offset)
-        locations = [
+        rows = [
             LOCATION.pack(pack, offset, size, size, 0, Encoding.WAITING, 0)
             for offset, size in zip(offsets, sizes, strict=False)
         ]
         raw_bytes = sum(sizes)
         with self._lock:
             assert first >= self._next_number
-            self._active.numbers.update(zip(ids, numbers, strict=True))
-            self._active.locations.update(zip(map(NUMBER.pack, numbers), locations, strict=True))
-            self._next_number = numbers.stop
-            self._count(Tally(len(ids), raw_bytes, len(ids), raw_bytes))
+            self._put_new(numbers, ids, rows, Tally(len(ids), raw_bytes, len(ids), raw_bytes))
+
+    def _are_new(self, numbers: Sequence[int]) -> bool:
+        """Tell whether chunks are numbered one behind the other, above all others, and no height awaits one."""
+        is_above = bool(numbers) and numbers[0] >= self._next_number and not self._awaited_heights
+        return is_above and [*numbers] == [*range(numbers[0], numbers[0] + len(numbers))]
+
+    def _put_new(self, numbers: Sequence[int], ids: Sequence[bytes], rows: Sequence[bytes], totals: Tally) -> None:
+        """Add chunks with numbers above all others that have no bases, and on which nothing rests."""
+        self._active.numbers.update(zip(ids, numbers, strict=True))
+        self._active.locations.update(zip(map(NUMBER.pack, numbers), rows, strict=True))
+        self._next_number = numbers[-1] + 1
+        self._count(totals)
+
+    def _put(self, number: int, chunk_id: bytes, row: bytes, totals: Tally) -> Place | None:
+        """Add a chunk, whatever is known; return the place that no location speaks of any more, if there is one."""
+        key = NUMBER.pack(number)
+        location = parse_location(row)
+        # A number above all others needs no look-up, and that is how chunks are put.
+        before = self._locate(key) if number < self._next_number else None
+        # An id in memory may be that of a chunk released before this one: a replay over its own rows.
+        if before is None or chunk_id in self._active.numbers:
+            self._active.numbers[chunk_id] = number
+        replaced = None
+        if before is None:
+            self._next_number = max(self._next_number, number + 1)
+            totals.add(location)
+        elif location.position > before.position:
+            replaced = before.place(number)
+            totals.move(before, location)
+        else:
+            return None
+        self._active.locations[key] = row
+        if self._watched is not None:
+            self._watch(location.bases)
+        self._raise_bases(location, 0)
+        if height := before.height if before is not None else self._awaited_heights.pop(number, 0):
+            self._raise_height(number, height)
+        return replaced
 
     def _raise_bases(self, location: Location, height: int) -> None:
         for base in location.bases:
@@ -187,11 +220,12 @@ class ChunkIndex:
     def _raise_height(self, number: int, height: int) -> None:
         """Note that a chain of so many deltas rests on a chunk, and a longer one on what the chunk rests on."""
         key = NUMBER.pack(number)
-        location = self._locate(key)
-        if location is None:
+        row = self._row(key)
+        if not row:
             # The replay meets a delta before its base where that was stored anew.
             self._awaited_heights[number] = max(height, self._awaited_heights.get(number, 0))
-        elif location.height < height <= HEIGHT_MAX:
+        elif row[_HEIGHT_AT] < height <= HEIGHT_MAX:
+            location = parse_location(row)
             self._active.locations[key] = build_location(location._replace(height=height))
             self._raise_bases(location, height)
 
@@ -372,12 +406,14 @@ class ChunkIndex:
         """Return the rows of `chunk_ids` of the checkpoint under way, sorted, in parts that each take little space.
 
         A transaction writes the pages that it touches anew, and LMDB keeps the old ones for the next but one. Ids are
-        random: in one transaction they would touch every page, and two thirds of the table were free space.
+        random: in one transaction they would touch every page, and two thirds of the table were free space. There are
+        no old pages where the table is empty, as that of an index made anew.
         """
         if self._frozen is None:
             raise RuntimeError("no checkpoint of the chunk index is under way")
         rows = sorted_rows(_id_rows(self._frozen.numbers))
-        return [rows[start : start + _PART_ROWS] for start in range(0, len(rows) or 1, _PART_ROWS)]
+        part_rows = _PART_ROWS if self._environment.count(Table.CHUNK_IDS) else max(len(rows), 1)
+        return [rows[start : start + part_rows] for start in range(0, len(rows) or 1, part_rows)]
 
     def frozen_locations(self) -> Sequence[tuple[bytes, bytes | None]]:
         """Return the rows of `chunks` of the checkpoint under way, sorted."""

@@ -7,12 +7,12 @@ on meanwhile.
 """
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
+from ckptfs.store.check import PROBLEMS_MAX
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.freed import FreedPlaces, journal_places, merge
 from ckptfs.store.index import ChunkIndex
@@ -30,6 +30,15 @@ class _Stretch(NamedTuple):
     is_sequel: bool = False
 
 
+class JournalPart(NamedTuple):
+    """What a part of a check found and read; `done_bytes` of `total_bytes`, holes included, are gone through."""
+
+    problems: list[str]
+    read_bytes: int
+    done_bytes: int
+    total_bytes: int
+
+
 class JournalCheck:
     """One check of the journal up to a position, before which everything is journalled."""
 
@@ -41,26 +50,63 @@ class JournalCheck:
         self._seed = seed
         self._places: list[Place] = []
         self._sequence = 0
+        self._before: dict[int, int] = {}
+        """How many bytes there are before each pack."""
+        self._condensed_size = 0
+        self._read_bytes = self._done_bytes = self._total_bytes = 0
 
-    def problems(self, end: Position) -> Iterator[str]:
-        """Yield a sentence for each place before `end` where the journal is not what was written."""
+    def parts(self, end: Position, size: int) -> Iterator[JournalPart]:
+        """Look at all before `end`, and yield what was found whenever about `size` bytes were read, and at the end.
+
+        Not more than PROBLEMS_MAX problems are looked for.
+        """
+        problems: list[str] = []
+        left = PROBLEMS_MAX
+        for problem in self._problems(end):
+            if problem is not None:
+                problems.append(problem)
+                left -= 1
+            if self._read_bytes >= size or not left:
+                yield self._part(problems)
+                problems = []
+            if not left:
+                return
+        self._done_bytes = self._total_bytes
+        yield self._part(problems)
+
+    def _part(self, problems: list[str]) -> JournalPart:
+        read_bytes, self._read_bytes = self._read_bytes, 0
+        return JournalPart(problems, read_bytes, self._done_bytes, self._total_bytes)
+
+    def _count(self, size: int) -> None:
+        self._read_bytes += size
+
+    def _count_condensed(self, size: int) -> None:
+        self._count(size)
+        self._done_bytes = min(self._done_bytes + size, self._condensed_size)  # some bytes are read twice
+
+    def _problems(self, end: Position) -> Iterator[str | None]:
+        """Yield a sentence for each place before `end` where the journal is not what was written; None in between."""
+        mark = self._condensed.mark or Mark(Position(FIRST_PACK, 0))
+        self._sequence = mark.sequence
+        self._measure(mark.position, end)
         if self._condensed.path.exists():
             losses: list[str] = []
-            deque(self._condensed.rows(losses), maxlen=0)
+            for _ in self._condensed.rows(losses, self._count_condensed):
+                yield None
             yield from losses
             if self._condensed.mark is None:
                 return
-        mark = self._condensed.mark or Mark(Position(FIRST_PACK, 0))
-        self._sequence = mark.sequence
+        stretches: list[_Stretch] = []
         try:
-            stretches = list(self._walk(mark.position, end))
+            yield from self._walk(mark.position, end, stretches)
             if self._harmful(stretches):  # what says that a place is free may have come since, or may come
                 self._places += self._freed.superseded()
-                list(self._walk(end, Position(1 << 32, 0)))
+                yield from self._walk(end, Position(1 << 32, 0), [])
         except FileNotFoundError:
             if self._condensed.mark == mark:
                 raise
-            yield from self.problems(end)  # the journal was condensed, and packs before the new mark were removed
+            yield from self._problems(end)  # the journal was condensed, and packs before the new mark were removed
             return
         gaps = self._harmful(stretches)
         if (size := self._packs.size(end.pack)) < end.offset:
@@ -68,20 +114,34 @@ class JournalCheck:
         for gap in gaps:
             yield f"{self._packs.place(gap.position)}: the journal is damaged, {gap.reason}; `ckptfs repair` mends it"
 
-    def _walk(self, start: Position, end: Position) -> Iterator[_Stretch]:
-        """Yield what has no record, and note the places that are called free."""
+    def _measure(self, start: Position, end: Position) -> None:
+        """Note how much there is to go through: the condensed journal, and from `start` to `end`, holes included."""
+        self._before = {}
+        self._done_bytes = 0
+        self._condensed_size = self._condensed.path.stat().st_size if self._condensed.path.exists() else 0
+        self._total_bytes = self._condensed_size - start.offset
+        for pack, size in self._packs.sizes().items():
+            if start.pack <= pack <= end.pack:
+                self._before[pack] = self._total_bytes
+                self._total_bytes += size if pack < end.pack else end.offset
+
+    def _walk(self, start: Position, end: Position, stretches: list[_Stretch]) -> Iterator[None]:
+        """Add what has no record to `stretches`, and note the places that are called free; a step for each record."""
         before: Gap | None = None
-        for item in self._packs.scan(start, payload_wanted=self._is_wanted):
+        for item in self._packs.scan(start, payload_wanted=self._is_wanted, on_read=self._count):
             if item.position >= end:
                 break
+            self._done_bytes = self._before.get(item.position.pack, self._total_bytes) + item.position.offset
             if before is not None:
-                yield self._stretch(before, item.position)
+                stretches.append(self._stretch(before, item.position))
             expected = self._sequence
             before = self._look_at(item) if isinstance(item, Found) else item if isinstance(item, Gap) else None
             if self._sequence > expected + 1:
-                yield _Stretch(Gap(item.position, f"step {expected} is missing"), item.position, is_sequel=True)
+                missing = Gap(item.position, f"step {expected} is missing")
+                stretches.append(_Stretch(missing, item.position, is_sequel=True))
+            yield
         if before is not None:
-            yield self._stretch(before, end)
+            stretches.append(self._stretch(before, end))
 
     def _stretch(self, gap: Gap, stop: Position) -> _Stretch:
         pack = gap.position.pack

@@ -719,6 +719,52 @@ done:
     return result;
 }
 
+/* Put what is said of a record at `at` into three new lists at an index; 0 where there is no memory. */
+static int list_record(const uint8_t *at, uint32_t pack, uint64_t offset, PyObject *const *lists, Py_ssize_t index) {
+    PyObject *number = PyLong_FromUnsignedLongLong(load_little_endian(at + 16));
+    PyObject *id = PyBytes_FromStringAndSize((const char *)at + 24, ID_SIZE);
+    PyObject *row = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)location_size(at));
+    if (row)
+        write_location(at, pack, offset, (uint8_t *)PyBytes_AS_STRING(row));
+    PyList_SET_ITEM(lists[0], index, number); /* NULL where it failed: the list lets that go */
+    PyList_SET_ITEM(lists[1], index, id);
+    PyList_SET_ITEM(lists[2], index, row);
+    return number && id && row;
+}
+
+static PyObject *scan_chunks(PyObject *Py_UNUSED(module), PyObject *args) {
+    Py_buffer data;
+    unsigned long size_most, pack;
+    unsigned long long offset;
+    if (!PyArg_ParseTuple(args, "y*kkK", &data, &size_most, &pack, &offset))
+        return NULL;
+    const uint8_t *start = data.buf;
+    size_t length = (size_t)data.len, at = 0, size, count = 0;
+    Py_BEGIN_ALLOW_THREADS
+    while ((size = chunk_record_size(start + at, length - at, size_most)) && is_intact(start + at)) {
+        at += size;
+        count++;
+    }
+    Py_END_ALLOW_THREADS
+    PyObject *lists[3] = {PyList_New((Py_ssize_t)count), PyList_New((Py_ssize_t)count), PyList_New((Py_ssize_t)count)};
+    int fits = lists[0] && lists[1] && lists[2];
+    at = 0;
+    for (size_t i = 0; fits && i < count; i++) {
+        /* Looked at again, lest somebody has changed it. */
+        size = chunk_record_size(start + at, length - at, size_most);
+        fits = size && list_record(start + at, (uint32_t)pack, offset + at, lists, (Py_ssize_t)i);
+        at += size;
+    }
+    PyBuffer_Release(&data);
+    if (fits)
+        return Py_BuildValue("nNNN", (Py_ssize_t)at, lists[0], lists[1], lists[2]);
+    for (int i = 0; i < 3; i++)
+        Py_XDECREF(lists[i]);
+    if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_RuntimeError, "the data changes while it is looked at");
+    return NULL;
+}
+
 /* Take links from a packed list, which has been allocated with zeros; return the largest raw size, or -1 where one is not
  * as it should be. */
 static int64_t links_of(const Py_buffer *packed, const Py_buffer *bases, const Py_buffer *out, struct chains *chains,
@@ -838,6 +884,8 @@ static PyMethodDef methods[] = {
     {"mark", mark, METH_VARARGS, "mark(bits, numbers) -> None"},
     {"raw_records", raw_records, METH_VARARGS, "raw_records(out, encoding, data, spans, ids, number) -> None"},
     {"take_chunks", take_chunks, METH_VARARGS, "take_chunks(kernel, data, places, out, seed) -> a byte for each place"},
+    {"scan_chunks", scan_chunks, METH_VARARGS,
+     "scan_chunks(data, size_most, pack, offset) -> size of the records, numbers, ids, locations"},
     {"take_chains", take_chains, METH_VARARGS,
      "take_chains(kernel, data, links, bases, out, work, seed) -> a byte for each link"},
     {"plane_entropies", plane_entropies, METH_VARARGS, "plane_entropies(data, width, turned) -> list of bits per byte"},

@@ -43,6 +43,7 @@ class Kernel:
     mark: Callable[[bytearray, Buffer], None]
     raw_records: Callable[[memoryview, int, Buffer, Buffer, Buffer, int], None]
     take_chunks: Callable[[Buffer, Buffer, bytearray | memoryview, int], bytes]
+    scan_chunks: Callable[[Buffer, int, int, int], tuple[int, list[int], list[bytes], list[bytes]]]
     take_chains: Callable[[Buffer, Buffer, Buffer, Room, memoryview, int], bytes]
     encode_bytes: Callable[[Buffer], bytes]
     decode_bytes: Callable[[Buffer, int], bytes]
@@ -72,6 +73,7 @@ def available_kernels() -> dict[str, Kernel]:
                 native.mark,
                 native.raw_records,
                 partial(native.take_chunks, name),
+                native.scan_chunks,
                 partial(native.take_chains, name),
                 partial(native.encode_bytes, name),
                 partial(native.decode_bytes, name),
@@ -89,6 +91,7 @@ def available_kernels() -> dict[str, Kernel]:
         reference.mark,
         reference_records.raw_records,
         reference_records.take_chunks,
+        reference_records.scan_chunks,
         reference_records.take_chains,
         reference_coders.encode_bytes,
         reference_coders.decode_bytes,
@@ -229,6 +232,18 @@ def take_chunks(data: Buffer, places: Buffer, out: bytearray | memoryview, seed:
     place then means nothing. One call without the GIL for all of them. ValueError: the sizes are not that of `out`.
     """
     return _KERNEL.take_chunks(data, places, out, seed)
+
+
+def scan_chunks(
+    data: Buffer, size_most: int, pack: int, offset: int
+) -> tuple[int, list[int], list[bytes], list[bytes]]:
+    """Return how many bytes at the start of `data` are intact records of chunks; their numbers, ids and locations.
+
+    A record whose header does not hold or says a raw or a stored size above `size_most`, that does not end in `data`,
+    that is not what its check says, or that is of another kind ends the run. A location is the row of the table
+    `chunks` as it is before anything rests on the chunk; the first record lies at `offset` in the pack.
+    """
+    return _KERNEL.scan_chunks(data, size_most, pack, offset)
 
 
 def take_chains(data: Buffer, links: Buffer, bases: Buffer, out: Room, work: memoryview, seed: int) -> bytes:

@@ -6,13 +6,15 @@ nothing. A PackFile may be used from any thread, a PackWindow from one.
 
 import mmap
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ckptfs.config import CHUNK_SIZE_MAX, KIB, MIB
-from ckptfs.store import records
+from ckptfs.store import kernels, records
 from ckptfs.store.disk import NOT_DIRECT, Disk
+from ckptfs.store.location import Chunk, Location, build_location, parse_location
 from ckptfs.store.records import Header, Place, Position, Record, RecordType
 
 DIRECT_SIZE_MIN = 256 * KIB
@@ -45,6 +47,46 @@ class Found(NamedTuple):
     position: Position
     end: Position
     record: Record
+
+
+class Run(NamedTuple):
+    """Intact records of chunks, one behind the other from `position` to before `end`: what the index takes of each.
+
+    A location is the row of the table `chunks`, as it is when nothing rests on the chunk yet.
+    """
+
+    position: Position
+    end: Position
+    numbers: list[int]
+    ids: list[bytes]
+    locations: list[bytes]
+
+    @classmethod
+    def of(cls, found: Found) -> Self:
+        """Return the run of one record, that of a chunk."""
+        header, bases, _ = found.record
+        location = Location(*found.position, header.stored_size, header.raw_size, header.encoding, bases)
+        return cls(found.position, found.end, [header.number], [header.id], [build_location(location)])
+
+    def part(self, start: int, stop: int) -> Self:
+        """Return the records from the index `start` to before `stop`, one at least."""
+        if stop - start == len(self.numbers):
+            return self
+        first = parse_location(self.locations[start]).position
+        end = parse_location(self.locations[stop]).position if stop < len(self.numbers) else self.end
+        chosen = slice(start, stop)
+        return type(self)(first, end, self.numbers[chosen], self.ids[chosen], self.locations[chosen])
+
+    def count_until(self, position: Position) -> int:
+        """Return how many of the records, which are the first ones, end at a position or before it."""
+        if self.end <= position:
+            return len(self.numbers)
+        starts = bisect_right(self.locations, position, key=lambda packed: parse_location(packed).position)
+        return max(starts - 1, 0)
+
+    def chunk(self, index: int) -> Chunk:
+        """Return the chunk of a record."""
+        return Chunk(self.numbers[index], self.ids[index], parse_location(self.locations[index]))
 
 
 class Gap(NamedTuple):
@@ -109,11 +151,19 @@ class PackFile:
 class PackWindow:
     """A pack read from front to back in large pieces, or in small ones where only some payloads are wanted."""
 
-    def __init__(self, disk: Disk, file: PackFile, payload_wanted: PayloadWanted | None = None) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        file: PackFile,
+        payload_wanted: PayloadWanted | None = None,
+        on_read: Callable[[int], None] | None = None,
+    ) -> None:
+        """Read `file`; `on_read` is told of the bytes that are read, each time."""
         self.size = disk.size(file.fd)
         self._disk = disk
         self._file = file
         self._payload_wanted = payload_wanted
+        self._on_read = on_read
         self._window = _SCAN_WINDOW if payload_wanted is None else _HEADERS_WINDOW
         self._data = memoryview(b"")
         self._start = 0
@@ -124,7 +174,13 @@ class PackWindow:
             wanted = min(max(size, self._window), self.size - offset)
             self._data = memoryview(self._disk.pread(self._file.fd, wanted, offset))
             self._start = offset
+            if self._on_read is not None:
+                self._on_read(len(self._data))
         return self._data[offset - self._start : offset - self._start + size]
+
+    def header(self, offset: int) -> Header | None:
+        """Return the header at an offset, or None where none is that holds."""
+        return records.parse_header(self._at(offset, records.HEADER_SIZE)) if offset < self.size else None
 
     def record(self, position: Position) -> Record | Gap:
         """Return the record at a position of this pack, without a payload that is not wanted, or why there is none."""
@@ -141,6 +197,14 @@ class PackWindow:
         body_size = header.size - records.HEADER_SIZE
         record = records.parse_body(header, self._at(offset + records.HEADER_SIZE, body_size))
         return record if records.is_intact(record) else Gap(position, "the payload is not what was written", header)
+
+    def run(self, position: Position) -> Run | None:
+        """Return the records of chunks at a position, as far as they are at hand and intact; None where none is."""
+        pack, offset = position
+        self._at(offset, min(records.HEADER_SIZE, self.size - offset))
+        at_hand = self._data[offset - self._start :]
+        size, numbers, ids, locations = kernels.scan_chunks(at_hand, CHUNK_SIZE_MAX, pack, offset)
+        return Run(position, Position(pack, offset + size), numbers, ids, locations) if size else None
 
     def next_magic(self, offset: int) -> int:
         """Return the next aligned offset whose header holds, or the size of the pack; holes are skipped."""

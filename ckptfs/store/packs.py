@@ -13,8 +13,8 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +24,8 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.appender import Appender, Prepared
 from ckptfs.store.disk import CANNOT_PUNCH, Disk
-from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, PayloadWanted, Skipped, pack_name, pack_numbers
-from ckptfs.store.records import HEADER_SIZE, Appendable, Header, Place, Position, Record, RecordBytes
+from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, PayloadWanted, Run, Skipped, pack_name, pack_numbers
+from ckptfs.store.records import Appendable, Header, Place, Position, Record, RecordBytes, RecordType
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,20 @@ class PackIdentity(NamedTuple):
     seed: int
 
 
+def _no_payload(_position: Position, _header: Header) -> bool:
+    return False
+
+
 def _nothing_freed(_position: Position) -> Place | None:
     return None
+
+
+class _Reading(NamedTuple):
+    """How the packs are scanned."""
+
+    payload_wanted: PayloadWanted | None = None
+    on_read: Callable[[int], None] | None = None
+    in_runs: bool = False
 
 
 class Packs:
@@ -316,13 +328,15 @@ class Packs:
         data = memoryview(bytearray(records.HEADER_SIZE + 8 * base_count + stored_size))
         return self.parse_record(position, data[: self.read_into(position, [data])], stored_size, base_count)
 
-    def read_header(self, position: Position) -> Header | None:
-        """Return the header of the record at a position; None where there is none."""
-        try:
-            head = self._disk.pread(self._reader(position.pack).fd, HEADER_SIZE, position.offset)
-        except FileNotFoundError:
-            return None
-        return records.parse_header(memoryview(head))
+    def read_headers(self, positions: Iterable[Position]) -> Iterator[Header | None]:
+        """Yield the header of the record at each position, None where there is none; best in the order of the packs."""
+        pack, window = 0, None
+        for position in positions:
+            if position.pack != pack:
+                pack, window = position.pack, None
+                with suppress(FileNotFoundError):
+                    window = PackWindow(self._disk, self._reader(pack), _no_payload)
+            yield None if window is None else window.header(position.offset)
 
     def read_into(self, position: Position, buffers: Sequence[memoryview]) -> int:
         """Fill buffers with the bytes of a pack from a position on, in one call, and return how many there are."""
@@ -367,18 +381,35 @@ class Packs:
         freed_at: Callable[[Position], Place | None] = _nothing_freed,
         *,
         payload_wanted: PayloadWanted | None = None,
+        on_read: Callable[[int], None] | None = None,
     ) -> Iterator[Found | Gap | Skipped]:
         """Yield every intact record from `start` on, checksums verified, and a Gap for each place without one.
 
         After a Gap the scan goes on at the next header that holds. Pack headers are checked, not yielded. Where no
         intact record is, `freed_at` says whether that lies in a freed place, which is then Skipped to its end. A record
-        whose payload is not wanted comes without it, unverified.
+        whose payload is not wanted comes without it, unverified. `on_read` is told of the bytes that are read.
         """
+        items = self._scan(start, freed_at, _Reading(payload_wanted, on_read))
+        return (item for item in items if not isinstance(item, Run))
+
+    def scan_runs(
+        self, start: Position, freed_at: Callable[[Position], Place | None] = _nothing_freed
+    ) -> Iterator[Run | Found | Gap | Skipped]:
+        """Scan as `scan` does, a hundred times as fast where records are small: those of chunks come as Runs."""
+        return self._scan(start, freed_at, _Reading(in_runs=True))
+
+    def _scan(
+        self,
+        start: Position,
+        freed_at: Callable[[Position], Place | None],
+        reading: _Reading,
+    ) -> Iterator[Run | Found | Gap | Skipped]:
         existing = set(self.numbers())
         last = max(existing | {start.pack}) if start.offset else max(existing, default=0)
         for pack in range(start.pack, last + 1):
             if pack in existing:
-                yield from self._scan_pack(pack, start.offset if pack == start.pack else 0, freed_at, payload_wanted)
+                first = start.offset if pack == start.pack else 0
+                yield from self._scan_pack(pack, first, freed_at, reading)
             else:
                 yield Gap(Position(pack, 0), "the pack is missing")
 
@@ -387,15 +418,19 @@ class Packs:
         pack: int,
         offset: int,
         freed_at: Callable[[Position], Place | None],
-        payload_wanted: PayloadWanted | None,
-    ) -> Iterator[Found | Gap | Skipped]:
+        reading: _Reading,
+    ) -> Iterator[Run | Found | Gap | Skipped]:
         file = PackFile(self._disk, self.path(pack), self._disk.open_read(self.path(pack)))
-        window = PackWindow(self._disk, file, payload_wanted)
+        window = PackWindow(self._disk, file, reading.payload_wanted, reading.on_read)
         if window.size < max(offset, records.HEADER_SIZE):
             yield Gap(Position(pack, min(offset, window.size)), "the pack ends too early")
             return
         while offset < window.size:
             position = Position(pack, offset)
+            if reading.in_runs and offset and (run := window.run(position)):
+                yield run
+                offset = run.end.offset
+                continue
             record = window.record(position)
             if isinstance(record, Gap):
                 place = freed_at(position)
@@ -408,7 +443,8 @@ class Packs:
                 continue
             offset += record.header.size
             if position.offset:
-                yield Found(position, Position(pack, offset), record)
+                found = Found(position, Position(pack, offset), record)
+                yield Run.of(found) if reading.in_runs and record.header.type == RecordType.CHUNK else found
             elif not records.is_pack_header(record, pack, self.identity.fingerprint):
                 yield Gap(position, "the pack belongs to another store or has another number")
             elif (previous := self.size(pack - 1)) < records.previous_size(record):

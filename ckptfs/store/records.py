@@ -24,6 +24,7 @@ ALIGNMENT = 8
 HEADER = struct.Struct("<4sBBHIIQ16sI")
 HEADER_CHECK = struct.Struct("<I")
 HEADER_SIZE = HEADER.size + HEADER_CHECK.size
+_WHOLE_HEADER = struct.Struct(HEADER.format + HEADER_CHECK.format.removeprefix("<"))
 PACK_PAYLOAD = struct.Struct("<IIQ")
 PACK_HEADER_SIZE = HEADER_SIZE + PACK_PAYLOAD.size
 """The size of the first record of a pack."""
@@ -214,12 +215,12 @@ def build(
 
 def parse_header(data: bytes | memoryview) -> Header | None:
     """Return the header at the start of `data`, or None when none is there or its checksum does not hold."""
-    if len(data) < HEADER_SIZE or data[:4] != MAGIC:
+    if len(data) < HEADER_SIZE:
         return None
-    (check,) = HEADER_CHECK.unpack_from(data, HEADER.size)
-    if xxhash.xxh3_64_intdigest(data[: HEADER.size]) & _CHECK_MASK != check:
+    fields = _WHOLE_HEADER.unpack_from(data)
+    if fields[0] != MAGIC or xxhash.xxh3_64_intdigest(data[: HEADER.size]) & _CHECK_MASK != fields[-1]:
         return None
-    return Header._make(HEADER.unpack_from(data)[1:])
+    return Header._make(fields[1:-1])
 
 
 def parse_body(header: Header, body: memoryview) -> Record:

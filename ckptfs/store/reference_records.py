@@ -22,6 +22,7 @@ SPAN = struct.Struct("<QQ")
 PLACE = struct.Struct("<QQQ")
 LINK = struct.Struct("<QQQIIBBH")
 BASE = struct.Struct("<Q")
+LOCATION = struct.Struct("<IQIIHBB")
 NO_PLACE = (1 << 64) - 1
 ALIGNMENT = 8
 HEADER = struct.Struct("<4sBBHIIQ16s4s")
@@ -85,6 +86,31 @@ def _chunk(record: bytes, number: int, size: int, seed: int) -> bytes | None:
     return raw if raw is not None and xxhash.xxh3_128_digest(raw, seed) == chunk_id else None
 
 
+def scan_chunks(
+    data: Buffer, size_most: int, pack: int, offset: int
+) -> tuple[int, list[int], list[bytes], list[bytes]]:
+    """Take the run of records of chunks at the start of `data` apart; see `kernels.scan_chunks`."""
+    flat = bytes(data)
+    numbers: list[int] = []
+    ids: list[bytes] = []
+    locations: list[bytes] = []
+    at = 0
+    while _is_whole(header := flat[at : at + HEADER_SIZE]):
+        magic, kind, encoding, base_count, raw_size, stored_size, number, chunk_id, check = HEADER.unpack_from(header)
+        body_size = BASE.size * base_count + stored_size
+        end = at + HEADER_SIZE + body_size + -body_size % ALIGNMENT
+        body = flat[at + HEADER_SIZE : at + HEADER_SIZE + body_size]
+        is_chunk = (magic, kind) == (b"ckR1", CHUNK) and max(raw_size, stored_size) <= size_most
+        if not is_chunk or end > len(flat) or _check(body) != check:
+            break
+        numbers.append(number)
+        ids.append(chunk_id)
+        fixed = LOCATION.pack(pack, offset + at, stored_size, raw_size, base_count, encoding, 0)
+        locations.append(fixed + body[: BASE.size * base_count])
+        at = end
+    return at, numbers, ids, locations
+
+
 class _Link(NamedTuple):
     """A chunk of a chain, its fields as in LINK."""
 
@@ -145,9 +171,14 @@ def take_chains(
     return bytes(taken)
 
 
+def _is_whole(header: bytes) -> bool:
+    """Tell whether the bytes of a header are all there, and what its check says."""
+    return len(header) == HEADER_SIZE and _check(header[: HEADER.size]) == header[HEADER.size :]
+
+
 def _id_in(header: bytes, number: int, size: int) -> bytes | None:
     """Return the id that a header says, if it is whole and that of the chunk."""
-    if len(header) < HEADER_SIZE or _check(header[: HEADER.size]) != header[HEADER.size :]:
+    if not _is_whole(header):
         return None
     magic, kind, _, _, raw_size, _, its_number, chunk_id, _ = HEADER.unpack_from(header)
     return chunk_id if (magic, kind, raw_size, its_number) == (b"ckR1", CHUNK, size, number) else None

@@ -14,7 +14,8 @@ A freed place is no damage when metadata that counts says so; it lies behind the
 """
 
 import logging
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
@@ -23,8 +24,17 @@ from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.freed import FreedPlaces, journal_places, merge, parse_row
 from ckptfs.store.index import ChunkIndex
-from ckptfs.store.location import FIRST_NUMBER, NO_CHUNK, NUMBER, Chunk, Location, parse_location, parse_number
-from ckptfs.store.packfile import Found, Gap, Skipped
+from ckptfs.store.location import (
+    FIRST_NUMBER,
+    LOCATION,
+    NO_CHUNK,
+    NUMBER,
+    Chunk,
+    Location,
+    parse_location,
+    parse_number,
+)
+from ckptfs.store.packfile import Found, Gap, Run, Skipped
 from ckptfs.store.packs import FIRST_PACK, Packs
 from ckptfs.store.records import Header, Journal, Place, Position, Record, RecordType, Row
 from ckptfs.store.schema import TREE_TABLES, Table
@@ -90,7 +100,7 @@ class Replay:
         self._index = index
         self._freed = freed
         self._seed = seed
-        self._waiting: list[Chunk] = []
+        self._waiting: list[Run] = []
         self._reached = Mark(Position(0, 0))
         self._ahead: list[_Freed] | None = None
         self._skipped: list[Place] = []
@@ -107,7 +117,7 @@ class Replay:
             state = self._restore() or state
         good = self._reached = state.replay_from
         damage: Gap | None = None
-        for found in self._packs.scan(good.position, self._freed_at):
+        for found in self._scan(good.position, state.kept_until):
             if isinstance(found, Gap):
                 damage = damage or found
             elif isinstance(found, Skipped):
@@ -119,7 +129,7 @@ class Replay:
                     damage = step
                     continue
                 self._reached = step
-                if found.record.header.type == RecordType.METADATA or found.end <= state.kept_until:
+                if isinstance(found, Found) or found.end <= state.kept_until:
                     self._register_waiting()
                     good = self._reached
             elif self._is_evidence(found, damage, index_lost):
@@ -154,30 +164,30 @@ class Replay:
         losses: list[Gap] = []
         headers: list[Chunk] = []
         useless: list[Chunk] = []
-        for item in self._packs.scan(good.position, self._freed_at):
+        for item in self._scan(good.position, state.kept_until):
             if isinstance(item, Skipped):
                 self._skip(item.place)
                 continue
-            found = item if isinstance(item, Found) else _left_of(item)
+            found = _left_of(item) if isinstance(item, Gap) else item
             if isinstance(item, Gap):
                 losses.append(item)
-                if found is None:
-                    continue
+            if found is None:
+                continue
+            if isinstance(item, Gap) and isinstance(found, Run):
                 if self._has_earlier(found):
-                    useless.append(_chunk(found))
+                    useless.append(found.chunk(0))
                     continue
-                headers.append(_chunk(found))
-            assert found is not None
-            header = found.record.header
-            before = self._reached
-            step = self._step(found, self._jumped(header))
+                headers.append(found.chunk(0))
+            sequence = self._reached.sequence
+            step = self._step(found, self._jumped(found))
             if isinstance(step, Gap):
                 losses.append(step)
                 continue
-            if header.type == RecordType.METADATA and header.number > before.sequence:
-                losses.append(Gap(found.position, f"{header.number - before.sequence} journal steps before are lost"))
+            if step.sequence > sequence + 1:
+                lost = step.sequence - 1 - sequence
+                losses.append(Gap(found.position, f"{lost} journal steps before are lost"))
             self._reached = step
-            if header.type == RecordType.METADATA or found.end <= state.kept_until:
+            if isinstance(found, Found) or found.end <= state.kept_until:
                 self._register_waiting()
                 good = self._reached
         losses = [loss for loss in losses if loss.position < max(good.position, state.kept_until)]
@@ -204,18 +214,13 @@ class Replay:
         if not self._condensed.path.exists():
             return None
         mark: Mark | None = None
-        chunks: list[Chunk] = []
+        located: dict[int, bytes] = {}
         for row in self._condensed.rows(losses):
             if row.table == Table.CHUNKS:
-                number, location = parse_number(row.key), parse_location(row.value or b"")
-                header = self._packs.read_header(location.position)
-                if header is None or not _is_at(header, number, location):
-                    self._unfound[number] = location
-                else:
-                    chunks.append(Chunk(number, header.id, location))
-                if len(chunks) >= _BATCH_CHUNKS:
-                    self._index.register(chunks)
-                    chunks.clear()
+                located[parse_number(row.key)] = row.value or b""
+                if len(located) >= _BATCH_CHUNKS:
+                    self._restore_chunks(located)
+                    located.clear()
             elif row.table == Table.STORE:
                 mark = unpack_state(row.value or b"").replay_from
             elif row.table in TREE_TABLES and _has_key(row):
@@ -224,8 +229,22 @@ class Replay:
                 raise DamagedError(f"{self._condensed.path}: a row that no journal has")
             else:
                 losses.append(f"{self._condensed.path}: a row that no journal has")
-        self._index.register(chunks)
+        self._restore_chunks(located)
         return None if mark is None else State(mark, mark.position)
+
+    def _restore_chunks(self, rows: Mapping[int, bytes]) -> None:
+        """Take over chunks of the condensed journal, by their numbers, whose records are where it says."""
+        locations = {number: parse_location(row) for number, row in rows.items()}
+        in_order = sorted(locations, key=lambda number: locations[number][:2])
+        headers = self._packs.read_headers(locations[number].position for number in in_order)
+        ids = {
+            number: header.id
+            for number, header in zip(in_order, headers, strict=True)
+            if header is not None and _is_at(header, number, locations[number])
+        }
+        found = [number for number in rows if number in ids]
+        self._index.register_rows(found, [ids[number] for number in found], [rows[number] for number in found])
+        self._unfound |= {number: location for number, location in locations.items() if number not in ids}
 
     def _is_lost(self) -> bool:
         """Whether a chunk of the condensed journal is neither where that says nor behind its mark."""
@@ -237,38 +256,71 @@ class Replay:
         others = f", and so are {len(self._unfound) - 1} others" if len(self._unfound) > 1 else ""
         return f"{self._packs.place(location.position)}: chunk {number} is lost{others}"
 
-    def _has_earlier(self, found: Found) -> bool:
+    def _has_earlier(self, left: Run) -> bool:
         """Tell whether there is an earlier record of a chunk."""
-        number = found.record.header.number
+        (number,) = left.numbers
         known = self._index.locate(number)
-        waiting = any(chunk.number == number for chunk in self._waiting)
-        return waiting or (known is not None and known.position < found.position)
+        waiting = any(number in run.numbers for run in self._waiting)
+        return waiting or (known is not None and known.position < left.position)
 
     def _in_freed_places(self) -> list[int]:
         """Return the chunks whose records lie in freed places, of those that were replayed."""
         rows = self._freed.rows_in_memory()[Table.FREED].items()
         places = merge(parse_row(key, value) for key, value in rows if value is not None)
+        if not places:
+            return []
+        located = sorted(
+            (*LOCATION.unpack_from(packed)[:2], parse_number(key))
+            for key, packed in self._index.rows_in_memory()[Table.CHUNKS].items()
+            if packed is not None
+        )
         found = []
-        for key, packed in self._index.rows_in_memory()[Table.CHUNKS].items():
-            if packed is not None:
-                position = parse_location(packed).position
-                index = bisect_right(places, position, key=lambda place: place.position)
-                if index and position < places[index - 1].end:
-                    found.append(parse_number(key))
+        for place in places:
+            start, stop = bisect_left(located, place[:2]), bisect_left(located, place.end)
+            found += [number for _, _, number in located[start:stop]]
         return found
 
-    def _jumped(self, header: Header) -> Mark:
-        """Return the mark reached, moved on to the number that a record has when those before it are lost."""
+    def _jumped(self, found: Run | Found) -> Mark:
+        """Return the mark reached, moved on to the number that a step has when those before it are lost."""
         mark = self._reached
-        if header.type == RecordType.METADATA:
-            return mark._replace(sequence=max(mark.sequence, header.number))
-        if header.type == RecordType.CHUNK and header.number - mark.number < _LOST_NUMBERS_MAX:
-            return mark._replace(number=max(mark.number, header.number))
+        if isinstance(found, Found) and found.record.header.type == RecordType.METADATA:
+            return mark._replace(sequence=max(mark.sequence, found.record.header.number))
         return mark
+
+    def _scan(self, start: Position, kept_until: Position) -> Iterator[Run | Found | Gap | Skipped]:
+        """Scan the packs; what comes as a run lies on one side of `kept_until`, and `_step` takes all of it or none."""
+        for item in self._packs.scan_runs(start, self._freed_at):
+            if not isinstance(item, Run):
+                yield item
+                continue
+            at, count, kept = 0, len(item.numbers), item.count_until(kept_until)
+            while at < count:
+                # Whoever gets a part moves the mark on, before the next is asked for.
+                stop, _ = self._continuing(item.numbers, at, self._reached.number)
+                stop = max(min(stop, kept) if at < kept else stop, at + 1)
+                yield item.part(at, stop)
+                at = stop
+
+    def _continuing(self, numbers: list[int], start: int, following: int) -> tuple[int, int]:
+        """Return up to which index the numbers of chunks continue those before `start`, and which one follows then.
+
+        A number already given is a chunk stored anew, in another encoding: the later record counts.
+        """
+        if start == 0 and numbers == [*range(following, following + len(numbers))]:
+            return len(numbers), following + len(numbers)
+        for index in range(start, len(numbers)):
+            number = numbers[index]
+            if self._salvaging and following < number < following + _LOST_NUMBERS_MAX:
+                following = number
+            if not FIRST_NUMBER <= number <= following:
+                return index, following
+            following += number == following
+        return len(numbers), following
 
     def _register_waiting(self) -> None:
         """Take over the chunks read so far; where one was before is superseded."""
-        self._freed.supersede(self._index.register(self._waiting))
+        for run in self._waiting:
+            self._freed.supersede(self._index.register_rows(run.numbers, run.ids, run.locations))
         self._waiting.clear()
 
     def _freed_at(self, position: Position) -> Place | None:
@@ -287,7 +339,7 @@ class Replay:
         """
         ahead: list[_Freed] = []
         sequence = self._reached.sequence
-        for found in self._packs.scan(start):
+        for found in self._packs.scan_runs(start):
             if not isinstance(found, Found) or found.record.header.type != RecordType.METADATA:
                 continue
             number = found.record.header.number
@@ -303,17 +355,16 @@ class Replay:
         self._skipped.append(place)
         self._reached = self._reached._replace(position=place.end, number=max(self._reached.number, place.number + 1))
 
-    def _step(self, found: Found, mark: Mark) -> Mark | Gap:
-        """Take one intact record, and return the mark behind it or why it does not continue what is before it."""
+    def _step(self, found: Run | Found, mark: Mark) -> Mark | Gap:
+        """Take intact records, and return the mark behind them or why they do not continue what is before them."""
+        if isinstance(found, Run):
+            count, number = self._continuing(found.numbers, 0, mark.number)
+            if count < len(found.numbers):
+                return Gap(found.position, f"chunk {found.numbers[0]} where {number} comes next")
+            self._waiting.append(found)
+            return mark._replace(position=found.end, number=number)
         header = found.record.header
-        if header.type == RecordType.CHUNK:
-            # A number already given is a chunk stored anew, in another encoding: the later record counts.
-            if not FIRST_NUMBER <= header.number <= mark.number:
-                return Gap(found.position, f"chunk {header.number} where {mark.number} comes next")
-            self._waiting.append(_chunk(found))
-            if header.number == mark.number:
-                mark = mark._replace(number=mark.number + 1)
-        elif header.type == RecordType.METADATA:
+        if header.type == RecordType.METADATA:
             journal = self._journal(found)
             if journal is None:
                 return Gap(found.position, "the metadata is not what was written")
@@ -341,9 +392,9 @@ class Replay:
             return None
         return journal if all(_is_known(row) for row in journal.rows) else None
 
-    def _is_evidence(self, found: Found, damage: Gap, index_lost: bool) -> bool:
+    def _is_evidence(self, found: Run | Found, damage: Gap, index_lost: bool) -> bool:
         """Tell whether a record behind damage says that the damaged place had been durable."""
-        if found.record.header.type != RecordType.METADATA:
+        if isinstance(found, Run) or found.record.header.type != RecordType.METADATA:
             return False
         journal = self._journal(found)
         return journal is not None and (index_lost or journal.synced > damage.position)
@@ -359,17 +410,10 @@ def _is_at(header: Header, number: int, location: Location) -> bool:
     return is_chunk and sizes == (location.stored_size, location.raw_size, len(location.bases))
 
 
-def _chunk(found: Found) -> Chunk:
-    """Return the chunk of a chunk record."""
-    header = found.record.header
-    location = Location(*found.position, header.stored_size, header.raw_size, header.encoding, found.record.bases)
-    return Chunk(header.number, header.id, location)
-
-
-def _left_of(gap: Gap) -> Found | None:
+def _left_of(gap: Gap) -> Run | None:
     """Return a damaged chunk record as far as it is left: without its payload."""
     if gap.header is None or gap.header.type != RecordType.CHUNK:
         return None
     end = gap.position._replace(offset=gap.position.offset + gap.header.size)
     bases = (NO_CHUNK,) * gap.header.base_count  # not known any more; the record is as long as if they were
-    return Found(gap.position, end, Record(gap.header, bases, memoryview(b"")))
+    return Run.of(Found(gap.position, end, Record(gap.header, bases, memoryview(b""))))

@@ -1,4 +1,4 @@
-/* From records to chunks; docs/format.md, "Record header" and "Planes", has the layouts. */
+/* From records to chunks, and to where they lie; docs/format.md, "Record header", "Location" and "Planes", has the layouts. */
 #include "stored_chunks.h"
 
 #include <string.h>
@@ -11,6 +11,9 @@
 
 #define CHECKED_SIZE 44 /* of the header, by its last four bytes */
 #define TYPE_CHUNK 2
+#define ALIGNMENT 8
+#define BASE_SIZE 8
+#define LOCATION_SIZE 24 /* of a row of the table `chunks`, before its bases */
 #define ENTRY_SIZE 5 /* of a plane, in the table of a payload */
 
 enum encoding { RAW = 0, PLANES = 2, WAITING = 4 };
@@ -21,6 +24,11 @@ static uint64_t load(const uint8_t *from, int size) {
     for (int i = 0; i < size; i++)
         value |= (uint64_t)from[i] << 8 * i;
     return value;
+}
+
+static void store(uint8_t *to, uint64_t value, int size) {
+    for (int i = 0; i < size; i++)
+        to[i] = (uint8_t)(value >> 8 * i);
 }
 
 size_t chunk_scratch_size(size_t size) { return coder_scratch_size(size) + size; }
@@ -63,10 +71,44 @@ static int take_planes(const uint8_t *payload, size_t stored_size, uint8_t *out,
     return 1;
 }
 
-int is_record_of(const uint8_t *record, size_t left, const struct wanted *wanted) {
+/* Tell whether the header of a chunk's record is there, whole. */
+static int is_header(const uint8_t *record, size_t left) {
     return left >= HEADER_SIZE && !memcmp(record, "ckR1", 4) &&
-           (uint32_t)XXH3_64bits(record, CHECKED_SIZE) == load(record + CHECKED_SIZE, 4) && record[4] == TYPE_CHUNK &&
-           load(record + 8, 4) == wanted->size && load(record + 16, 8) == wanted->number;
+           (uint32_t)XXH3_64bits(record, CHECKED_SIZE) == load(record + CHECKED_SIZE, 4) && record[4] == TYPE_CHUNK;
+}
+
+/* The bytes of bases and payload, which the check of the payload is over. */
+static size_t body_size(const uint8_t *record) {
+    return BASE_SIZE * (size_t)load(record + 6, 2) + (size_t)load(record + 12, 4);
+}
+
+size_t chunk_record_size(const uint8_t *record, size_t left, uint64_t size_most) {
+    if (!is_header(record, left) || load(record + 8, 4) > size_most || load(record + 12, 4) > size_most)
+        return 0;
+    size_t size = HEADER_SIZE + body_size(record) + ALIGNMENT - 1;
+    size -= size % ALIGNMENT;
+    return size <= left ? size : 0;
+}
+
+int is_intact(const uint8_t *record) {
+    return (uint32_t)XXH3_64bits(record + HEADER_SIZE, body_size(record)) == load(record + 40, 4);
+}
+
+size_t location_size(const uint8_t *record) { return LOCATION_SIZE + BASE_SIZE * (size_t)load(record + 6, 2); }
+
+void write_location(const uint8_t *record, uint32_t pack, uint64_t offset, uint8_t *row) {
+    store(row, pack, 4);
+    store(row + 4, offset, 8);
+    memcpy(row + 12, record + 12, 4); /* stored size */
+    memcpy(row + 16, record + 8, 4);  /* raw size */
+    memcpy(row + 20, record + 6, 2);  /* how many bases */
+    row[22] = record[5];              /* encoding */
+    row[23] = 0;                      /* height: nothing rests on it yet */
+    memcpy(row + LOCATION_SIZE, record + HEADER_SIZE, location_size(record) - LOCATION_SIZE);
+}
+
+int is_record_of(const uint8_t *record, size_t left, const struct wanted *wanted) {
+    return is_header(record, left) && load(record + 8, 4) == wanted->size && load(record + 16, 8) == wanted->number;
 }
 
 int take_payload(unsigned encoding, const uint8_t *payload, size_t stored_size, uint8_t *out, size_t size,

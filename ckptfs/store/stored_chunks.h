@@ -26,7 +26,18 @@ HIDDEN size_t chunk_scratch_size(size_t size);
 HIDDEN int take_chunk(const uint8_t *record, size_t left, const struct wanted *wanted, uint8_t *out, uint8_t *scratch,
                       hash_function hash, int vectors);
 
-/* The steps of it. Tell whether the header of a record, of which `left` bytes are there, is whole and that of the chunk;
+/* Tell how long a record is, padding included, if it is that of a chunk: its header holds, neither size in it is more
+ * than `size_most`, and all of it lies in the `left` bytes at `record`. Otherwise 0. */
+HIDDEN size_t chunk_record_size(const uint8_t *record, size_t left, uint64_t size_most);
+
+/* Tell whether bases and payload of such a record are what its header's check says. */
+HIDDEN int is_intact(const uint8_t *record);
+
+/* Write the row of the table `chunks` for such a record, which lies at `offset` in a pack; it has `location_size` bytes. */
+HIDDEN size_t location_size(const uint8_t *record);
+HIDDEN void write_location(const uint8_t *record, uint32_t pack, uint64_t offset, uint8_t *row);
+
+/* The steps of taking a chunk. Tell whether the header of a record, of which `left` bytes are there, is whole and that of the chunk;
  * take the chunk out of the payload, which may be in any encoding, and 0 is returned for others than said above; tell
  * whether the bytes of the chunk have the id that its header says. */
 HIDDEN int is_record_of(const uint8_t *record, size_t left, const struct wanted *wanted);

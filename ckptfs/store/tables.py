@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice, takewhile
 from typing import NamedTuple
 
@@ -54,6 +55,8 @@ class Tables:
         self._frozen: Frozen | None = None
         self._below: dict[Table, Memtable] = {}
         self._pending: dict[Table, dict[bytes, bytes | None]] = {table: {} for table in TREE_TABLES}
+        self._before: dict[tuple[Table, bytes], tuple[bytes | None, bytes | None]] | None = None
+        """Of each row that was changed since `all_or_none` began, what was active and pending before."""
 
     # Reading
 
@@ -199,6 +202,8 @@ class Tables:
         """Set the value of a key; an empty value is a value."""
         if not 0 < len(key) <= KEY_SIZE_MAX:
             raise ValueError(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {len(key)}")
+        if self._before is not None:
+            self._note_before(table, key)
         self._active[table][key] = value
         self._pending[table][key] = value
 
@@ -206,8 +211,33 @@ class Tables:
         """Remove a row; a missing one is fine."""
         if not 0 < len(key) <= KEY_SIZE_MAX:
             raise ValueError(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {len(key)}")
+        if self._before is not None:
+            self._note_before(table, key)
         self._active[table][key] = None
         self._pending[table][key] = None
+
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """Take back what the body has put and deleted if it fails; it takes no changes and begins no checkpoint."""
+        self._before = {}
+        try:
+            yield
+        except BaseException:
+            for (table, key), values in self._before.items():
+                for rows, value in zip((self._active[table], self._pending[table]), values, strict=True):
+                    if value is _ABSENT:
+                        rows.pop(key, None)
+                    else:
+                        rows[key] = value
+            raise
+        finally:
+            self._before = None
+
+    def _note_before(self, table: Table, key: bytes) -> None:
+        assert self._before is not None
+        if (table, key) not in self._before:
+            active, pending = self._active[table].get(key, _ABSENT), self._pending[table].get(key, _ABSENT)
+            self._before[table, key] = active, pending
 
     def apply(self, rows: Iterable[Row]) -> None:
         """Take over rows from the journal, which are therefore not journalled again; for the replay."""

@@ -3,8 +3,9 @@
 Pure values; the chunk index keeps them, and a checkpoint notes them in the row of the state. Any thread may call.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ckptfs.store.codec import Encoding
 from ckptfs.store.location import FIRST_NUMBER, Location
@@ -38,16 +39,28 @@ class Tally:
     delta_chunks: int = 0
     delta_bytes: int = 0
 
+    @classmethod
+    def of(cls, raw_sizes: Sequence[int], encodings: Sequence[int]) -> Self:
+        """Count chunks by their raw sizes and their encodings."""
+        tally = cls()
+        for encoding in set(encodings):
+            chosen = [size for size, each in zip(raw_sizes, encodings, strict=True) if each == encoding]
+            tally._add(encoding, len(chosen), sum(chosen))
+        return tally
+
+    def _add(self, encoding: int, chunks: int, raw_bytes: int) -> None:
+        self.chunks += chunks
+        self.raw_bytes += raw_bytes
+        if encoding == Encoding.WAITING:
+            self.waiting_chunks += chunks
+            self.waiting_bytes += raw_bytes
+        elif encoding == Encoding.DELTA:
+            self.delta_chunks += chunks
+            self.delta_bytes += raw_bytes
+
     def add(self, location: Location, count: int = 1) -> None:
         """Note that there is a chunk more that is stored so; with a `count` of -1, one fewer."""
-        self.chunks += count
-        self.raw_bytes += count * location.raw_size
-        if location.encoding == Encoding.WAITING:
-            self.waiting_chunks += count
-            self.waiting_bytes += count * location.raw_size
-        elif location.encoding == Encoding.DELTA:
-            self.delta_chunks += count
-            self.delta_bytes += count * location.raw_size
+        self._add(location.encoding, count, count * location.raw_size)
 
     def move(self, before: Location, after: Location) -> None:
         """Note that a chunk has another location."""

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from itertools import count
 from typing import Any
 
+from ckptfs.errors import UsageError
 from ckptfs.retention import parse_policy
-from ckptfs.store import Encoding, Table, View, composition
+from ckptfs.store import Encoding, JournalPart, Table, View, composition
 from ckptfs.tree.check import Check
 from ckptfs.tree.gc import Collected, collect_in_parts, preview
 from ckptfs.tree.inode import Inode
@@ -25,6 +27,8 @@ Answer = dict[str, Any]
 
 PART_SECONDS = 1.0
 """How long a call of `Commands.optimize` or `gc` works."""
+_JOURNAL_CHECKS_MAX = 2
+"""So many checks of the journal may be under way: one that nobody goes on with keeps a pack open."""
 COUNTED_TABLES = (Table.INODES, Table.DIRENTS)
 """What the figures of `Commands.stats` are counted from."""
 
@@ -53,6 +57,8 @@ class Commands:
         self._optimizer = Optimizer(tree)
         self._collecting: Iterator[Collected] | None = None
         self._part_ends = 0.0
+        self._journal_checks: dict[int, Iterator[JournalPart]] = {}
+        self._check_numbers = count(1)
 
     def snapshot_list(self, path: str = "") -> list[Answer]:
         """Return the snapshots, oldest first; those that changed `path` if one is given. UsageError."""
@@ -156,9 +162,26 @@ class Commands:
         verified = self._tree.store.verify(start, stop, size)
         return verified._asdict() | {"damaged": list(verified.damaged.items())}
 
-    def check_journal(self) -> list[str]:
-        """Return what is wrong with the journal; see `ChunkStore.check_journal`."""
-        return self._tree.store.check_journal()
+    def check_journal(self, check: int, size: int) -> Answer:
+        """Do a part of a check of the journal; see `ChunkStore.check_journal`.
+
+        A `check` of 0 begins one, and the answer has its number for the next part. UsageError where others were begun
+        since, and this one was given up.
+        """
+        if not check:
+            check = next(self._check_numbers)
+            parts: Iterator[JournalPart] | None = self._tree.store.check_journal(size)
+        else:
+            parts = self._journal_checks.pop(check, None)
+        if parts is None:
+            raise UsageError("others have begun to check the journal, and this check of it was given up; try again")
+        part = next(parts, None)
+        if part is None:
+            return {"check": check, "finished": True, **JournalPart([], 0, 0, 0)._asdict()}
+        self._journal_checks[check] = parts
+        for given_up in list(self._journal_checks)[:-_JOURNAL_CHECKS_MAX]:
+            self._journal_checks.pop(given_up, None)
+        return {"check": check, "finished": False, **part._asdict()}
 
     def check_files(self, damaged: list[tuple[int, str]], *, view: View | None = None) -> list[Answer]:
         """Return the ranges of files that lie in damaged chunks, given by number and reason; see `Check.files`."""

@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 from ckptfs.store import Table
@@ -107,6 +108,18 @@ class Namespace:
     def path(self, ino: int) -> str:
         """Return a live path of an inode relative to the root, "" for the root; "#N" for one without a name."""
         return self._places.path(ino)
+
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """Leave names and attributes as they are if the body fails, which commits nothing."""
+        nameless = dict(self._nameless)
+        uncommitted_names = {ino: set(prefixes) for ino, prefixes in self._uncommitted_names.items()}
+        try:
+            with self.rows.tables.all_or_none():
+                yield
+        except BaseException:
+            self._nameless, self._uncommitted_names = nameless, uncommitted_names
+            raise
 
     # Making and removing names
 

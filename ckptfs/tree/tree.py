@@ -93,12 +93,20 @@ class Tree:
     def roll_back(self, target: Snapshot, path: str = "") -> tuple[Snapshot, RollbackResult]:
         """Make the live tree (or a path of it) what `target` shows; returns the snapshot of the state left behind.
 
-        UsageError or OpenFilesError, and then nothing has changed.
+        UsageError or OpenFilesError, and then nothing has changed. DamagedError where a row is damaged that is needed;
+        then the snapshot may have been taken, and nothing else has changed.
         """
         rollback = Rollback(self.names, self.xattrs, self.files, target.id, path)
         rollback.check()
         saved = self.take_snapshot(None, "rollback", f"before the rollback to {target.name}")
-        result = rollback.run()
+        try:
+            with self.names.all_or_none():
+                result = rollback.run()
+        except BaseException as error:
+            self.epoch.begin()  # as the snapshot left it
+            if isinstance(error, (DamagedError, OSError)):
+                raise DamagedError(f"{error}; nothing was rolled back, see `ckptfs check`") from error
+            raise
         self.epoch.settle()
         return saved, result
 

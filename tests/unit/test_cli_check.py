@@ -10,9 +10,30 @@ from ckptfs.cli.main import main
 from ckptfs.cli.progress import Progress
 from ckptfs.errors import DamagedError, StoreInUseError, UsageError
 from ckptfs.store import ChunkStore
+from ckptfs.tree.inode import ROOT_INO
 from tests.unit.test_check import flip
 from tests.unit.test_salvage import DATA, make_store
-from tests.unit.tree_support import open_tree
+from tests.unit.tree_support import open_tree, save
+
+
+class Screen:
+    """A stream that remembers, terminal or not."""
+
+    def __init__(self, terminal: bool) -> None:
+        self.terminal = terminal
+        self.text = ""
+
+    def isatty(self) -> bool:
+        """Say what the test wants."""
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        """Remember."""
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing."""
 
 
 @pytest.fixture
@@ -106,24 +127,32 @@ def test_reading_keeps_to_its_limit(store: str, monkeypatch: pytest.MonkeyPatch)
     assert now[0] - 100 >= size / 1000
 
 
-class Screen:
-    """A stream that remembers, terminal or not."""
-
-    def __init__(self, terminal: bool) -> None:
-        self.terminal = terminal
-        self.text = ""
-
-    def isatty(self) -> bool:
-        """Say what the test wants."""
-        return self.terminal
-
-    def write(self, text: str) -> int:
-        """Remember."""
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Do nothing."""
+def test_looking_through_the_journal_keeps_to_the_limit_and_shows_how_far_it_is(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a store whose chunks are few and whose journal is long."""
+    tree = open_tree(Path(store))
+    for number in range(300):
+        save(tree, "again", b"again")
+        tree.names.rename(ROOT_INO, b"again", ROOT_INO, b"%d" % number * 50)
+        tree.store.commit()
+    read: list[int] = []
+    for part in tree.store.check_journal(100):
+        read.append(part.read_bytes)
+    size, chunk_bytes = sum(read), tree.store.stats().raw_bytes
+    tree.store.close()
+    assert size > 10 * chunk_bytes
+    now = [100.0]
+    monkeypatch.setattr(check.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(check.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr("ckptfs.store.packfile._SCAN_WINDOW", 4096)
+    screen = Screen(terminal=False)
+    monkeypatch.setattr(check, "Progress", lambda verb, total: Progress(verb, total, screen))  # type: ignore[arg-type]
+    assert main(["check", store, "--read-data", "--limit", "1000"]) == 0
+    assert now[0] - 100 >= (size + chunk_bytes) / 1000 - 20
+    lines = screen.text.splitlines()
+    assert len(lines) > 10 and all(line.startswith("looked through the journal in ") for line in lines)
+    assert "min left" in lines[0] and not lines[-1].endswith(" left")
 
 
 @pytest.mark.parametrize(("terminal", "newlines"), [(True, 0), (False, 2)])

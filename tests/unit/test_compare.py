@@ -1,5 +1,6 @@
 """Two indexes of one store are compared entry by entry, and an index that was lost comes back as it was."""
 
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from ckptfs.cli.main import main
 from ckptfs.store import ChunkStore, Table, View, never
 from ckptfs.store.codec import Encoding
-from ckptfs.store.compare import COMPARED, differences, lacks
+from ckptfs.store.compare import COMPARED, _count, differences, lacks
 from ckptfs.store.location import Location, build_location
 from ckptfs.tree import Tree
 from ckptfs.tree.gc import Collection, collect
@@ -57,6 +58,27 @@ def test_each_row_that_is_not_in_both_is_counted(table: Table, other: dict[bytes
     expected = {table.name.lower(): count} if count else {}
     one, two = view(table, rows), view(table, changed)
     assert differences(one, two) == differences(two, one) == expected
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 7])
+def test_the_same_rows_differ_however_many_are_compared_at_once(
+    monkeypatch: pytest.MonkeyPatch, batch_rows: int
+) -> None:
+    source = random.Random(batch_rows)
+    monkeypatch.setattr("ckptfs.store.compare._BATCH_ROWS", batch_rows)
+    for _ in range(300):
+        keys = [bytes([key]) for key in range(source.randrange(12))]
+        rows = {key: b"same" for key in keys if source.random() < 0.8}
+        others = {key: source.choice([b"same"] * 4 + [b"other"]) for key in keys if source.random() < 0.8}
+        expected = sum(rows.get(key) != others.get(key) for key in keys)
+        found = differences(view(Table.NAMES, rows), view(Table.NAMES, others))
+        assert found == ({"names": expected} if expected else {}), (rows, others)
+
+
+def test_a_comparison_of_rows_in_no_order_ends() -> None:
+    rows = [(b"c", b""), (b"b", b""), (b"a", b"")]
+    others = [(b"c", b""), (b"b", b"other"), (b"a", b"")]
+    assert _count(Table.NAMES, iter(rows), iter(others)) > 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Files that were damaged or made to do harm: nothing but a layout inside the file, or none, and at a bounded cost."""
 
+import json
 import random
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from ckptfs.config import MIB
 from ckptfs.formats import TensorCuts, parse
 from ckptfs.formats.hdf5_heap import heap_links
-from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError, Request
+from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError, Request, add_fingerprint
 from ckptfs.formats.pickled import read_pickle
 from ckptfs.formats.recognise import READ_BYTES_MAX
 from ckptfs.formats.torch_state import read_storages
@@ -309,3 +310,21 @@ def test_a_dataset_in_pieces_has_a_dimension(rank: int, found: int) -> None:
     tree = b"TREE" + struct.pack("<BBHQQ", 1, 0, 1, 0, 0) + bytes(8 + 8 * rank + 8) + struct.pack("<Q", 600)
     data = hdf5_dataset(tree.ljust(400, b"\0"), rank)
     assert len(layout_of(data) or ()) == found
+
+
+def test_names_in_a_safetensors_header_may_be_anything() -> None:
+    """A surrogate without its other half, nothing, a megabyte, NULs, what a path would be: a name like others."""
+    names = ["\\ud800", "", "long" * (MIB // 4), "\\u0000", "../../etc/passwd", "dtype", "\\udfff\\ud800"]
+    size = 4
+    entries = [
+        f'"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[{size * index},{size * (index + 1)}]}}'
+        for index, name in enumerate(names)
+    ]
+    header = ("{" + ",".join(entries) + "}").encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(size * len(names))
+    check(data)
+    tensors = parse(lambda offset, length: data[offset : offset + length], len(data))
+    assert tensors is not None
+    assert [tensor.name for tensor in tensors] == [json.loads(f'"{name}"') for name in names]
+    fingerprints = {add_fingerprint(0, tensor) for tensor in tensors}
+    assert len(fingerprints) == len(names) and all(0 <= each < 1 << 32 for each in fingerprints)

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from ckptfs.cli.main import main
-from ckptfs.errors import DamagedError
+from ckptfs.errors import DamagedError, UsageError
 from ckptfs.store import Table, records
 from ckptfs.store.condensed import NAME as CONDENSED_NAME
 from ckptfs.store.journal_check import JournalCheck
 from ckptfs.store.packfile import Found, Gap
 from ckptfs.store.packs import FIRST_PACK
 from ckptfs.store.records import HEADER_SIZE, Position, RecordType, build, parse_header
-from ckptfs.tree import Tree
+from ckptfs.tree import Commands, Tree
 from ckptfs.tree.gc import collect
 from tests.faults.workload import state_of
 from tests.unit.test_check import damaged
@@ -53,6 +53,11 @@ def metadata_of(tree: Tree) -> list[Position]:
     ]
 
 
+def journal_problems(tree: Tree) -> list[str]:
+    """Return what a check of the journal finds."""
+    return [problem for part in tree.store.check_journal() for problem in part.problems]
+
+
 def comes_back(path: Path) -> object:
     """Lose the index; return what the store shows then, None when it is refused."""
     (path / "index.lmdb").unlink()
@@ -71,16 +76,16 @@ def test_what_is_not_found_is_not_needed(path: Path, tmp_path: Path) -> None:
     found: dict[tuple[bool, bool], list[Position]] = defaultdict(list)
     with closing(open_tree(path)) as tree:
         written = state_of(tree)
-        assert tree.store.check_journal() == []
+        assert journal_problems(tree) == []
         for pack in sorted((path / "packs").iterdir()):
             for offset in range(start, pack.stat().st_size, STEP):
                 place = Position(int(pack.stem), offset)
                 flip(path, place)
-                found[bool(damaged(tree)), bool(tree.store.check_journal())].append(place)
+                found[bool(damaged(tree)), bool(journal_problems(tree))].append(place)
                 flip(path, place)
         for place in metadata_of(tree):
             flip(path, place)
-            assert tree.store.check_journal(), place
+            assert journal_problems(tree), place
             flip(path, place)
     assert found[True, False] and found[False, True]
     for place in random.Random(SEED).sample(found[False, False], SAMPLE):
@@ -143,9 +148,9 @@ def test_damage_of_the_condensed_journal_is_named_and_mended_by_a_repair(
     with closing(open_tree(path)) as tree:
         for offset in sorted({*range(0, len(whole), STEP)} - padding(whole)):
             condensed.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
-            assert tree.store.check_journal(), offset
+            assert journal_problems(tree), offset
         condensed.write_bytes(whole)
-        assert tree.store.check_journal() == []
+        assert journal_problems(tree) == []
     for offset in (20, records.PACK_HEADER_SIZE + records.HEADER_SIZE):
         condensed.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
         assert main(["check", str(path), "--read-data"]) == DamagedError.exit_code
@@ -162,7 +167,7 @@ def test_a_pack_header_a_pack_that_is_cut_short_and_one_that_is_missing_are_name
         flip(path, Position(1, 1))
         os.truncate(packs[1], packs[1].stat().st_size - 8)
         packs[2].rename(packs[2].with_suffix(".gone"))
-        first, second, third = tree.store.check_journal()
+        first, second, third = journal_problems(tree)
         assert "00000001.pack at offset 0: the journal is damaged, no record begins here" in first
         assert "00000002.pack" in second and "the record ends behind its pack" in second
         assert "00000003.pack at offset 0: the journal is damaged, the pack ends too early" in third
@@ -185,12 +190,12 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
 
 
 def test_freed_places_are_no_damage_and_what_lies_behind_them_is(tree: Tree) -> None:
-    assert tree.store.check_journal() == []
+    assert journal_problems(tree) == []
     metadata = metadata_of(tree)
     for place in metadata[-4:]:
         flip(tree.store.path, place)
         where = f"at offset {place.offset}: the journal is damaged"
-        assert any(where in problem for problem in tree.store.check_journal()), place
+        assert any(where in problem for problem in journal_problems(tree)), place
         flip(tree.store.path, place)
 
 
@@ -199,7 +204,7 @@ def test_a_pack_in_the_midst_that_is_missing_is_named(path: Path) -> None:
         pack = path / "packs" / "00000002.pack"
         pack.rename(path / "elsewhere")
         where = "00000002.pack at offset 0: the journal is damaged, the pack is missing"
-        assert any(where in problem for problem in tree.store.check_journal())
+        assert any(where in problem for problem in journal_problems(tree))
         (path / "elsewhere").rename(pack)
 
 
@@ -220,7 +225,7 @@ def test_metadata_that_is_intact_and_not_what_comes_next_is_named(
     record, older = data[place.offset : after.offset], data[before.offset : place.offset]
     pack.write_bytes(data[: place.offset] + change(record, older) + data[after.offset :])
     where = f"at offset {place.offset}: the journal is damaged, {named}"
-    assert any(where in problem for problem in tree.store.check_journal())
+    assert any(where in problem for problem in journal_problems(tree))
 
 
 def forged(record: bytes) -> bytes:
@@ -252,7 +257,7 @@ def test_what_is_freed_or_condensed_while_the_check_is_under_way_is_no_damage(
 
     metadata = metadata_of(tree)
     monkeypatch.setattr(JournalCheck, "_look_at", working)
-    assert tree.store.check_journal() == []
+    assert journal_problems(tree) == []
     assert tree.store.punch_count > punch_count
 
 
@@ -265,6 +270,57 @@ def test_a_record_that_was_replaced_is_not_needed_though_nothing_calls_it_free_y
         assert before is not None
         append_delta(tree.store, 1, 2)
         flip(tree.store.path, before.position._replace(offset=before.offset + HEADER_SIZE))
-        assert tree.store.check_journal() == []
+        assert journal_problems(tree) == []
         tree.store.commit(checkpoint=True)
-        assert tree.store.check_journal() == []
+        assert journal_problems(tree) == []
+
+
+@pytest.mark.parametrize("condensed", [False, True])
+def test_the_journal_is_looked_through_in_parts_of_about_a_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, condensed: bool
+) -> None:
+    """However small they are, together they read what has to be read, find the same, and get to the end."""
+    monkeypatch.setattr("ckptfs.store.packfile._SCAN_WINDOW", 4096)
+    with closing(new_tree(tmp_path / "store")) as tree:
+        for number in range(200):
+            save(tree, f"file {number} of a name that is long enough", b"%d" % number * 200)
+            tree.store.commit()
+        if condensed:
+            tree.store.mend_journal()
+            save(tree, "last", b"last" * 3000)
+            tree.store.commit()
+        first, last = metadata_of(tree)[0], metadata_of(tree)[-1]
+        flip(tree.store.path, last._replace(offset=last.offset + HEADER_SIZE))
+        (whole,) = tree.store.check_journal(1 << 30)
+        assert len(whole.problems) == 1 and whole.done_bytes == whole.total_bytes
+        parts = list(tree.store.check_journal(4000))
+        assert [problem for part in parts for problem in part.problems] == whole.problems
+        assert all(4000 <= part.read_bytes <= 4000 + 16 * 1024 for part in parts[:-1])
+        assert sum(part.read_bytes for part in parts) == whole.read_bytes
+        assert len(parts) > (2 if condensed else 4)
+        places = [part.done_bytes for part in parts]
+        assert places == sorted(places) and len({*places}) > (1 if condensed else 4)
+        assert {part.total_bytes for part in parts} == {whole.total_bytes}
+        packs_size = tree.store.position.offset
+        if condensed:
+            mark = tree.store._condensed.mark
+            assert mark is not None
+            packs_size += tree.store._condensed.path.stat().st_size - mark.position.offset
+        assert whole.total_bytes == packs_size and first.pack == last.pack
+
+
+def test_of_the_checks_of_the_journal_that_are_under_way_only_the_latest_go_on(tmp_path: Path) -> None:
+    with closing(new_tree(tmp_path / "store")) as tree:
+        for number in range(9):
+            save(tree, f"file {number}", b"%d" % number)
+            tree.store.commit()
+        commands = Commands(tree)
+        first, second, third = (commands.check_journal(0, 1) for _ in range(3))
+        assert not any(part["finished"] for part in (first, second, third))
+        with pytest.raises(UsageError, match="was given up; try again"):
+            commands.check_journal(first["check"], 1)
+        for begun in (second, third):
+            while not commands.check_journal(begun["check"], 1)["finished"]:
+                pass
+            with pytest.raises(UsageError, match="was given up"):
+                commands.check_journal(begun["check"], 1)

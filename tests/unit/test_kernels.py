@@ -17,6 +17,7 @@ from ckptfs.config import KIB, MIB, ChunkSizes
 from ckptfs.errors import UsageError
 from ckptfs.store import codec, frames, kernels, records, reference
 from ckptfs.store.codec import Encoding
+from ckptfs.store.location import Location, build_location, parse_location
 from ckptfs.store.records import HEADER_SIZE, RecordType
 
 KERNELS = kernels.available_kernels()
@@ -425,3 +426,78 @@ def test_a_delta_a_frame_and_metadata_are_left_to_others(name: str) -> None:
 def test_chunks_are_taken_only_into_just_their_room(name: str, places: bytes, room: int) -> None:
     with pytest.raises(ValueError, match="room for just their chunks"):
         KERNELS[name].take_chunks(bytes(100), places, bytearray(room), SEED)
+
+
+def chunk_record(number: int, payload: bytes, bases: list[int]) -> bytes:
+    encoding = Encoding.DELTA if bases else Encoding.WAITING
+    built = records.build(
+        RecordType.CHUNK, number, digest(payload), len(payload), encoding, payload, bases=records.pack_bases(bases)
+    )
+    return b"".join(built.buffers)
+
+
+def scanned(data: bytes, size_most: int, pack: int, offset: int) -> tuple[int, list[int], list[bytes], list[bytes]]:
+    """Say what `scan_chunks` has to return, by what reads one record at a time."""
+    at, numbers, ids, locations = 0, [], [], []
+    while (header := records.parse_header(data[at:])) is not None and at + header.size <= len(data):
+        record = records.parse_body(header, memoryview(data)[at + HEADER_SIZE :])
+        is_small = max(header.raw_size, header.stored_size) <= size_most
+        if header.type != RecordType.CHUNK or not is_small or not records.is_intact(record):
+            break
+        numbers.append(header.number)
+        ids.append(header.id)
+        sizes = header.stored_size, header.raw_size
+        locations.append(build_location(Location(pack, offset + at, *sizes, header.encoding, record.bases)))
+        at += header.size
+    return at, numbers, ids, locations
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@settings(deadline=None)
+@given(
+    chunks=st.lists(
+        st.tuples(st.integers(0, 2**64 - 1), st.binary(max_size=70), st.lists(st.integers(0, 2**64 - 1), max_size=3)),
+        max_size=5,
+    ),
+    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=1),
+    cut=st.integers(0, 20),
+    size_most=st.sampled_from([2**20, 2**20, 60]),
+    pack=st.integers(1, 2**32 - 1),
+    offset=st.integers(0, 2**62),
+)
+def test_runs_of_chunk_records_are_taken_apart_as_far_as_they_are_intact(
+    name: str,
+    chunks: list[tuple[int, bytes, list[int]]],
+    flips: list[tuple[float, int]],
+    cut: int,
+    size_most: int,
+    pack: int,
+    offset: int,
+) -> None:
+    data = bytearray(b"".join(chunk_record(*chunk) for chunk in chunks))
+    for place, bits in flips:
+        if data:
+            data[int(place * len(data))] ^= bits
+    whole = bytes(data[: len(data) - cut] if cut < 10 else data)
+    assert KERNELS[name].scan_chunks(whole, size_most, pack, offset) == scanned(whole, size_most, pack, offset)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_run_of_chunk_records_ends_at_every_damaged_byte_and_at_other_records(name: str) -> None:
+    scan = KERNELS[name].scan_chunks
+    first, second = chunk_record(3, b"first" * 9, []), chunk_record(4, b"second" * 7, [1, 2])
+    size, numbers, ids, locations = scan(first + second, 100, 7, 1 << 40)
+    assert (size, numbers, ids) == (len(first + second), [3, 4], [digest(b"first" * 9), digest(b"second" * 7)])
+    assert parse_location(locations[1]) == Location(7, (1 << 40) + len(first), 42, 42, Encoding.DELTA, (1, 2))
+    for at in range(HEADER_SIZE + 16 + 42):
+        flipped = bytearray(second)
+        flipped[at] ^= 1
+        assert scan(first + flipped, 100, 7, 0)[:2] == (len(first), [3]), at
+    for size in range(len(second)):
+        assert scan(first + second[:size], 100, 7, 0)[:2] == (len(first), [3]), size
+    assert scan(second, 41, 7, 0)[0] == 0
+    for other in (RecordType.METADATA, RecordType.PACK):
+        built = records.build(other, 4, bytes(16), 8, Encoding.RAW, bytes(8))
+        assert scan(first + b"".join(built.buffers) + second, 100, 7, 0)[1] == [3]
+    large = records.build(RecordType.CHUNK, 4, bytes(16), 101, Encoding.PLANES, bytes(8))
+    assert scan(first + b"".join(large.buffers), 100, 7, 0)[1] == [3]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from ckptfs.errors import DamagedError, NoSpaceError
 from ckptfs.store import records
 from ckptfs.store.disk import Disk
-from ckptfs.store.packfile import Found, Gap
+from ckptfs.store.location import Location
+from ckptfs.store.packfile import Found, Gap, Run, Skipped
 from ckptfs.store.packs import PackIdentity, Packs
 from ckptfs.store.records import HEADER_SIZE, Position, RecordBytes, RecordType
 
@@ -187,6 +189,68 @@ def test_a_magic_inside_a_payload_is_no_record(tmp_path: Path, disk: FailingDisk
         file.write(b"damage")
     assert [found.position for found in packs.scan(first)] == [first, second]
     assert numbers(packs, first) == [-1, 2]
+
+
+def in_single_records(packs: Packs) -> list[tuple[Position, Position, object] | Gap | Skipped]:
+    """Return what a scan finds, chunks as the index takes them."""
+    return [
+        (item.position, item.end, Run.of(item).chunk(0) if item.record.header.type == RecordType.CHUNK else item.record)
+        if isinstance(item, Found)
+        else item
+        for item in packs.scan(START)
+    ]
+
+
+def from_runs(packs: Packs) -> list[tuple[Position, Position, object] | Gap | Skipped]:
+    found: list[tuple[Position, Position, object] | Gap | Skipped] = []
+    for item in packs.scan_runs(START):
+        if isinstance(item, Run):
+            parts = [item.part(index, index + 1) for index in range(len(item.numbers))]
+            found += [(part.position, part.end, part.chunk(0)) for part in parts]
+        else:
+            found.append((item.position, item.end, item.record) if isinstance(item, Found) else item)
+    return found
+
+
+def test_runs_are_the_records_that_a_scan_finds(
+    tmp_path: Path, disk: FailingDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckptfs.store.packfile._SCAN_WINDOW", 4096)
+    seed = random.Random(11)
+    packs = Packs(tmp_path, disk, IDENTITY, pack_size_max=20_000)
+    number = 0
+    for _ in range(150):
+        kind = seed.choice([RecordType.CHUNK] * 5 + [RecordType.METADATA])
+        bases = records.pack_bases([1, 2][: seed.choice([0, 0, 2])] if kind == RecordType.CHUNK else [])
+        payload = seed.randbytes(seed.choice([20, 300, 300, 5000]))
+        packs.append([records.build(kind, number, payload[:16], len(payload), 0, payload, bases=bases)])
+        number += 1
+    assert len([item for item in packs.scan_runs(START) if isinstance(item, Run)]) < 100 < number
+    assert from_runs(packs) == in_single_records(packs)
+    assert sum(isinstance(item, tuple) for item in from_runs(packs)) == number
+    for _ in range(60):
+        path = packs.path(seed.choice(packs.numbers()))
+        data = bytearray(path.read_bytes())
+        at = seed.randrange(PACK_HEADER_SIZE, len(data))
+        data[at] ^= 1 << seed.randrange(8)
+        path.write_bytes(data)
+        assert from_runs(packs) == in_single_records(packs), (path, at)
+    assert any(isinstance(item, Gap) for item in from_runs(packs))
+
+
+def test_a_run_is_parted_where_its_records_end(tmp_path: Path, disk: FailingDisk) -> None:
+    packs = Packs(tmp_path, disk, IDENTITY)
+    positions = packs.append([chunk(number) for number in range(1, 5)])
+    (run,) = packs.scan_runs(START)
+    assert isinstance(run, Run)
+    assert [run.count_until(position) for position in positions] == [0, 1, 2, 3]
+    assert run.count_until(positions[1]._replace(offset=positions[1].offset - 1)) == 0
+    assert run.count_until(START) == 0
+    assert run.count_until(packs.position) == run.count_until(Position(2, 0)) == 4
+    middle = run.part(1, 3)
+    assert (middle.position, middle.end, middle.numbers) == (positions[1], positions[3], [2, 3])
+    assert middle.chunk(1) == (3, bytes(16), Location(*positions[2], 100, 100, 0))
+    assert run.part(2, 4).end == packs.position
 
 
 def test_a_scan_names_a_missing_pack_and_a_foreign_one(tmp_path: Path, disk: FailingDisk) -> None:

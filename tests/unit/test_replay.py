@@ -304,3 +304,26 @@ def test_only_tables_of_the_tree_are_taken_from_the_journal(tmp_path: Path) -> N
         assert dict(store.tables.scan(Table.META)) == {b"key": b"value"}
         kinds = [found.record.header.type for found in store._packs.scan(Position(1, 0)) if isinstance(found, Found)]
     assert kinds == [RecordType.METADATA]
+
+
+def test_chunks_that_a_checkpoint_knows_are_kept_and_those_behind_them_are_not(tmp_path: Path) -> None:
+    """One run of records, up to the middle of which LMDB speaks of them, and no metadata behind it."""
+    path, crashed = tmp_path / "store", tmp_path / "crashed"
+    with ChunkStore.create(path) as store:
+        store.tables.put(Table.INODES, b"old", b"")
+        store.commit(durable=False)
+        frozen = store.tables.freeze()
+        store.tables.put(Table.INODES, b"young", b"")
+        store.commit(durable=False)
+        kept = put(store, b"kept"), put(store, b"kept too")
+        store.checkpoint(frozen)
+        put(store, b"loose"), put(store, b"loose too")
+        state = store._checkpoints.state
+        assert state.replay_from.position < state.kept_until < store.position
+        shutil.copytree(path, crashed)
+        store.tables.release(frozen)
+        store.close(commit=False)
+    with ChunkStore.open(crashed) as store:
+        assert store.stats().chunks == len(kept) and store.next_number == kept[-1] + 1
+        assert [store.read(number) for number in kept] == [b"kept", b"kept too"]
+        assert store.tables.get(Table.INODES, b"young") == b""

@@ -1,15 +1,20 @@
 """Rollback: the live tree becomes what a snapshot shows, nothing else is lost, and it can be undone."""
 
+import shutil
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ckptfs.errors import OpenFilesError, UsageError
+from ckptfs.errors import DamagedError, OpenFilesError, UsageError
 from ckptfs.store import Table
 from ckptfs.tree import Tree, rollback
 from ckptfs.tree.rows import LIVE, Row, id_prefix
+from ckptfs.tree.snapshots import Snapshot
 from tests.unit import tree_support as support
-from tests.unit.tree_support import check_tree, dump, read, save
+from tests.unit.tree_support import check_tree, dump, open_tree, read, save
 
 
 @pytest.fixture(params=[rollback.CHANGES_MAX, 0], ids=["changes-known", "changes-too-many"], autouse=True)
@@ -325,3 +330,104 @@ def test_an_entry_that_comes_back_touches_the_directory_around_the_path(tree: Tr
     assert touched > before
     tree.roll_back(target, "run/model")
     assert tree.names.resolve("run").mtime_ns == touched, "nothing was renamed"
+
+
+def changed_since(tree: Tree) -> Snapshot:
+    """Change a bit of everything since a snapshot, and return that."""
+    support.make_directory(tree, "run")
+    save(tree, "run/model", b"old")
+    support.link(tree, "run/model", "run/other name")
+    save(tree, "run/gone", b"gone")
+    save(tree, "run/partial", b"whole")
+    tree.xattrs.set(tree.names.resolve("run/gone").ino, b"user.step", b"1")
+    target = tree.take_snapshot("good")
+    save(tree, "run/model", b"newer")
+    support.unlink(tree, "run/other name")
+    support.unlink(tree, "run/gone")
+    support.make_directory(tree, "run/new")
+    save(tree, "run/new/extra", b"extra")
+    tree.xattrs.set(tree.names.resolve("run/new/extra").ino, b"user.more", b"2")
+    save(tree, "run/partial", b"half", killed=True)
+    save(tree, "run/half", b"half", killed=True)
+    tree.store.commit(checkpoint=True)
+    return target
+
+
+@pytest.mark.parametrize("path", ["", "run"])
+def test_a_rollback_that_meets_damage_changes_nothing(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Whichever row it is that cannot be read, of all that are read when the changes have begun."""
+    save(tree, "scratch", b"scratch")
+    target = changed_since(tree)
+    scratch = support.open_path(tree, "scratch", writing=False)
+    support.unlink(tree, "scratch")
+    reader = support.open_path(tree, "run/model", writing=False)
+    left, partial = dump(tree), list(tree.names.interrupted())
+    run, tables = rollback.Rollback.run, tree.store.tables
+    reads_left = 0
+
+    def failing(read: Callable[..., Any]) -> Callable[..., Any]:
+        def reading(*arguments: Any) -> Any:
+            nonlocal reads_left
+            reads_left -= 1
+            if not reads_left:
+                raise DamagedError("a row of the table is not what was written")
+            return read(*arguments)
+
+        return reading
+
+    def running(self: rollback.Rollback) -> rollback.RollbackResult:
+        with monkeypatch.context() as patch:
+            for name in ("last", "get", "scan_latest"):
+                patch.setattr(tables, name, failing(getattr(tables, name)))
+            return run(self)
+
+    failed = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(rollback.Rollback, "run", running)
+        while True:
+            reads_left = failed + 1
+            try:
+                saved, result = tree.roll_back(target, path)
+            except DamagedError as error:
+                assert "is not what was written; nothing was rolled back, see `ckptfs check`" in str(error)
+                failed += 1
+            else:
+                break
+            assert dump(tree) == left, failed
+            assert list(tree.names.interrupted()) == partial
+            assert tree.names.inode(scratch.ino).nlink == 0, "somebody has it open"
+            assert not tree.epoch.pending and not tree.epoch.changed
+            check_tree(tree)
+            if failed % 10 == 0:
+                tree.store.commit(durable=False)
+                shutil.copytree(tree.store.path, tmp_path / f"copy-{failed}")
+                with closing(open_tree(tmp_path / f"copy-{failed}")) as copy:
+                    assert dump(copy) == left
+    assert failed > 20
+    assert dump(tree, saved.id)["/run/model"] == left["/run/model"]
+    assert sorted(result.removed_partial) == ["run/half", "run/partial"]
+    assert read(tree, "run/model") == read(tree, "run/other name") == b"old"
+    assert support.read_content(tree, reader.content) == b"newer"
+    for file in (reader, scratch):
+        tree.files.release(file, writing=False)
+
+
+def test_a_rollback_to_a_version_whose_inode_is_lost_changes_nothing(tree: Tree) -> None:
+    save(tree, "first", b"old")
+    lost = save(tree, "second", b"old").ino
+    target = tree.take_snapshot()
+    save(tree, "first", b"new")
+    support.unlink(tree, "second")
+    left = dump(tree)
+    row = next(key for key, _ in tree.store.tables.scan(Table.INODES, id_prefix(lost), id_prefix(lost + 1)))
+    value = tree.store.tables.get(Table.INODES, row)
+    tree.store.tables.delete(Table.INODES, row)
+    with pytest.raises(DamagedError, match="nothing was rolled back"):
+        tree.roll_back(target)
+    assert dump(tree) == left
+    assert value is not None
+    tree.store.tables.put(Table.INODES, row, value)
+    tree.roll_back(target)
+    assert read(tree, "first") == read(tree, "second") == b"old"

@@ -122,6 +122,21 @@ for size in [*range(1, 60, 7), *(generator.randrange(60, 4000) for _ in range(40
             assert kernels.take_chunks(name, exactly(record), place, mine, 6) == theirs, (name, size, record)
             assert theirs == b"\\0" or bytes(mine) == bytes(wanted) == data
             compared += 1
+for _ in range(200):
+    stream = bytearray()
+    for number in range(generator.randrange(6)):
+        payload = generator.randbytes(generator.randrange(60))
+        bases = generator.randbytes(8 * generator.choice((0, 0, 2)))
+        built = records.build(2, number, payload[:16].ljust(16), len(payload), 3, payload, bases=bases)
+        stream += b"".join(built.buffers)
+    for _ in range(generator.randrange(2)):
+        if stream:
+            stream[generator.randrange(len(stream))] = generator.randrange(256)
+    del stream[len(stream) - generator.randrange(9) :]
+    arguments = generator.choice((40, 60)), generator.getrandbits(32), generator.getrandbits(62)
+    mine = kernels.scan_chunks(exactly(stream), *arguments)
+    assert mine == reference_records.scan_chunks(stream, *arguments), (stream, arguments)
+    compared += 1
 for _ in range(25):
     made = linked_chunks(generator, generator.randrange(9), 400)
     for attempt in range(6):

@@ -216,6 +216,44 @@ def test_a_row_that_is_not_what_was_written_is_not_read(environment: Environment
     environment.close()
 
 
+@pytest.mark.parametrize("table", [Table.META, Table.CHUNK_IDS])
+@pytest.mark.parametrize("batch_rows", [1, 3, 100])
+def test_a_view_shows_all_rows_before_one_that_is_not_what_was_written(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, table: Table, batch_rows: int
+) -> None:
+    monkeypatch.setattr("ckptfs.store.reader._BATCH_ROWS", batch_rows)
+    rows = [(bytes([number]) * PACKED_KEY_SIZE, key_of(number)) for number in range(1, 9)]
+    environment.write([(table, rows)])
+    with environment.view({table: {}}) as view:
+        assert list(view.scan(table)) == rows
+    environment.close()
+    data = environment.path.read_bytes()
+    changed = data.replace(b"".join(rows[4]), rows[4][0] + key_of(77))
+    assert changed != data
+    environment.path.write_bytes(changed)
+    environment = Environment(environment.path, Disk(), read_only=True)
+    shown = []
+    with environment.view({table: {}}) as view, pytest.raises(DamagedError, match="is not what was written"):
+        for row in view.scan(table):
+            shown.append(row)
+    assert shown == rows[:4]
+    environment.close()
+
+
+@pytest.mark.parametrize("table", [Table.META, Table.CHUNK_IDS])
+def test_the_first_rows_of_a_table_are_written_as_later_ones_are(environment: Environment, table: Table) -> None:
+    rows = [(bytes([number]) * PACKED_KEY_SIZE, key_of(number)) for number in range(1, 9)]
+    environment.write([(table, [*rows[:3], (rows[3][0], None), *rows[4:]])])
+    environment.write([(table, [(rows[0][0], None), rows[3]])])
+    with environment.view({table: {}}) as view:
+        assert list(view.scan(table)) == rows[1:]
+    environment.write([(table, [(key, None) for key, _ in rows])])
+    with pytest.raises(ValueError, match="are not sorted"):
+        environment.write([(table, [rows[2], rows[1]])])
+    with environment.view({table: {}}) as view:
+        assert list(view.scan(table)) == []
+
+
 @pytest.mark.parametrize("key", [b"", bytes(KEY_SIZE_MAX + 1)])
 def test_a_key_that_lmdb_cannot_hold_is_refused_at_once(environment: Environment, key: bytes) -> None:
     tables = Tables(environment)
@@ -345,3 +383,36 @@ def test_the_map_grows_while_readers_and_views_are_at_work(tmp_path: Path, monke
             assert len(list(view.scan(Table.INODES))) == 500 * 24
     with ChunkStore.open(tmp_path / "store") as store:
         assert len(list(store.tables.scan(Table.INODES))) == 500 * 24 + 1
+
+
+def test_what_fails_is_taken_back_in_all(environment: Environment) -> None:
+    """Rows in LMDB, frozen, active and pending, that were there, deleted, or not there at all."""
+    tables = Tables(environment)
+    names = [b"stored", b"frozen", b"active", b"deleted", b"missing"]
+    for name in (b"stored", b"deleted"):
+        tables.put(Table.META, name, b"before")
+    tables.take_changes()
+    bring_down(tables, environment)
+    tables.put(Table.META, b"frozen", b"before")
+    frozen = tables.freeze()
+    tables.put(Table.META, b"active", b"before")
+    tables.delete(Table.META, b"deleted")
+    shown = list(tables.scan(Table.META))
+    with pytest.raises(KeyError), tables.all_or_none():
+        for name in names:
+            tables.put(Table.META, name, b"once")
+        for name in names[::2]:
+            tables.delete(Table.META, name)
+        assert [tables.get(Table.META, name) for name in names] == [None, b"once", None, b"once", None]
+        raise KeyError
+    assert list(tables.scan(Table.META)) == shown
+    assert [tables.get(Table.META, name) for name in names] == [b"before"] * 3 + [None] * 2
+    changes = {row.key: row.value for row in tables.take_changes().rows}
+    assert changes == {b"frozen": b"before", b"active": b"before", b"deleted": None}
+    environment.write((table, memtable.items()) for table, memtable in frozen.memtables.items())
+    tables.release(frozen)
+    bring_down(tables, environment)
+    assert list(tables.scan(Table.META)) == shown
+    with tables.all_or_none():
+        tables.put(Table.META, b"missing", b"put")
+    assert tables.get(Table.META, b"missing") == b"put" and tables.changed_rows == 1
