@@ -251,10 +251,17 @@ def test_a_write_takes_the_suid_and_sgid_bits(shared: Path, change: Callable[[Pa
     assert stat.S_IMODE(file.stat().st_mode) == 0o775
 
 
-def test_a_write_takes_the_sgid_bit_of_what_its_group_may_not_run_on_the_disk_below_only(shared: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [overwrite, lambda file: os.truncate(file, 1), lambda file: os.chown(file, OWNER, -1)],
+    ids=["write", "truncate", "chown"],
+)
+def test_a_change_takes_the_sgid_bit_of_what_its_group_may_not_run_on_the_disk_below_only(
+    shared: Path, change: Callable[[Path], object]
+) -> None:
     """A difference that `docs/design.md` lists: the kernel takes it from no file of a FUSE filesystem."""
     file = make(shared / "file", 0o2664)
-    assert as_user(OWNER, lambda: overwrite(file)) == 0
+    assert as_user(OWNER, lambda: change(file)) == 0
     kept = stat.S_ISGID if os.path.ismount(shared.parent) else 0
     assert file.stat().st_mode & stat.S_ISGID == kept
 
