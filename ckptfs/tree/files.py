@@ -126,7 +126,7 @@ class Files:
     def attributes(self, file: OpenFile) -> Inode:
         """Return the attributes of an open file as its users see them now."""
         inode = file.detached or self._names.inode(file.ino)
-        if not file.dirty:
+        if not file.dirty and not file.unlinked:
             return inode
         mtime = file.mtime_ns or inode.mtime_ns
         allocated = min(inode.allocated + file.content.buffered, file.content.size)
@@ -186,14 +186,21 @@ class Files:
         return file.content.plan_read(offset, size)
 
     def commit(self, file: OpenFile) -> None:
-        """Make the content of a dirty file, all of it in chunks, a committed version; or keep it as interrupted."""
-        if not file.dirty or file.unlinked or file.detached:
+        """Make the content of a dirty file, all of it in chunks, a committed version; or keep it as interrupted.
+
+        That of a file without a name is what it is as long as somebody has it open, and no version.
+        """
+        if not file.dirty or file.detached:
             file.dirty = False
             return
         inode = self._names.inode(file.ino)
         failed = file.interrupted or file.error is not None
         content = file.content
         mtime = file.mtime_ns or inode.mtime_ns
+        if file.unlinked:
+            self._names.change_attributes(self.attributes(file))
+            file.dirty, file.mtime_ns = False, 0
+            return
         if file.replaced and not failed:
             self._names.epoch.overwrite(file.ino)
         committed_before = inode.predecessor if inode.flags else inode.manifest

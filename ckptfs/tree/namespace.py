@@ -260,7 +260,8 @@ class Namespace:
         elif target.flags & UNCOMMITTED:
             self._hiding.erase(target.ino, name_prefix(parent, name))
             self._drop_link(target)
-        # What is committed stays in the open epoch, below the name of an uncommitted file, until that is committed.
+        else:  # it stays in the open epoch, below the name of an uncommitted file, until that is committed
+            self.put_inode(target._replace(ctime_ns=self.now_ns()))
         moved = self.inode(moved.ino)  # which may have been what the name hid, and then has a link less
         if moved.predecessor == 0 and target.is_file:
             return moved._replace(predecessor=target.predecessor if target.flags else target.manifest)

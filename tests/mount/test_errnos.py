@@ -421,6 +421,19 @@ def in_removed(act: Act) -> Act:
     return do
 
 
+def by_another(act: Callable[[int], object]) -> Act:
+    """Return an act with another handle on what has no name; the first one is asked when that is closed."""
+    return removed(
+        lambda fd: (
+            opened(f"/proc/self/fd/{fd}", W, act),
+            os.fchmod(fd, 0o600),  # after which the kernel has nothing but what it is told
+            os.fstat(fd).st_size,
+            os.pread(fd, 99, 0),
+        ),
+        flags=R,
+    )
+
+
 NAMELESS: dict[str, Act] = {
     "attributes": removed(lambda fd: (os.fchmod(fd, 0o711), os.utime(fd, (3, 4)), os.fstat(fd).st_mtime)),
     "mode and links": removed(lambda fd: (os.fchmod(fd, 0o711), oct(os.fstat(fd).st_mode), os.fstat(fd).st_nlink)),
@@ -429,6 +442,28 @@ NAMELESS: dict[str, Act] = {
     "sync": removed(lambda fd: (os.write(fd, b"abc"), os.fsync(fd), os.fstat(fd).st_size)),
     "open again": removed(lambda fd: Path(f"/proc/self/fd/{fd}").read_bytes()),
     "open again for writing": removed(lambda fd: (Path(f"/proc/self/fd/{fd}").write_bytes(b"new"), os.pread(fd, 9, 0))),
+    "write by another": by_another(lambda fd: os.pwrite(fd, b"more than there was", 5)),
+    "shorten by another": by_another(lambda fd: os.ftruncate(fd, 2)),
+    "sync by another": by_another(lambda fd: (os.pwrite(fd, b"more than there was", 5), os.fsync(fd))),
+    "shorten by a path": removed(
+        lambda fd: (
+            os.truncate(f"/proc/self/fd/{fd}", 2),
+            os.fchmod(fd, 0o600),
+            os.fstat(fd).st_size,
+            os.pread(fd, 99, 0),
+        ),
+        flags=R,
+    ),
+    "written before": lambda: opened(
+        "file",
+        R,
+        lambda fd: (
+            opened("file", W, lambda to: (os.write(to, b"more than there was"), os.unlink("file"))),
+            os.fchmod(fd, 0o600),
+            os.fstat(fd).st_size,
+            os.pread(fd, 99, 0),
+        ),
+    ),
     "name again": removed(lambda fd: os.link(f"/proc/self/fd/{fd}", "again", follow_symlinks=True)),
     "located": removed(lambda fd: (os.fstat(fd).st_nlink, os.fstat(fd).st_size), flags=os.O_PATH),
     "chmod of what is located": removed(

@@ -42,6 +42,14 @@ def closing_moves(flags: int) -> str:
     return moved_times("file", lambda: os.close(fd))
 
 
+def replacing_moves(old: int) -> bool:
+    """Return whether it moves the change time of an open file to be replaced by `new`."""
+    before = os.fstat(old).st_ctime_ns
+    wait_for_the_clock()
+    os.rename("new", "other")
+    return os.fstat(old).st_ctime_ns != before
+
+
 MOVES: dict[str, Act] = {
     "read": lambda: moved_times("file", read),
     "read what is in the page cache": lambda: moved_times(
@@ -96,6 +104,13 @@ MOVES: dict[str, Act] = {
     "rename over one name of two": lambda: (
         os.link("other", "new"),
         moved_times("new file", lambda: os.rename("file", "other")),
+    ),
+    "be replaced by what is being written": lambda: opened(
+        "other", R, lambda old: opened("new", W | os.O_CREAT, lambda fd: replacing_moves(old))
+    ),
+    "lose a name to what is being written": lambda: (
+        os.link("other", "name"),
+        opened("new", W | os.O_CREAT, lambda fd: moved_times("name", lambda: os.rename("new", "other"))),
     ),
     "unlink one name of two": lambda: (os.link("file", "new"), moved_times("new", lambda: os.unlink("file"))),
     "close what was written": lambda: closing_moves(W),
