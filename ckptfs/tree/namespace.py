@@ -192,7 +192,7 @@ class Namespace:
     def drop_name(self, parent: int, name: bytes, inode: Inode) -> None:
         """Take a name from an inode that is no directory, which goes with its last one; no time of `parent` changes."""
         self._remove_name(parent, name, inode)
-        self._drop_link(inode)
+        self._drop_link(inode.ino, self.now_ns())
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory; ENOENT, ENOTDIR, ENOTEMPTY."""
@@ -256,10 +256,10 @@ class Namespace:
             fail(errno.ENOTDIR, name)
         if not moved.flags & UNCOMMITTED:
             self._remove_name(parent, name, target)
-            self._drop_link(target)
+            self._drop_link(target.ino, self.now_ns())
         elif target.flags & UNCOMMITTED:
             self._hiding.erase(target.ino, name_prefix(parent, name))
-            self._drop_link(target)
+            self._drop_link(target.ino, self.now_ns())
         else:  # it stays in the open epoch, below the name of an uncommitted file, until that is committed
             self.put_inode(target._replace(ctime_ns=self.now_ns()))
         moved = self.inode(moved.ino)  # which may have been what the name hid, and then has a link less
@@ -331,12 +331,13 @@ class Namespace:
             self._hiding.erase(inode.ino, prefix)
             if hidden is not None:
                 self.rows.remove(Table.DIRENTS, prefix)
-                self._drop_link(self.inode(hidden))
+                self._drop_link(hidden, self.inode(hidden).ctime_ns)  # it changed when its name was hidden
         else:
             self.rows.remove(Table.DIRENTS, prefix)
 
-    def _drop_link(self, inode: Inode) -> None:
-        inode = inode._replace(nlink=inode.nlink - 1, ctime_ns=self.now_ns())
+    def _drop_link(self, ino: int, ctime_ns: int) -> None:
+        inode = self.inode(ino)
+        inode = inode._replace(nlink=inode.nlink - 1, ctime_ns=ctime_ns)
         if inode.nlink:
             self.put_inode(inode)
         else:
@@ -413,7 +414,7 @@ class Namespace:
             self._hiding.erase(inode.ino, prefix)
             self.rows.put(Table.DIRENTS, prefix, value)
             if hidden is not None:
-                self._drop_link(self.inode(hidden))
+                self._drop_link(hidden, self.inode(hidden).ctime_ns)  # it changed when its name was hidden
 
     def restore(self, parent: int, name: bytes, inode: Inode) -> None:
         """Give a free name to an inode that is not in the live tree (any more), as it is.
