@@ -290,6 +290,27 @@ def test_nobody_else_gets_into_a_mount_without_allow_other(mount: RunningMount) 
     os.close(fd)
 
 
+def test_versions_are_the_owners_and_their_files_as_private_as_they_were(open_mount: RunningMount) -> None:
+    private, public = make(open_mount.path / "private", 0o600), make(open_mount.path / "public", 0o644)
+    version = open_mount.at(open_mount.snapshot("kept"))
+    private.chmod(0o644)
+    public.chmod(0o600)
+    before = stat.S_IMODE(open_mount.path.stat().st_mode)
+    open_mount.path.chmod(0o777)
+    try:
+        assert as_user(STRANGER, (version / "private").read_bytes) == errno.EACCES
+        assert as_user(STRANGER, (version / "public").read_bytes) == 0
+        assert as_user(OWNER, (version / "private").read_bytes) == 0
+        assert as_user(STRANGER, open_mount.at("mine").mkdir) == errno.EACCES
+        assert as_user(STRANGER, version.rmdir) == errno.EACCES
+        assert as_user(OWNER, lambda: (version / "private").write_bytes(b"")) == errno.EROFS
+    finally:
+        open_mount.path.chmod(before)
+        private.unlink()
+        public.unlink()
+    version.rmdir()
+
+
 def test_the_store_and_its_socket_are_closed_to_others(open_mount: RunningMount) -> None:
     for path in [open_mount.store, *open_mount.store.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
