@@ -185,7 +185,7 @@ class Handles:
         They may come from the kernel's cache, for which nobody waits: so the error stays with the file, whose content
         is torn.
         """
-        file.error = error
+        file.fail(error)
         log.error("%s cannot be written: %s", self._tree.names.path(file.ino), error)
 
     async def flush(self, number: int) -> None:

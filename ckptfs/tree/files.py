@@ -9,6 +9,7 @@ owns the tables.
 import errno
 import logging
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from weakref import WeakSet
 
@@ -60,10 +61,17 @@ class OpenFile:
         """Whether all who may write can only append: a log."""
         return self.writers > 0 and self.appenders == self.writers
 
+    def fail(self, error: Exception) -> None:
+        """Note a failure that hit this file after a write was accepted; it is never forgotten.
+
+        Without its traceback, whose frames have the file: a collection would keep what nobody else has any more.
+        """
+        self.error = copy(error).with_traceback(None)
+
     def raise_error(self) -> None:
-        """Report the failure that hit this file after a write was accepted; it is never forgotten."""
+        """Report the failure that was noted."""
         if self.error is not None:
-            raise self.error
+            raise copy(self.error)
 
 
 class Files:

@@ -96,6 +96,16 @@ def test_what_was_deleted_makes_room_for_the_next_save_at_once(small: RunningMou
         (small.path / "large").unlink()
 
 
+def test_a_save_that_was_refused_gives_its_room_back_when_it_is_deleted(small: RunningMount) -> None:
+    small.mount(settle=60)
+    with pytest.raises(OSError, check=lambda error: error.errno == errno.ENOSPC):
+        (small.path / "large").write_bytes(os.urandom(DISK_SIZE))
+    (small.path / "large").unlink()
+    small.run("gc")
+    assert os.statvfs(small.store).f_bavail * os.statvfs(small.store).f_frsize > DISK_SIZE * 3 // 4
+    save(small, 1)
+
+
 def leave(mount: RunningMount, size: int) -> Path:
     """Leave the disk below so many bytes, by a file that takes the rest; return that file."""
     status = os.statvfs(mount.store)
