@@ -13,19 +13,19 @@ from ckptfs.tree.rows import LIVE, Rows
 
 
 class HidingNames:
-    """The live-only names of a tree, by the prefix of their rows."""
+    """The live-only names of a tree, by the prefix of their rows, each with the file whose name it hides, or None."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
-        self._names: dict[int, set[bytes]] = {}
+        self._names: dict[int, dict[bytes, int | None]] = {}
         self._hidden: Counter[int] = Counter()
         for table, prefix in rows.live_only():
             if table is Table.DIRENTS and (value := rows.get(table, prefix)):
                 self._note(decode_dirent(value).ino, prefix)
 
-    def of(self, ino: int) -> Sequence[bytes]:
-        """Return the names of an uncommitted file."""
-        return tuple(self._names.get(ino, ()))
+    def of(self, ino: int) -> Sequence[tuple[bytes, int | None]]:
+        """Return the names of an uncommitted file, and what they hide."""
+        return tuple(self._names.get(ino, {}).items())
 
     def hidden_links(self, ino: int) -> int:
         """Return how many names of a committed file are hidden."""
@@ -36,27 +36,27 @@ class HidingNames:
         self._rows.put(Table.DIRENTS, prefix, value, LIVE)
         self._note(ino, prefix)
 
-    def erase(self, ino: int, prefix: bytes) -> None:
-        """Take a name from an uncommitted file; what it hid shows again."""
+    def erase(self, ino: int, prefix: bytes) -> int | None:
+        """Take a name from an uncommitted file; return what it hid, which shows again."""
         self._rows.erase(Table.DIRENTS, prefix, LIVE)
-        left = self._names.get(ino, set()) - {prefix}
-        if left:
-            self._names[ino] = left
-        else:
-            self._names.pop(ino, None)
-        hidden = self.hidden_by(prefix)
+        names = self._names.get(ino, {})
+        if prefix not in names:  # in a store that was tampered with
+            return self._committed(prefix)
+        hidden = names.pop(prefix)
+        if not names:
+            del self._names[ino]
         if hidden is not None:
             self._hidden[hidden] -= 1
             if not self._hidden[hidden]:
                 del self._hidden[hidden]
-
-    def hidden_by(self, prefix: bytes) -> int | None:
-        """Return the file whose name a live-only one hides, or would hide."""
-        value = self._rows.get(Table.DIRENTS, prefix, self._rows.open_epoch)
-        return None if value is None else decode_dirent(value).ino
+        return hidden
 
     def _note(self, ino: int, prefix: bytes) -> None:
-        self._names.setdefault(ino, set()).add(prefix)
-        hidden = self.hidden_by(prefix)
+        hidden = self._names.setdefault(ino, {})[prefix] = self._committed(prefix)
         if hidden is not None:
             self._hidden[hidden] += 1
+
+    def _committed(self, prefix: bytes) -> int | None:
+        """Return the file that has this name in the open epoch."""
+        value = self._rows.get(Table.DIRENTS, prefix, self._rows.open_epoch)
+        return None if value is None else decode_dirent(value).ino

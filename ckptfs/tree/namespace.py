@@ -327,8 +327,7 @@ class Namespace:
         """Take a name away from an inode; a committed file that an uncommitted one's name hides goes with it."""
         prefix = name_prefix(parent, name)
         if inode.flags & UNCOMMITTED:
-            hidden = self._hiding.hidden_by(prefix)
-            self._hiding.erase(inode.ino, prefix)
+            hidden = self._hiding.erase(inode.ino, prefix)
             if hidden is not None:
                 self.rows.remove(Table.DIRENTS, prefix)
                 self._drop_link(hidden, self.inode(hidden).ctime_ns)  # it changed when its name was hidden
@@ -401,16 +400,14 @@ class Namespace:
         """Make `inode` a committed file version: it and its names become rows of the open epoch."""
         inode = inode._replace(flags=0)
         names = self._hiding.of(inode.ino)
-        for prefix in names:
-            hidden = self._hiding.hidden_by(prefix)
+        for _, hidden in names:
             if hidden is not None:
                 self.epoch.overwrite(hidden)
         self.rows.erase(Table.INODES, id_prefix(inode.ino), LIVE)
         self.put_inode(inode)
-        for prefix in names:
+        for prefix, hidden in names:
             value = self.rows.get(Table.DIRENTS, prefix)
             assert value is not None
-            hidden = self._hiding.hidden_by(prefix)
             self._hiding.erase(inode.ino, prefix)
             self.rows.put(Table.DIRENTS, prefix, value)
             if hidden is not None:
