@@ -50,6 +50,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"ckptfs: waiting until everything is in {mount.source}", file=sys.stderr, flush=True)
 
     wait_for_release(mount.source, tell)
+    if not os.path.lexists(mount.source):
+        raise DaemonError(
+            f"{mountpoint} is unmounted, but its store is not at {mount.source} any more, so its process could not "
+            "finish; what was closed or synced is in the store, and the next mount takes it up"
+        )
     if is_writing and not has_finished(mount.source):
         raise DaemonError(
             f"{mountpoint} is unmounted, but its process could not finish, see {os.path.join(mount.source, LOG_NAME)}; "

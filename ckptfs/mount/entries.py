@@ -44,7 +44,7 @@ class Entries:
             root = self._tree.attributes(ROOT_INO)
             return root._replace(mode=stat.S_IFLNK | 0o777, nlink=1, size=len(target), target=target)
         inode = self._tree.attributes(node.ino, node.epoch)
-        return self._access_times.applied_to(inode) if node.is_live else inode
+        return self._access_times.applied_to(self._tree.names.seen(inode)) if node.is_live else inode
 
     def note_access(self, node: Node) -> None:
         """Note that a directory or a symbolic link is read."""

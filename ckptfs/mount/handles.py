@@ -148,21 +148,22 @@ class Handles:
         handle = self._handles[number]
         if handle.file is None:
             fail(errno.EBADF)
-        has_room = self._room.take(len(data)) or await self._make_room(handle.file, len(data))
+        has_room = await self._take_room(handle.file, len(data))
         self._files.write(handle.file, offset, data)
         if not has_room:
             await self._store_known(handle.file)
         elif handle.content.buffered >= PIECE_SIZE:
             await self._jobs.accept(handle.file)
 
-    async def _make_room(self, file: OpenFile, size: int) -> bool:
-        """Make room on the disk below for `size` bytes; False where there is none to be made.
+    async def _take_room(self, file: OpenFile, size: int) -> bool:
+        """Take room on the disk below for `size` bytes, and make it where there is none; False where that cannot be.
 
         Nothing overtakes the bytes meanwhile: the kernel has one write under way for each range.
         """
         file.raise_error()
         try:
-            await self._room.make(size)
+            if not self._room.take(size):
+                await self._room.make(size)
         except NoSpaceError:
             return False
         except (CkptfsError, OSError) as error:
@@ -184,7 +185,7 @@ class Handles:
         They may come from the kernel's cache, for which nobody waits: so the error stays with the file, whose content
         is torn.
         """
-        file.error = error
+        file.fail(error)
         log.error("%s cannot be written: %s", self._tree.names.path(file.ino), error)
 
     async def flush(self, number: int) -> None:

@@ -68,11 +68,13 @@ class Jobs:
                 await self._step.wait()
         except Exception as error:
             if job in jobs:
-                file.error = error
+                file.fail(error)
                 file.content.abandon_jobs()
             unforeseen = not isinstance(error, (CkptfsError, OSError))
             if not isinstance(job, StreamJob) or not job.known_only:  # else whoever wrote says so
                 log.error("%s cannot be stored: %s", self._tree.names.path(file.ino), error, exc_info=unforeseen)
+            # Its frames have the file, and one of them the error: nobody would let go of what nobody has any more.
+            error.__traceback__ = None
         else:
             if job in jobs:
                 file.content.finish_job()

@@ -22,6 +22,7 @@ from ckptfs.mount.entries import SNAPSHOTS_NAME, Entries
 from ckptfs.mount.handles import Handles
 from ckptfs.mount.listings import Listings
 from ckptfs.mount.nodes import LATEST_NODE, ROOT_NODE, SNAPSHOTS_NODE, Node, Nodes
+from ckptfs.mount.room import Room
 from ckptfs.tree import Tree
 from ckptfs.tree.inode import ROOT_INO, TIME_MAX_NS, TIME_MIN_NS, Inode
 from ckptfs.tree.namespace import NAME_MAX, Owner, fail
@@ -65,6 +66,7 @@ class Operations(pyfuse3.Operations):
         access_times: AccessTimes,
         committer: Committer,
         versions: Versions,
+        room: Room,
     ) -> None:
         super().__init__()
         self._tree = tree
@@ -75,6 +77,7 @@ class Operations(pyfuse3.Operations):
         self._access_times = access_times
         self._committer = committer
         self._versions = versions
+        self._room = room
         self._entries = Entries(tree, nodes, access_times)
         self._listings = Listings(tree, nodes, self._entries.attributes)
         self.begun = trio.Event()
@@ -116,6 +119,8 @@ class Operations(pyfuse3.Operations):
             await self._handles.truncate(ino, attr.st_size)
             if not (fields.update_mode or fields.update_uid or fields.update_gid or fields.update_mtime):
                 return self._entries.attributes(Node(ino, LIVE))
+        else:  # a truncation can make room
+            self._room.take_row()
         self._change_attributes(ino, attr, fields)
         return self._entries.attributes(Node(ino, LIVE))
 
@@ -145,6 +150,12 @@ class Operations(pyfuse3.Operations):
 
     # Names
 
+    def _new_name(self, parent_inode: InodeT, name: FileNameT, size: int = 0) -> int:
+        """Return the inode number of a directory that gets this name, with room for it and for `size` bytes more."""
+        parent = self._entries.new_name(parent_inode, name)
+        self._room.take_row(size)
+        return parent
+
     def _made(self, inode: Inode) -> EntryAttributes:
         """Return the entry of an inode that was just made."""
         self._versions.touched()
@@ -155,8 +166,9 @@ class Operations(pyfuse3.Operations):
         if self._nodes.resolve(parent_inode) == SNAPSHOTS_NODE:
             if self._tree.snapshots.named(os.fsdecode(name)):
                 fail(errno.EEXIST, name)
+            self._room.take_row()
             return self._entries.entry(Node(ROOT_INO, await self._versions.create(os.fsdecode(name))))
-        parent = self._entries.new_name(parent_inode, name)
+        parent = self._new_name(parent_inode, name)
         return self._made(self._names.create(parent, name, stat.S_IFDIR | mode & 0o7777, Owner(ctx.uid, ctx.gid)))
 
     @answered
@@ -173,14 +185,14 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._entries.new_name(parent_inode, name)
+        parent = self._new_name(parent_inode, name)
         return self._made(self._names.create(parent, name, mode, Owner(ctx.uid, ctx.gid), rdev=rdev))
 
     @answered
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._entries.new_name(parent_inode, name)
+        parent = self._new_name(parent_inode, name, len(target))
         owner = Owner(ctx.uid, ctx.gid)
         return self._made(self._names.create(parent, name, stat.S_IFLNK | 0o777, owner, target=target))
 
@@ -188,7 +200,7 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._entries.new_name(new_parent_inode, new_name)
+        parent = self._new_name(new_parent_inode, new_name)
         linked = self._names.link(self._entries.writable(inode), parent, new_name)
         self._versions.touched()
         return self._entries.entry(Node(linked.ino, LIVE))  # it may be open, and longer than its inode says
@@ -209,6 +221,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         old = self._entries.old_name(parent_inode_old, name_old)
+        self._room.take_row()
         self._names.rename(old, name_old, self._entries.old_name(parent_inode_new, name_new), name_new, flags)
         self._versions.touched()
         await self._committer.commit(durable=False)  # as for a close: a rename is how careful programs complete a save
@@ -249,7 +262,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        parent = self._entries.new_name(parent_inode, name)
+        parent = self._new_name(parent_inode, name)
         owner = Owner(ctx.uid, ctx.gid)
         inode = self._names.create(parent, name, stat.S_IFREG | mode & 0o7777, owner, committed=False)
         number = self._handles.open_created(inode, flags, ctx.pid)
@@ -335,7 +348,9 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def setxattr(self, inode: InodeT, name: pyfuse3.XAttrNameT, value: bytes, ctx: RequestContext) -> None:
-        self._tree.xattrs.set(self._entries.writable(inode), name, value)
+        ino = self._entries.writable(inode)
+        self._room.take_row(len(value))
+        self._tree.xattrs.set(ino, name, value)
         self._versions.touched()
 
     @answered

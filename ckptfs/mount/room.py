@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from ckptfs.config import MIB
+from ckptfs.config import KIB, MIB
 from ckptfs.errors import NoSpaceError
 from ckptfs.mount.collector import Collector
 from ckptfs.mount.jobs import Jobs
@@ -19,8 +19,13 @@ from ckptfs.tree import Tree
 
 log = logging.getLogger(__name__)
 
+ROW_SIZE = 1 * KIB
+"""What a name or an inode takes at most in journal and index together, about."""
+SMALL_SIZE = 2 * ROW_SIZE
 ROOM_ONCE = 16 * MIB
 """After so many bytes at the latest the disk below is asked again how much it takes."""
+ROWS_ONCE = 64 * KIB
+"""The same for names and attributes: what another program leaves of the reserve must do for them."""
 MADE_SHARE = 64
 """At least this part of the disk is made free at a time: a collection costs more than a few megabytes are worth."""
 
@@ -37,6 +42,7 @@ class Room:
         self._making = trio.Lock()
         self._left = 0
         """Bytes that may still be accepted before somebody looks at the disk below again."""
+        self._left_for_rows = 0
 
     def take(self, size: int) -> bool:
         """Take room for `size` bytes; False where there is not so much."""
@@ -47,6 +53,20 @@ class Room:
             self._left = size + min(free // 2, ROOM_ONCE)
         self._left -= size
         return True
+
+    def take_row(self, size: int = 0) -> None:
+        """Take room for a new row with a value of `size` bytes; NoSpaceError.
+
+        On a full disk a small one gets what is kept back for rows, but only a part of that: a deletion, which makes
+        room, has to be written down, too.
+        """
+        size += ROW_SIZE
+        if size > self._left_for_rows:
+            free = self._free()
+            if free < size and (size > SMALL_SIZE or not self._store.takes_rows()):
+                raise NoSpaceError(f"the disk below the store is full: {self._store.path}")
+            self._left_for_rows = max(size, min(free, ROWS_ONCE))
+        self._left_for_rows -= size
 
     def _free(self) -> int:
         return self._store.room() - self._jobs.buffered

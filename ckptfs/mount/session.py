@@ -123,13 +123,16 @@ class _Session:
             )
             readahead = ReadAhead(self._tree.reader, work)
             access_times = AccessTimes(self._tree)
+            room = Room(self._tree, self._jobs, collector, self._versions.give_up)
             handles = Handles(
                 *(self._tree, self._jobs, self._committer, offload, readahead, access_times),
-                Room(self._tree, self._jobs, collector, self._versions.give_up),
+                room,
                 self._versions.touched,
                 idle.busy,
             )
-            operations = Operations(self._tree, self._nodes, handles, access_times, self._committer, self._versions)
+            operations = Operations(
+                self._tree, self._nodes, handles, access_times, self._committer, self._versions, room
+            )
             listener = self._listen()
             try:
                 self._mount(operations)

@@ -79,6 +79,10 @@ class Opening(NamedTuple):
     differences: dict[str, int] | None = None
 
 
+_ROW_SIZE = 256
+"""What a row takes in the index, about, and its change in the journal."""
+
+
 class ChunkStore:
     """An open store; made by `create` or `open`, and a context manager that commits when its body succeeds."""
 
@@ -474,6 +478,10 @@ class ChunkStore:
     def room(self) -> int:
         """Return how many bytes of data the disk below still takes, what is to be kept back taken off."""
         return max(self.space().free - self._reserve.missing, 0)
+
+    def takes_rows(self) -> bool:
+        """Whether a new row has a place on a full disk, too: what is kept back also has to do for those that wait."""
+        return self._reserve.spare > self.waiting_rows * _ROW_SIZE
 
     # Accounting
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import lmdb
 
-from ckptfs.config import GIB, KIB
+from ckptfs.config import GIB, KIB, MIB
 from ckptfs.errors import NoSpaceError
 from ckptfs.store.disk import FILE_MODE, Disk
 from ckptfs.store.reader import PACKED, Cursor, Reader, View, begin, damaged, failure
@@ -25,6 +25,8 @@ from ckptfs.store.schema import Memtable, Table, row_check
 MAP_SIZE = 64 * GIB
 """The address space that LMDB maps at first; the file is sparse and only as large as what is in it."""
 
+_ROOM_MIN = 1 * MIB
+"""A full disk takes a part of a write, which LMDB calls an I/O error; with more room than this it is one."""
 _MAP_GROWTH = 2
 _DATABASES_MAX = 16
 _LOCK_SIZE = 8 * KIB
@@ -160,6 +162,8 @@ class Environment:
         except lmdb.DiskError as error:
             raise NoSpaceError(f"the disk below the store is full: {self.path}") from error
         except lmdb.Error as error:
+            if "Input/output error" in str(error) and self._disk.space(self.path.parent).free < _ROOM_MIN:
+                raise NoSpaceError(f"the disk below the store is full: {self.path}") from error
             raise OSError(
                 errno.EIO, f"the index cannot be written ({error}), open the store again", str(self.path)
             ) from error

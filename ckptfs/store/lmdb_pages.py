@@ -1,10 +1,11 @@
 """The pages of an LMDB file, looked at without LMDB: whether it can be opened without harm.
 
 LMDB has no checksums and believes its pages: a reference to a page that is not there, or a length that leads out of
-one, ends the process by a signal, and a free page that is in use is written over. `damage_of` walks every page that
-LMDB would follow (in LMDB 0.9's format, which is version 1) and holds references, lengths, order and counts against
-each other, so that no row is missed. It tells nothing of what rows say: they have checks (`environment.py`). It takes
-half a second for a million chunks; nobody may write meanwhile.
+one, ends the process by a signal, a free page that is in use is written over, and a row whose key has changed is not
+found where it belongs, so that an older one may show. `damage_of` walks every page that LMDB would follow (in LMDB
+0.9's format, which is version 1), holds references, lengths, order and counts against each other, so that no row is
+missed, and compares the check of every row. Only packed rows are left to whoever reads them: who misses one stores a
+chunk once more. It takes a second for a million chunks; nobody may write meanwhile.
 """
 
 import struct
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptfs.store.disk import Disk
+from ckptfs.store.schema import Table, holds
 
 _META = struct.Struct("<16xII16x")  # of a page: magic, version; then the two trees
 _TREE = struct.Struct("<IHHQQQQQ")
@@ -35,6 +37,7 @@ _EMPTY = (1 << 64) - 1
 _FIRST_PAGE = 2
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 _DEPTH_MAX = 32
+_TABLES = {table.name.lower().encode(): table for table in Table}
 
 
 class _Tree(NamedTuple):
@@ -92,10 +95,10 @@ class _Walk:
         if (meta.last_page + 1) > 2 * (self._size // self._page_size + 1):
             raise _DamageError("it is shorter than it says")
         self._met = bytearray(meta.last_page + 1)
-        for _, _, tree in self._rows(meta.main, _PLAIN):
-            if tree is None:
+        for name, _, tree in self._rows(meta.main, _PLAIN):
+            if tree is None or name not in _TABLES:
                 raise _DamageError("a table is no table")
-            for _, _, rows in self._rows(tree, _PLAIN, _PACKED_TABLE, plain_wanted=False):
+            for _, _, rows in self._rows(tree, _PLAIN, _PACKED_TABLE, table=_TABLES[name]):
                 if rows is not None:
                     deque(self._rows(rows, _PACKED_ROWS), maxlen=0)
         for _, value, _ in self._rows(meta.free, _FREE_PAGES):
@@ -137,11 +140,13 @@ class _Walk:
             raise _DamageError(f"page {number} is not there")
         return data
 
-    def _rows(self, tree: _Tree, *kinds: int, plain_wanted: bool = True) -> Iterator[tuple[bytes, bytes, _Tree | None]]:
+    def _rows(
+        self, tree: _Tree, *kinds: int, table: Table | None = None
+    ) -> Iterator[tuple[bytes, bytes, _Tree | None]]:
         """Yield the rows of a tree of one of these kinds: key, value, and the tree that the value is.
 
-        Of packed leaves it yields nothing, nor of pages that have nothing but rows without pages of their own, unless
-        they are wanted.
+        Of packed leaves it yields nothing. In a table the check of every row is compared, and nothing is yielded of
+        pages that have nothing but rows without pages of their own.
         """
         if tree.flags not in kinds:
             raise _DamageError("a tree is of another kind than it must be")
@@ -179,9 +184,10 @@ class _Walk:
                 entries += count
                 before = self._check_packed(number, page, count, pad, before, least)
                 continue
-            if not plain_wanted and (keys := self._plain_keys(page, count)) is not None:
+            if table is not None and (rows := self._plain_rows(page, count)) is not None:
                 entries += count
-                before = _last_of(number, keys, before, least)
+                before = _last_of(number, [key for key, _ in rows], before, least)
+                _compare(number, table, [row for _, row in rows])
                 continue
             for low, node_flags, key, start in self._nodes(number, page, count, branch=False):
                 if (before and _ordered(tree, key) <= before) or _ordered(tree, key) < least:
@@ -203,6 +209,8 @@ class _Walk:
                     entries += self._check_subpage(number, value)
                 else:
                     entries += 1
+                    if table is not None:
+                        _compare(number, table, [key + value])
                 yield key, value, subtree
         if (branches, leaves, overflow, entries) != tree[3:7]:
             raise _DamageError("a tree has other pages or rows than it says")
@@ -221,22 +229,22 @@ class _Walk:
                 raise _DamageError(f"a row of page {number} does not lie in it")
             yield low, high, bytes(page[at + _NODE.size : start]), start
 
-    def _plain_keys(self, page: bytes | bytearray, count: int) -> list[bytes] | None:
-        """Return the keys of a leaf whose rows lie inside of it and have no pages of their own; None of another one.
+    def _plain_rows(self, page: bytes | bytearray, count: int) -> list[tuple[bytes, bytes]] | None:
+        """Return the keys and the whole rows of a leaf, where all lie in it and have no pages of their own; else None.
 
         What `_nodes` and the look at each of them does, for most pages and in a third of the time.
         """
         floor = _PAGE.size + 2 * count
         if floor > self._page_size:
             return None
-        data, size, unpack, keys = bytes(page), self._page_size, _NODE.unpack_from, []
+        data, size, unpack, rows = bytes(page), self._page_size, _NODE.unpack_from, []
         for at in struct.unpack_from(f"<{count}H", page, _PAGE.size):
             low, flags, key_size = unpack(data, at)
             start = at + _NODE.size + key_size
             if flags or at < floor or start + low > size:
                 return None
-            keys.append(data[at + _NODE.size : start])
-        return keys
+            rows.append((data[at + _NODE.size : start], data[at + _NODE.size : start + low]))
+        return rows
 
     def _big_value(self, first: int, size: int) -> tuple[bytes, int]:
         """Return the value that has pages of its own, and how many."""
@@ -276,6 +284,12 @@ def _last_of(number: int, keys: list[bytes], before: bytes, least: bytes) -> byt
     if keys[0] < least or (before and keys[0] <= before) or not all(map(lt, keys, islice(keys, 1, None))):
         raise _DamageError(f"the keys of page {number} are not in order")
     return keys[-1]
+
+
+def _compare(number: int, table: Table, rows: list[bytes]) -> None:
+    """Compare rows with their checks; not packed ones, one of which a page of its table may have by itself."""
+    if table != Table.CHUNK_IDS and not all(holds(table, row) for row in rows):
+        raise _DamageError(f"a row of page {number}, of the table {table.name.lower()}, is not what was written")
 
 
 def _ordered(tree: _Tree, key: bytes) -> bytes:

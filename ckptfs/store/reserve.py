@@ -39,6 +39,11 @@ class Reserve:
         """How many bytes of room data must leave, so that a reserve that was held can be held again."""
         return self._wanted * max(self._size() - self._disk.stored_size(self._path), 0)
 
+    @property
+    def spare(self) -> int:
+        """How many bytes new rows may take of it on a full disk; the other half is for deletions."""
+        return self._size() // 2 - self.missing
+
     def _size(self) -> int:
         return min(SIZE_MAX, self._disk.space(self._path.parent).total // _SHARE)
 

@@ -46,6 +46,11 @@ def row_check(table: Table, key: bytes, value: bytes) -> bytes:
     return xxhash.xxh3_64_digest(key + value, table)[-CHECK_SIZE:]
 
 
+def holds(table: Table, row: bytes) -> bool:
+    """Tell whether a row, that is its key, value and check, is what was written."""
+    return row.endswith(xxhash.xxh3_64_digest(row[:-CHECK_SIZE], table)[-CHECK_SIZE:])
+
+
 def merged(stored: Iterator[tuple[bytes, bytes]], overlay: Memtable) -> Iterator[tuple[bytes, bytes]]:
     """Yield stored rows, ascending, and over them those in memory."""
     keys = sorted(overlay)

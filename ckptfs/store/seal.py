@@ -2,7 +2,7 @@
 
 LMDB has no checksums: a flipped bit may show an old row, another chunk, or end the process. The packs vouch for chunks;
 the seal vouches for the whole index. Whoever finds it broken makes the index anew from the packs. After a kill there is
-none: then the pages are looked at (`lmdb_pages.py`), and every row that is read has a check (`environment.py`).
+none: then pages and rows are looked at (`lmdb_pages.py`), and every row that is read has a check (`environment.py`).
 """
 
 import logging

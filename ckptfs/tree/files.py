@@ -9,6 +9,7 @@ owns the tables.
 import errno
 import logging
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from weakref import WeakSet
 
@@ -60,10 +61,17 @@ class OpenFile:
         """Whether all who may write can only append: a log."""
         return self.writers > 0 and self.appenders == self.writers
 
+    def fail(self, error: Exception) -> None:
+        """Note a failure that hit this file after a write was accepted; it is never forgotten.
+
+        Without its traceback, whose frames have the file: a collection would keep what nobody else has any more.
+        """
+        self.error = copy(error).with_traceback(None)
+
     def raise_error(self) -> None:
-        """Report the failure that hit this file after a write was accepted; it is never forgotten."""
+        """Report the failure that was noted."""
         if self.error is not None:
-            raise self.error
+            raise copy(self.error)
 
 
 class Files:
@@ -126,7 +134,7 @@ class Files:
     def attributes(self, file: OpenFile) -> Inode:
         """Return the attributes of an open file as its users see them now."""
         inode = file.detached or self._names.inode(file.ino)
-        if not file.dirty:
+        if not file.dirty and not file.unlinked:
             return inode
         mtime = file.mtime_ns or inode.mtime_ns
         allocated = min(inode.allocated + file.content.buffered, file.content.size)
@@ -186,14 +194,21 @@ class Files:
         return file.content.plan_read(offset, size)
 
     def commit(self, file: OpenFile) -> None:
-        """Make the content of a dirty file, all of it in chunks, a committed version; or keep it as interrupted."""
-        if not file.dirty or file.unlinked or file.detached:
+        """Make the content of a dirty file, all of it in chunks, a committed version; or keep it as interrupted.
+
+        That of a file without a name is what it is as long as somebody has it open, and no version.
+        """
+        if not file.dirty or file.detached:
             file.dirty = False
             return
         inode = self._names.inode(file.ino)
         failed = file.interrupted or file.error is not None
         content = file.content
         mtime = file.mtime_ns or inode.mtime_ns
+        if file.unlinked:
+            self._names.change_attributes(self.attributes(file))
+            file.dirty, file.mtime_ns = False, 0
+            return
         if file.replaced and not failed:
             self._names.epoch.overwrite(file.ino)
         committed_before = inode.predecessor if inode.flags else inode.manifest

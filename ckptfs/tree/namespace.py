@@ -17,6 +17,7 @@ from typing import NamedTuple, NoReturn
 from ckptfs.store import Table
 from ckptfs.tree.dirent import Dirent, decode_dirent, encode_dirent
 from ckptfs.tree.epoch import OpenEpoch
+from ckptfs.tree.hiding import HidingNames
 from ckptfs.tree.inode import INTERRUPTED, ROOT_INO, UNCOMMITTED, Inode
 from ckptfs.tree.places import Places
 from ckptfs.tree.rows import LIVE, Rows, id_prefix, name_prefix
@@ -50,10 +51,7 @@ class Namespace:
         """Asked whether somebody uses an inode, with or without a name."""
         self._nameless: dict[int, Inode] = {}
         self._places = Places(rows, self.entry)
-        self._uncommitted_names: dict[int, set[bytes]] = {}
-        for table, prefix in rows.live_only():
-            if table is Table.DIRENTS and (value := rows.get(table, prefix)):
-                self._uncommitted_names.setdefault(decode_dirent(value).ino, set()).add(prefix)
+        self._hiding = HidingNames(rows)
 
     # Reading
 
@@ -65,6 +63,11 @@ class Namespace:
         if epoch == LIVE and (nameless := self._nameless.get(ino)):
             return nameless
         fail(errno.ESTALE, ino)
+
+    def seen(self, inode: Inode) -> Inode:
+        """Return an inode of the live tree with as many links as it shows there: without its hidden names."""
+        hidden = self._hiding.hidden_links(inode.ino)
+        return inode._replace(nlink=inode.nlink - hidden) if hidden else inode
 
     def named_inode(self, ino: int) -> Inode:
         """Return an inode of the live tree that has a name; ENOENT."""
@@ -112,13 +115,12 @@ class Namespace:
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
         """Leave names and attributes as they are if the body fails, which commits nothing."""
-        nameless = dict(self._nameless)
-        uncommitted_names = {ino: set(prefixes) for ino, prefixes in self._uncommitted_names.items()}
+        nameless, hiding = dict(self._nameless), self._hiding.copy()
         try:
             with self.rows.tables.all_or_none():
                 yield
         except BaseException:
-            self._nameless, self._uncommitted_names = nameless, uncommitted_names
+            self._nameless, self._hiding = nameless, hiding
             raise
 
     # Making and removing names
@@ -205,7 +207,7 @@ class Namespace:
         `is_frozen` says that a snapshot shows this name of this inode, which saves looking.
         """
         self._remove_name(parent, name, inode, is_frozen=is_frozen)
-        self._drop_link(inode, is_frozen=is_frozen)
+        self._drop_link(inode if is_frozen else self.inode(inode.ino), self.now_ns(), is_frozen=is_frozen)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory; ENOENT, ENOTDIR, ENOTEMPTY."""
@@ -222,7 +224,7 @@ class Namespace:
         """Move a name, over an existing one unless `RENAME_NOREPLACE`, or exchange two (`RENAME_EXCHANGE`).
 
         ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, ENAMETOOLONG, EINVAL for unknown flags and for a directory
-        moved into itself, EBUSY for the exchange of a file that is still being created.
+        moved into itself.
         """
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             fail(errno.EINVAL, flags)
@@ -269,11 +271,12 @@ class Namespace:
             fail(errno.ENOTDIR, name)
         if not moved.flags & UNCOMMITTED:
             self._remove_name(parent, name, target)
-            self._drop_link(target)
+            self._drop_link(self.inode(target.ino), self.now_ns())
         elif target.flags & UNCOMMITTED:
-            self._erase_live_only_name(name_prefix(parent, name), target.ino)
-            self._drop_link(target)
-        # What is committed stays in the open epoch, below the name of an uncommitted file, until that is committed.
+            self._hiding.erase(target.ino, name_prefix(parent, name))
+            self._drop_link(self.inode(target.ino), self.now_ns())
+        else:  # it stays in the open epoch, below the name of an uncommitted file, until that is committed
+            self.put_inode(target._replace(ctime_ns=self.now_ns()))
         moved = self.inode(moved.ino)  # which may have been what the name hid, and then has a link less
         if moved.predecessor == 0 and target.is_file:
             return moved._replace(predecessor=target.predecessor if target.flags else target.manifest)
@@ -282,10 +285,13 @@ class Namespace:
     def _exchange(self, one: tuple[int, bytes, Inode], two: tuple[int, bytes, Inode]) -> None:
         for _, name, inode in (one, two):
             other = two if inode is one[2] else one
-            if inode.flags & UNCOMMITTED:
-                fail(errno.EBUSY, name)
             if inode.is_dir and self._places.is_below(other[0], inode.ino):
                 fail(errno.EINVAL, name)
+        if (one[2].flags ^ two[2].flags) & UNCOMMITTED:
+            self._give_way(*((one, two) if one[2].flags & UNCOMMITTED else (two, one)))
+        elif one[2].flags & UNCOMMITTED:
+            for parent, name, inode in (one, two):
+                self._hiding.erase(inode.ino, name_prefix(parent, name))
         now = self.now_ns()
         step = one[2].is_dir - two[2].is_dir if one[0] != two[0] else 0
         for (parent, name, _), (_, _, moved) in ((one, two), (two, one)):
@@ -295,6 +301,19 @@ class Namespace:
             self._note(inode)
         self.touch(one[0], nlink=-step)
         self.touch(two[0], nlink=step)
+
+    def _give_way(self, new: tuple[int, bytes, Inode], old: tuple[int, bytes, Inode]) -> None:
+        """Take its name from an uncommitted file that is exchanged with what is committed, a file or a directory.
+
+        A file keeps its name, too, hidden by that of the uncommitted one until that is committed: every snapshot shows
+        what there was, or what there is then.
+        """
+        self._remove_name(*new)
+        if old[2].is_dir:
+            self._remove_name(*old)
+        else:
+            inode = self.inode(old[2].ino)
+            self.put_inode(inode._replace(nlink=inode.nlink + 1))
 
     def _check_new(self, parent: int, name: bytes) -> Inode:
         if len(name) > NAME_MAX:
@@ -314,8 +333,7 @@ class Namespace:
         prefix = name_prefix(parent, name)
         value = encode_dirent(inode.ino, inode.mode)
         if inode.flags & UNCOMMITTED:
-            self.rows.put(Table.DIRENTS, prefix, value, LIVE)
-            self._uncommitted_names.setdefault(inode.ino, set()).add(prefix)
+            self._hiding.put(inode.ino, prefix, value)
         else:
             self.rows.put(Table.DIRENTS, prefix, value)
         self._places.note(inode.ino, parent, name)
@@ -324,25 +342,24 @@ class Namespace:
         """Take a name away from an inode; a committed file that an uncommitted one's name hides goes with it."""
         prefix = name_prefix(parent, name)
         if inode.flags & UNCOMMITTED:
-            self._erase_live_only_name(prefix, inode.ino)
-            hidden = self.rows.get(Table.DIRENTS, prefix)
+            hidden = self._hiding.erase(inode.ino, prefix)
             if hidden is not None:
                 self.rows.remove(Table.DIRENTS, prefix)
-                self._drop_link(self.inode(decode_dirent(hidden).ino))
+                self._drop_hidden(hidden)
         else:
             self.rows.remove(Table.DIRENTS, prefix, is_frozen=is_frozen)
 
-    def _erase_live_only_name(self, prefix: bytes, ino: int) -> None:
-        """Take the name of an uncommitted file away; what it hid shows again."""
-        self.rows.erase(Table.DIRENTS, prefix, LIVE)
-        self._uncommitted_names[ino].discard(prefix)
-
-    def _drop_link(self, inode: Inode, *, is_frozen: bool = False) -> None:
-        inode = inode._replace(nlink=inode.nlink - 1, ctime_ns=self.now_ns())
+    def _drop_link(self, inode: Inode, ctime_ns: int, *, is_frozen: bool = False) -> None:
+        inode = inode._replace(nlink=inode.nlink - 1, ctime_ns=ctime_ns)
         if inode.nlink:
             self.put_inode(inode)
         else:
             self._vanish(inode, is_frozen=is_frozen)
+
+    def _drop_hidden(self, ino: int) -> None:
+        """Take a name that was hidden from its inode, which changed when it was hidden."""
+        inode = self.inode(ino)
+        self._drop_link(inode, inode.ctime_ns)
 
     def _vanish(self, inode: Inode, *, is_frozen: bool = False) -> None:
         """Remove an inode that has no name any more from the live tree."""
@@ -352,7 +369,6 @@ class Namespace:
         self.rows.remove(Table.INODES, prefix, is_frozen=is_frozen)
         for key, _ in list(self.rows.scan(Table.XATTRS, prefix)):
             self.rows.remove(Table.XATTRS, key)
-        self._uncommitted_names.pop(inode.ino, None)
         self._places.forget(inode.ino)
         self.rows.has_garbage = True
         if any(uses(inode.ino) for uses in self.users):
@@ -402,20 +418,19 @@ class Namespace:
     def commit(self, inode: Inode) -> None:
         """Make `inode` a committed file version: it and its names become rows of the open epoch."""
         inode = inode._replace(flags=0)
-        for prefix in self._uncommitted_names.get(inode.ino, ()):
-            hidden = self.rows.get(Table.DIRENTS, prefix, self.rows.open_epoch)
+        names = self._hiding.of(inode.ino)
+        for _, hidden in names:
             if hidden is not None:
-                self.epoch.overwrite(decode_dirent(hidden).ino)
+                self.epoch.overwrite(hidden)
         self.rows.erase(Table.INODES, id_prefix(inode.ino), LIVE)
         self.put_inode(inode)
-        for prefix in self._uncommitted_names.pop(inode.ino, ()):
+        for prefix, hidden in names:
             value = self.rows.get(Table.DIRENTS, prefix)
             assert value is not None
-            self.rows.erase(Table.DIRENTS, prefix, LIVE)
-            hidden = self.rows.get(Table.DIRENTS, prefix)
+            self._hiding.erase(inode.ino, prefix)
             self.rows.put(Table.DIRENTS, prefix, value)
             if hidden is not None:
-                self._drop_link(self.inode(decode_dirent(hidden).ino))
+                self._drop_hidden(hidden)
 
     def restore(self, parent: int, name: bytes, inode: Inode) -> None:
         """Give a free name to an inode that is not in the live tree (any more), as it is.

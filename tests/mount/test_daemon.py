@@ -2,6 +2,7 @@
 
 import errno
 import json
+import mmap
 import os
 import random
 import shutil
@@ -10,12 +11,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.mount.running import PATIENCE_SECONDS, ROOT, SETTLE_SECONDS, RunningMount, mount_entry, tree_of
+from tests.mount.running import PATIENCE_SECONDS, ROOT, SETTLE_SECONDS, RunningMount, mount_entry, process_runs, tree_of
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -109,6 +110,32 @@ def test_a_signal_ends_it_cleanly_and_the_manager_is_told(unmounted: RunningMoun
     assert not unmounted.is_mounted()
     unmounted.mount()
     assert (unmounted.path / "file").read_bytes() == noise(500_000)
+
+
+@pytest.mark.expects_log("interrupted")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_being_written_when_a_signal_comes_is_kept_and_in_no_version(mount: RunningMount, signum: int) -> None:
+    for name in ("last.pt", "mapped.pt"):
+        (mount.path / name).write_bytes(b"previous")
+    mount.snapshot("before")
+    written = {"last.pt": noise(3_000_000), "new.pt": b"new", "train.log": b"line", "mapped.pt": b"in pages"}
+    with suppress(OSError), ExitStack() as stack:  # the connection is gone when they are closed
+        for name, data in written.items():
+            if name == "mapped.pt":
+                file = stack.enter_context(open(mount.path / name, "r+b"))
+                stack.enter_context(mmap.mmap(file.fileno(), len(data)))[:] = data
+            else:
+                mode = "ab" if name == "train.log" else "wb"
+                stack.enter_context(open(mount.path / name, mode, buffering=0)).write(data)
+        os.kill(mount.daemon, signum)
+        mount.wait_for(lambda: not process_runs(mount.daemon))
+    assert not mount.is_mounted()
+    mount.mount()
+    assert {path.name: path.read_bytes() for path in mount.path.iterdir()} == written
+    assert sorted(mount.json("stats")["interrupted"]) == ["last.pt", "mapped.pt", "new.pt"]
+    after = mount.at(mount.snapshot("after"))
+    expected = {"last.pt": b"previous", "mapped.pt": b"previous", "train.log": b"line"}
+    assert {path.name: path.read_bytes() for path in after.iterdir()} == expected
 
 
 def test_the_mount_is_usable_when_the_manager_hears_that_it_is_ready(unmounted: RunningMount, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The differences from ext4 that docs/design.md lists are those that there are."""
 
+import ctypes
 import fcntl
+import mmap
 import os
 import re
 import select
@@ -11,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.mount.calls import (
+    AT_FDCWD,
     RENAME_WHITEOUT,
     RW,
     Act,
     R,
     W,
     fallocate,
+    libc,
     moved_times,
     opened,
     outcomes,
@@ -26,6 +30,7 @@ from tests.mount.calls import (
 from tests.mount.running import ROOT
 
 PUNCH_HOLE = 3
+STATX_BTIME = 0x800
 RWF_DONTCACHE = 0x80
 FS_IOC_FIEMAP = 0xC020660B
 WHOLE_FILE = struct.pack("QQIIII", 0, 1 << 62, 0, 0, 0, 0)
@@ -78,6 +83,22 @@ def waits_for_it() -> None:
         opened("file", R, poll.register)
 
 
+def knows_creation() -> bool:
+    """Return whether `statx` tells when the file was made."""
+    told = ctypes.create_string_buffer(256)
+    libc("statx", AT_FDCWD, b"file", 0, STATX_BTIME, told)
+    return bool(struct.unpack_from("I", told)[0] & STATX_BTIME)
+
+
+def mapped_behind_the_end() -> bytes:
+    """Write through a mapping behind the end of the file, lengthen it, and return what is there."""
+    with open("file", "r+b") as file, mmap.mmap(file.fileno(), 7) as mapping:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        ctypes.memmove(address + 10, b"behind", 6)
+        file.truncate(16)
+        return Path("file").read_bytes()
+
+
 def device() -> object:
     """Make the device node of /dev/null, and open it."""
     os.mknod("null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
@@ -93,6 +114,8 @@ DIFFERENCES: dict[str, dict[str, Act]] = {
     "`fallocate`": {
         "allocate": lambda: opened("file", RW, lambda fd: fallocate(fd, 0, 0, 99_999)),
         "punch": lambda: opened("file", RW, lambda fd: fallocate(fd, PUNCH_HOLE, 0, 4096)),
+        "remove what is mapped": lambda: opened("file", RW, lambda fd: mmap.mmap(fd, 7).madvise(mmap.MADV_REMOVE)),
+        "append": lambda: opened("file", W | os.O_APPEND, lambda fd: os.posix_fallocate(fd, 0, 99)),
     },
     "`SEEK_HOLE`, `SEEK_DATA`": {
         "hole": lambda: (os.truncate("file", 1 << 30), opened("file", R, lambda fd: os.lseek(fd, 0, os.SEEK_HOLE)))[1],
@@ -104,6 +127,8 @@ DIFFERENCES: dict[str, dict[str, Act]] = {
         "empty": lambda: opened("full/file", R, lambda fd: atime_moves("full/file", fd)),
         "behind the end": lambda: moved_times("file", lambda: opened("file", R, lambda fd: os.pread(fd, 9, 99))),
     },
+    "the time of creation": {"asked for": knows_creation},
+    "mapped memory behind the end": {"lengthened": mapped_behind_the_end},
     "times of FIFOs": {"fifo": fifo_moves},
     "the range of times": {"in 2400": lambda: (os.utime("file", (13_569_465_600,) * 2), os.stat("file").st_mtime)[1]},
     "extended attributes": {
@@ -121,7 +146,10 @@ DIFFERENCES: dict[str, dict[str, Act]] = {
         "do not cache": lambda: read_with(RWF_DONTCACHE),
     },
     "`epoll`": {"register": waits_for_it},
-    "the number of links": {"asked for": lambda: os.pathconf(".", "PC_LINK_MAX")},
+    "the number of links": {
+        "asked for": lambda: os.pathconf(".", "PC_LINK_MAX"),
+        "bits of sizes": lambda: os.pathconf(".", "PC_FILESIZEBITS"),
+    },
     "`RENAME_WHITEOUT`": {"rename": lambda: renameat2("file", "new", RENAME_WHITEOUT)},
     "`st_blocks`": {"7 bytes": lambda: os.stat("file").st_blocks},
     "a file without a name": {"open what was located": lambda: nameless("open")},

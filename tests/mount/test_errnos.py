@@ -24,6 +24,7 @@ from tests.mount.calls import (
     libc,
     limited,
     opened,
+    outcome,
     outcomes,
     renameat2,
 )
@@ -106,6 +107,63 @@ RENAMES: dict[str, Act] = {
     "links when one was replaced": lambda: (os.rename("full/below", "empty"), os.stat(".").st_nlink),
     "links when one was exchanged": lambda: (renameat2("full/below", "file", RENAME_EXCHANGE), os.stat(".").st_nlink),
 }
+
+
+def being_written(act: Callable[[int], object]) -> Act:
+    """Return an act while a new file is written, and what every name has then and when it is closed."""
+
+    def names() -> dict[str, object]:
+        return {
+            path: (outcome(Path(path).read_bytes) if os.path.isfile(path) else None, os.lstat(path).st_nlink)
+            for path in sorted(os.listdir("."))
+            if path not in ("fifo", "socket")
+        }
+
+    def do() -> object:
+        done = opened("new", RW | os.O_CREAT, lambda fd: (os.write(fd, b"half"), outcome(lambda: act(fd)), names()))
+        return done, names()
+
+    return do
+
+
+WRITTEN: dict[str, Act] = {
+    "exchange with a file": being_written(lambda fd: renameat2("new", "file", RENAME_EXCHANGE)),
+    "be exchanged with by a file": being_written(lambda fd: renameat2("file", "new", RENAME_EXCHANGE)),
+    "exchange with a directory": being_written(lambda fd: renameat2("new", "full", RENAME_EXCHANGE)),
+    "exchange with a link": being_written(lambda fd: renameat2("new", "link", RENAME_EXCHANGE)),
+    "exchange twice": being_written(
+        lambda fd: (renameat2("new", "file", RENAME_EXCHANGE), renameat2("file", "other", RENAME_EXCHANGE))
+    ),
+    "exchange with another such": being_written(
+        lambda fd: opened("newer", W | os.O_CREAT, lambda other: renameat2("new", "newer", RENAME_EXCHANGE))
+    ),
+    "exchange, and unlink": being_written(lambda fd: (renameat2("new", "file", RENAME_EXCHANGE), os.unlink("file"))),
+    "exchange what it replaced": being_written(
+        lambda fd: (os.rename("new", "file"), renameat2("file", "other", RENAME_EXCHANGE))
+    ),
+    "replace a file": being_written(lambda fd: os.rename("new", "file")),
+    "replace a file that is open": being_written(
+        lambda fd: opened("file", R, lambda old: (os.rename("new", "file"), os.fstat(old).st_nlink, os.read(old, 9)))
+    ),
+    "replace one name of two": being_written(lambda fd: (os.link("file", "name"), os.rename("new", "name"))),
+    "replace both names": being_written(
+        lambda fd: (
+            os.link("file", "name"),
+            os.link("new", "newer"),
+            os.rename("new", "name"),
+            os.rename("newer", "file"),
+        )
+    ),
+    "be replaced": being_written(lambda fd: (os.rename("file", "new"), os.fstat(fd).st_nlink)),
+    "be replaced by what it replaced": being_written(
+        lambda fd: (os.link("file", "name"), os.rename("new", "file"), os.rename("name", "file"))
+    ),
+    "get another name": being_written(lambda fd: (os.link("new", "newer"), os.unlink("new"), os.write(fd, b" more"))),
+    "move with its directory": being_written(
+        lambda fd: (os.rename("new", "empty/new"), os.rename("empty", "moved"), os.write(fd, b" more"))
+    ),
+}
+"""What happens to the names of a file that is still being written, and to those that it takes over."""
 
 DATA: dict[str, Act] = {
     "a link not followed": lambda: opened("link", R | os.O_NOFOLLOW),
@@ -363,6 +421,19 @@ def in_removed(act: Act) -> Act:
     return do
 
 
+def by_another(act: Callable[[int], object]) -> Act:
+    """Return an act with another handle on what has no name; the first one is asked when that is closed."""
+    return removed(
+        lambda fd: (
+            opened(f"/proc/self/fd/{fd}", W, act),
+            os.fchmod(fd, 0o600),  # after which the kernel has nothing but what it is told
+            os.fstat(fd).st_size,
+            os.pread(fd, 99, 0),
+        ),
+        flags=R,
+    )
+
+
 NAMELESS: dict[str, Act] = {
     "attributes": removed(lambda fd: (os.fchmod(fd, 0o711), os.utime(fd, (3, 4)), os.fstat(fd).st_mtime)),
     "mode and links": removed(lambda fd: (os.fchmod(fd, 0o711), oct(os.fstat(fd).st_mode), os.fstat(fd).st_nlink)),
@@ -371,6 +442,28 @@ NAMELESS: dict[str, Act] = {
     "sync": removed(lambda fd: (os.write(fd, b"abc"), os.fsync(fd), os.fstat(fd).st_size)),
     "open again": removed(lambda fd: Path(f"/proc/self/fd/{fd}").read_bytes()),
     "open again for writing": removed(lambda fd: (Path(f"/proc/self/fd/{fd}").write_bytes(b"new"), os.pread(fd, 9, 0))),
+    "write by another": by_another(lambda fd: os.pwrite(fd, b"more than there was", 5)),
+    "shorten by another": by_another(lambda fd: os.ftruncate(fd, 2)),
+    "sync by another": by_another(lambda fd: (os.pwrite(fd, b"more than there was", 5), os.fsync(fd))),
+    "shorten by a path": removed(
+        lambda fd: (
+            os.truncate(f"/proc/self/fd/{fd}", 2),
+            os.fchmod(fd, 0o600),
+            os.fstat(fd).st_size,
+            os.pread(fd, 99, 0),
+        ),
+        flags=R,
+    ),
+    "written before": lambda: opened(
+        "file",
+        R,
+        lambda fd: (
+            opened("file", W, lambda to: (os.write(to, b"more than there was"), os.unlink("file"))),
+            os.fchmod(fd, 0o600),
+            os.fstat(fd).st_size,
+            os.pread(fd, 99, 0),
+        ),
+    ),
     "name again": removed(lambda fd: os.link(f"/proc/self/fd/{fd}", "again", follow_symlinks=True)),
     "located": removed(lambda fd: (os.fstat(fd).st_nlink, os.fstat(fd).st_size), flags=os.O_PATH),
     "chmod of what is located": removed(
@@ -399,8 +492,8 @@ def test_a_call_on_any_path_does_as_on_the_disk_below(mounted: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     "acts",
-    [RENAMES, DATA, WRITES, ATTRIBUTES, NAMELESS],
-    ids=["names", "data", "writes", "attributes", "without a name"],
+    [RENAMES, WRITTEN, DATA, WRITES, ATTRIBUTES, NAMELESS],
+    ids=["names", "being written", "data", "writes", "attributes", "without a name"],
 )
 def test_a_call_does_as_on_the_disk_below(mounted: Path, tmp_path: Path, acts: dict[str, Act]) -> None:
     assert outcomes(mounted, acts) == outcomes(tmp_path, acts)

@@ -1,19 +1,25 @@
 """What the calls of a mount promise is on the disk below when they return: nothing else survives the cut here.
 
 `tests/faults/test_power_cut.py` cuts the power below a store, at every operation. Here it goes below a mount, with
-everything lost that was not synced, right after each call whose return is a promise.
+everything lost that was not synced, right after each call whose return is a promise. The last test has an ext4 below,
+and what its block device has is what is found.
 """
 
 import mmap
 import os
 import random
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from tests.faults import powercut, recorder
 from tests.faults.crashes import STORE
 from tests.faults.powercut import LOST, CutDisk
-from tests.mount.calls import RW, R, W, opened
+from tests.mount.calls import RW, R, W, libc, opened
 from tests.mount.running import RunningMount
 from tests.unit.tree_support import crash, open_tree, read
 
@@ -137,3 +143,52 @@ def test_what_a_call_has_promised_outlives_a_power_cut(fuse: None, tmp_path: Pat
                     assert read(tree, name) == CONTENT, f"{name} in the {store}, when {promised[-1]} returned"
                 crash(tree)
     assert promised == [*PROMISES, *COMMANDS]
+
+
+@contextmanager
+def mounted_image(image: Path, at: Path) -> Iterator[Path]:
+    """Mount the ext4 of an image."""
+    at.mkdir()
+    # It is not to sync by itself before a test is over.
+    subprocess.run(["mount", "-o", "loop,commit=300", image, at], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "-l", at], check=True)
+
+
+def closed_and_synced_below(mount: RunningMount, path: Path) -> None:
+    """Close a file, and sync the filesystem below; `sync` does this to every one of the machine."""
+    path.write_bytes(CONTENT)
+    opened(str(mount.store), R, lambda fd: libc("syncfs", fd))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/loop-control"), reason="needs root and loop devices")
+@pytest.mark.parametrize(
+    "keep",
+    [
+        closed_and_synced_below,
+        lambda mount, path: PROMISES["fsync"](path),
+        lambda mount, path: PROMISES["mkdir in .snapshots"](path),
+    ],
+    ids=["sync below", "fsync", "mkdir in .snapshots"],
+)
+def test_what_was_promised_is_on_the_block_device_of_an_ext4_below(
+    unmounted: RunningMount, tmp_path: Path, keep: Callable[[RunningMount, Path], object]
+) -> None:
+    image, copy = tmp_path / "image", tmp_path / "copy"
+    image.touch()
+    os.truncate(image, 64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    with mounted_image(image, tmp_path / "below") as below:
+        unmounted.store = below / STORE
+        try:
+            unmounted.mount()
+            keep(unmounted, unmounted.path / "last.pt")
+            shutil.copy(image, copy)
+        finally:
+            unmounted.clean_up()
+    with mounted_image(copy, tmp_path / "found") as found:
+        tree = open_tree(found / STORE)
+        assert read(tree, "last.pt") == CONTENT
+        tree.store.close()

@@ -30,21 +30,30 @@ def test_a_lock_keeps_another_process_out_until_it_is_given_back(
         assert in_child(take) == 0
 
 
-def test_appends_of_several_processes_all_arrive_whole(place: Path) -> None:
+@pytest.mark.parametrize(
+    "handles", [[os.O_WRONLY] * 4, [os.O_RDWR] * 4, [os.O_WRONLY, os.O_RDWR] * 2], ids=["write", "read-write", "both"]
+)
+def test_appends_of_several_processes_all_arrive_whole(place: Path, handles: list[int]) -> None:
+    """Past the page cache or through it, in one request to the mount process or in several."""
     path = place / "log"
     path.touch()
+    sizes = [1, 5000, mmap.PAGESIZE, 200_000]
     pids = []
-    for process in range(4):
+    for process, flags in enumerate(handles):
         pid = os.fork()
         if not pid:
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND)
-            for line in range(200):
-                os.write(fd, b"%d %d\n" % (process, line))
+            fd = os.open(path, flags | os.O_APPEND)
+            for line in range(100):
+                os.write(fd, b"%d %d %s\n" % (process, line, b"x" * sizes[line % len(sizes)]))
             os._exit(0)
         pids.append(pid)
     assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
-    lines = [tuple(map(int, line.split())) for line in path.read_text().splitlines()]
-    assert sorted(lines) == [(process, line) for process in range(4) for line in range(200)]
+    found = [line.split() for line in path.read_bytes().splitlines()]
+    lines = [(int(process), int(line), len(rest)) for process, line, rest in found]
+    for process in range(len(handles)):
+        expected = [(process, line, sizes[line % len(sizes)]) for line in range(100)]
+        assert [line for line in lines if line[0] == process] == expected
+    assert len(lines) == 100 * len(handles)
 
 
 def test_mapped_memory_and_calls_see_each_other(place: Path) -> None:

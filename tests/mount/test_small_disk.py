@@ -3,7 +3,7 @@
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -94,6 +94,50 @@ def test_what_was_deleted_makes_room_for_the_next_save_at_once(small: RunningMou
         (small.path / "large").write_bytes(data)
         assert (small.path / "large").read_bytes() == data
         (small.path / "large").unlink()
+
+
+def test_a_save_that_was_refused_gives_its_room_back_when_it_is_deleted(small: RunningMount) -> None:
+    small.mount(settle=60)
+    with pytest.raises(OSError, check=lambda error: error.errno == errno.ENOSPC):
+        (small.path / "large").write_bytes(os.urandom(DISK_SIZE))
+    (small.path / "large").unlink()
+    small.run("gc")
+    assert os.statvfs(small.store).f_bavail * os.statvfs(small.store).f_frsize > DISK_SIZE * 3 // 4
+    save(small, 1)
+
+
+def new_names(directory: Path) -> None:
+    """Make names without an end."""
+    for number in range(100_000):
+        (directory / str(number)).mkdir()
+
+
+def new_attributes(directory: Path) -> None:
+    """Make extended attributes without an end, each in a file of its own."""
+    for number in range(100_000):
+        (directory / str(number)).touch()
+        os.setxattr(directory / str(number), "user.x", os.urandom(200))
+
+
+@pytest.mark.parametrize("make", [new_names, new_attributes])
+def test_names_and_attributes_are_refused_on_a_full_disk_before_nothing_can_be_deleted(
+    small: RunningMount, make: Callable[[Path], None]
+) -> None:
+    small.mount(settle=600)
+    for version in ("first", "second"):
+        save(small, 1)
+        small.snapshot(version)
+    (small.path / "directory").mkdir()
+    take_all(small)
+    with pytest.raises(OSError, check=lambda error: error.errno == errno.ENOSPC):
+        make(small.path / "directory")
+    (small.path / "model.pt").unlink()
+    small.run("snapshot", "delete", "first")
+    take_all(small)
+    small.run("gc")
+    assert os.statvfs(small.store).f_bavail * os.statvfs(small.store).f_frsize > SAVE_SIZE // 2
+    (small.path / "directory" / "another").mkdir()
+    assert small.at("second", "model.pt").stat().st_size == SAVE_SIZE
 
 
 def leave(mount: RunningMount, size: int) -> Path:

@@ -42,6 +42,22 @@ def closing_moves(flags: int) -> str:
     return moved_times("file", lambda: os.close(fd))
 
 
+def closing_replacement_moves() -> str:
+    """Return which times of a file it moves to close what has taken one of its names."""
+    os.link("other", "name")
+    fd = os.open("new", W | os.O_CREAT)
+    os.rename("new", "other")
+    return moved_times("name", lambda: (os.close(fd), os.listdir(".")))  # by which the kernel hears of it
+
+
+def replacing_moves(old: int) -> bool:
+    """Return whether it moves the change time of an open file to be replaced by `new`."""
+    before = os.fstat(old).st_ctime_ns
+    wait_for_the_clock()
+    os.rename("new", "other")
+    return os.fstat(old).st_ctime_ns != before
+
+
 MOVES: dict[str, Act] = {
     "read": lambda: moved_times("file", read),
     "read what is in the page cache": lambda: moved_times(
@@ -97,6 +113,14 @@ MOVES: dict[str, Act] = {
         os.link("other", "new"),
         moved_times("new file", lambda: os.rename("file", "other")),
     ),
+    "be replaced by what is being written": lambda: opened(
+        "other", R, lambda old: opened("new", W | os.O_CREAT, lambda fd: replacing_moves(old))
+    ),
+    "lose a name to what is being written": lambda: (
+        os.link("other", "name"),
+        opened("new", W | os.O_CREAT, lambda fd: moved_times("name", lambda: os.rename("new", "other"))),
+    ),
+    "close what has taken a name": closing_replacement_moves,
     "unlink one name of two": lambda: (os.link("file", "new"), moved_times("new", lambda: os.unlink("file"))),
     "close what was written": lambda: closing_moves(W),
     "close what was written, reading too": lambda: closing_moves(RW),

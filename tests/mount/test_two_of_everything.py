@@ -1,10 +1,14 @@
 """Many processes at one directory, and a store that is found elsewhere the next time."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from ckptfs.errors import DaemonError
 from tests.mount.running import RunningMount, tree_of
 
 PROCESSES = 32
@@ -62,3 +66,28 @@ def test_a_store_that_was_moved_is_mounted_where_it_is(mount: RunningMount, tmp_
     mount.mount()
     assert tree_of(mount.path) == shown
     assert mount.at("before", "last.pt").read_bytes() == b"content"
+
+
+@pytest.mark.expects_log("No such file|interrupted")
+def test_a_store_that_is_moved_while_it_is_mounted_keeps_what_was_confirmed(mount: RunningMount) -> None:
+    """Its process finds nothing any more where the store was, but what it has open it has."""
+    (mount.path / "last.pt").write_bytes(b"content")
+    mount.snapshot("before")
+    before, mount.store = mount.store, mount.store.rename(mount.store.with_name("moved"))
+    with (mount.path / "synced.pt").open("wb") as file:
+        file.write(b"synced")
+        file.flush()
+        os.fsync(file.fileno())
+    with pytest.raises(OSError) as failed, (mount.path / "torn.pt").open("wb", buffering=0) as file:
+        for _ in range(64):
+            file.write(os.urandom(1 << 20))
+    assert failed.value.errno in (errno.ENOENT, errno.EIO)
+    mount.snapshot("after")
+    done = mount.ckptfs("umount", mount.path, check=False)
+    assert (done.returncode, f"not at {before} any more" in done.stderr) == (DaemonError.exit_code, True), done
+    mount.mount()
+    expected = {"last.pt": b"content", "synced.pt": b"synced"}
+    assert {path.name: path.read_bytes() for path in mount.at("after").iterdir()} == expected
+    assert mount.json("stats")["interrupted"] == ["torn.pt"]
+    assert mount.at("before", "last.pt").read_bytes() == b"content"
+    mount.run("check", "--read-data")

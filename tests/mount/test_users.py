@@ -251,10 +251,17 @@ def test_a_write_takes_the_suid_and_sgid_bits(shared: Path, change: Callable[[Pa
     assert stat.S_IMODE(file.stat().st_mode) == 0o775
 
 
-def test_a_write_takes_the_sgid_bit_of_what_its_group_may_not_run_on_the_disk_below_only(shared: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [overwrite, lambda file: os.truncate(file, 1), lambda file: os.chown(file, OWNER, -1)],
+    ids=["write", "truncate", "chown"],
+)
+def test_a_change_takes_the_sgid_bit_of_what_its_group_may_not_run_on_the_disk_below_only(
+    shared: Path, change: Callable[[Path], object]
+) -> None:
     """A difference that `docs/design.md` lists: the kernel takes it from no file of a FUSE filesystem."""
     file = make(shared / "file", 0o2664)
-    assert as_user(OWNER, lambda: overwrite(file)) == 0
+    assert as_user(OWNER, lambda: change(file)) == 0
     kept = stat.S_ISGID if os.path.ismount(shared.parent) else 0
     assert file.stat().st_mode & stat.S_ISGID == kept
 
@@ -281,6 +288,27 @@ def test_nobody_else_gets_into_a_mount_without_allow_other(mount: RunningMount) 
     fd = os.open(mount.path.parent, os.O_PATH)
     assert as_user(STRANGER, lambda: os.listdir(f"/proc/self/fd/{fd}/{mount.path.name}")) == errno.EACCES
     os.close(fd)
+
+
+def test_versions_are_the_owners_and_their_files_as_private_as_they_were(open_mount: RunningMount) -> None:
+    private, public = make(open_mount.path / "private", 0o600), make(open_mount.path / "public", 0o644)
+    version = open_mount.at(open_mount.snapshot("kept"))
+    private.chmod(0o644)
+    public.chmod(0o600)
+    before = stat.S_IMODE(open_mount.path.stat().st_mode)
+    open_mount.path.chmod(0o777)
+    try:
+        assert as_user(STRANGER, (version / "private").read_bytes) == errno.EACCES
+        assert as_user(STRANGER, (version / "public").read_bytes) == 0
+        assert as_user(OWNER, (version / "private").read_bytes) == 0
+        assert as_user(STRANGER, open_mount.at("mine").mkdir) == errno.EACCES
+        assert as_user(STRANGER, version.rmdir) == errno.EACCES
+        assert as_user(OWNER, lambda: (version / "private").write_bytes(b"")) == errno.EROFS
+    finally:
+        open_mount.path.chmod(before)
+        private.unlink()
+        public.unlink()
+    version.rmdir()
 
 
 def test_the_store_and_its_socket_are_closed_to_others(open_mount: RunningMount) -> None:

@@ -261,6 +261,20 @@ def test_a_small_or_a_killed_or_an_appended_save_makes_none(tree: Tree) -> None:
     assert len(tree.snapshots) == 0
 
 
+def test_a_file_without_a_name_keeps_the_size_that_its_last_writer_left(tree: Tree) -> None:
+    save(tree, "model", b"data")
+    reader = open_path(tree, "model", writing=False)
+    writer = open_path(tree, "model")
+    support.unlink(tree, "model")
+    tree.files.write(writer, 4, b" and more")
+    close_file(tree, writer)
+    assert tree.attributes(reader.ino).size == 13
+    assert support.read_content(tree, reader.content) == b"data and more"
+    tree.names.change_attributes(tree.names.inode(reader.ino)._replace(mode=0o100600))
+    assert tree.attributes(reader.ino).size == 13
+    tree.files.release(reader, writing=False)
+
+
 def test_an_unlinked_file_lives_until_it_is_closed(tree: Tree) -> None:
     file = create(tree, "scratch")
     tree.files.write(file, 0, b"data")

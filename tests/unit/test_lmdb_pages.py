@@ -10,6 +10,7 @@ import pytest
 from ckptfs.store import Disk, Table
 from ckptfs.store.environment import Environment
 from ckptfs.store.lmdb_pages import damage_of
+from ckptfs.store.schema import CHECK_SIZE, row_check
 
 SEED = 11
 PAGE = 4096
@@ -218,11 +219,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[i
 
 
 def set_key(at: int, key: int) -> Callable[[bytearray, int], None]:
-    """Return what sets the key of a row of a page, which has 8 bytes."""
+    """Return what sets the key of a row of a page, which has 8 bytes, and its check."""
 
     def change(data: bytearray, page: int) -> None:
         row = page + struct.unpack_from("<H", data, page + 16 + 2 * at)[0]
-        struct.pack_into(">Q", data, row + 8, key)
+        (size,) = struct.unpack_from("<H", data, row)
+        value, new = bytes(data[row + 16 : row + 16 + size - CHECK_SIZE]), key.to_bytes(8, "big")
+        data[row + 8 : row + 16 + size] = new + value + row_check(Table.CHUNKS, new, value)
 
     return change
 
@@ -258,6 +261,26 @@ def test_a_page_of_small_rows_that_does_not_hold_is_named(
         path.write_bytes(data)
         found.append(damage_of(path, Disk()) or "")
     assert all(said in each for each in found), found
+
+
+@pytest.mark.parametrize("of_key", [True, False])
+def test_a_row_of_another_key_or_value_is_named_where_the_order_stays(
+    index: Path, plain: tuple[Path, bytes, list[int]], of_key: bool
+) -> None:
+    """Nobody finds it where it belongs, so nobody compares it, and an older version of a file is read."""
+
+    def said_of_last_row(path: Path, whole: bytes, page: int) -> str:
+        (lower,) = struct.unpack_from("<H", whole, page + 12)
+        row = page + struct.unpack_from("<H", whole, page + lower - 2)[0]
+        data = bytearray(whole)
+        data[row + 7 + struct.unpack_from("<H", whole, row + 6)[0] + (not of_key)] ^= 1
+        path.write_bytes(data)
+        return damage_of(path, Disk()) or ""
+
+    for path, whole, pages in (plain, (index, index.read_bytes(), [*pages_like(index.read_bytes(), LEAF)])):
+        said = [said_of_last_row(path, whole, page) for page in pages]
+        assert sum("is not what was written" in each for each in said) > 5
+        assert path != plain[0] or all(said)
 
 
 def test_a_page_of_small_rows_begins_behind_the_one_before(plain: tuple[Path, bytes, list[int]]) -> None:

@@ -12,6 +12,7 @@ from ckptfs.tree.namespace import (
     NAME_MAX,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
+    Namespace,
     Owner,
 )
 from tests.unit import tree_support as support
@@ -93,15 +94,6 @@ def test_an_exchange_of_a_file_and_a_directory_counts_links(populated: Tree) -> 
     assert read(populated, "d/inner") == b"f"
     assert populated.names.resolve("f").is_dir
     assert [populated.names.resolve(path).nlink for path in ("", "d")] == [5, 2]
-
-
-def test_what_is_still_being_created_is_not_exchanged(populated: Tree) -> None:
-    file = create(populated, "new")
-    fails(errno.EBUSY, lambda: rename(populated, "new", "f", RENAME_EXCHANGE))
-    fails(errno.EBUSY, lambda: rename(populated, "f", "new", RENAME_EXCHANGE))
-    close_file(populated, file)
-    rename(populated, "f", "new", RENAME_EXCHANGE)
-    assert read(populated, "new") == b"f"
 
 
 @pytest.mark.parametrize(
@@ -236,6 +228,68 @@ def test_a_hidden_file_comes_back_over_what_hides_it(tree: Tree) -> None:
     assert read(tree, "model") == b"old"
     assert tree.names.resolve("model").nlink == 1
     support.unlink(tree, "model")
+
+
+def shown(tree: Tree) -> dict[str, bytes]:
+    """Return the files that a snapshot taken now has."""
+    snapshot = tree.take_snapshot()
+    check_tree(tree)
+    return {path: read(tree, path, snapshot) for path in support.paths(tree, snapshot) if path[-1] != "/"}
+
+
+def live(tree: Tree) -> dict[str, tuple[bytes, int]]:
+    """Return the files of the live tree, and how many links each shows."""
+    return {path: (read(tree, path), tree.names.seen(tree.names.resolve(path)).nlink) for path in support.paths(tree)}
+
+
+@pytest.mark.parametrize("new_first", [True, False])
+def test_a_file_that_a_new_one_is_exchanged_with_keeps_its_name_in_snapshots_until_that_is_closed(
+    tree: Tree, new_first: bool
+) -> None:
+    save(tree, "model", b"old")
+    file = create(tree, "new")
+    tree.files.write(file, 0, b"new")
+    rename(tree, *(("new", "model") if new_first else ("model", "new")), RENAME_EXCHANGE)
+    assert live(tree) == {"model": (b"new", 1), "new": (b"old", 1)}
+    assert shown(tree) == {"model": b"old", "new": b"old"}
+    close_file(tree, file)
+    assert live(tree) == {"model": (b"new", 1), "new": (b"old", 1)}
+    assert shown(tree) == {"model": b"new", "new": b"old"}
+
+
+def test_a_directory_that_a_new_file_is_exchanged_with_moves(tree: Tree) -> None:
+    make_directory(tree, "d")
+    save(tree, "d/inside", b"inside")
+    file = create(tree, "new")
+    rename(tree, "d", "new", RENAME_EXCHANGE)
+    assert support.paths(tree) == ["d", "new/", "new/inside"]
+    assert shown(tree) == {"new/inside": b"inside"}
+    close_file(tree, file)
+    assert shown(tree) == {"d": b"", "new/inside": b"inside"}
+
+
+def test_two_new_files_are_exchanged_over_what_each_name_hides(tree: Tree) -> None:
+    files = []
+    for name in ("a", "b"):
+        save(tree, name, name.encode())
+        files.append(start_save_over(tree, name, b"new " + name.encode()))
+    rename(tree, "a", "b", RENAME_EXCHANGE)
+    assert live(tree) == {"a": (b"new b", 1), "b": (b"new a", 1)}
+    assert shown(tree) == {"a": b"a", "b": b"b"}
+    for file in files:
+        close_file(tree, file)
+    assert shown(tree) == {"a": b"new b", "b": b"new a"}
+
+
+def test_a_hidden_name_is_no_link_that_is_seen(tree: Tree) -> None:
+    save(tree, "model", b"old")
+    link(tree, "model", "backup")
+    file = start_save_over(tree, "model", b"new")
+    assert live(tree) == {"backup": (b"old", 1), "model": (b"new", 1)}
+    reopened = Namespace(tree.rows, tree.epoch, tree.wall_ns)  # as after a kill
+    assert reopened.seen(reopened.resolve("backup")).nlink == 1
+    close_file(tree, file)
+    assert live(tree) == {"backup": (b"old", 1), "model": (b"new", 1)}
 
 
 def test_all_names_of_a_new_file_appear_together(tree: Tree) -> None:

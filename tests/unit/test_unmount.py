@@ -33,15 +33,16 @@ def fusermount(tmp_path, monkeypatch):
 
 def test_umount_takes_the_mount_down_and_waits_for_its_process(tmp_path, mounts, fusermount, monkeypatch, capsys):
     calls = fusermount()
-    (tmp_path / "ckpt").mkdir()
-    mounts(tmp_path / "ckpt", "/s")
+    for name in ("ckpt", "s"):
+        (tmp_path / name).mkdir()
+    mounts(tmp_path / "ckpt", tmp_path / "s")
     waited = []
     monkeypatch.setattr(umount_command, "wait_for_release", lambda store, tell: (waited.append(store), tell()))
     monkeypatch.chdir(tmp_path / "ckpt")
     assert main(["umount"]) == 0
     assert calls.read_text() == f"-u -- {tmp_path}/ckpt\n"
-    assert waited == ["/s"]
-    assert capsys.readouterr().err == "ckptfs: waiting until everything is in /s\n"
+    assert waited == [f"{tmp_path}/s"]
+    assert capsys.readouterr().err == f"ckptfs: waiting until everything is in {tmp_path}/s\n"
     assert os.getcwd() == "/"
 
 

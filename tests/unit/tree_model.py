@@ -94,19 +94,19 @@ class ModelTree:
         """Return the live paths of a node."""
         return [path for path, found in self.walk() if found == node]
 
-    def links(self) -> Counter[int]:
-        """Count the names of each node, hidden ones included."""
+    def links(self, *, hidden: bool = True) -> Counter[int]:
+        """Count the names of each node, hidden ones included or not."""
         count: Counter[int] = Counter()
         for _, directory in self.walk():
             for slot in self.nodes[directory].slots.values():
                 count[slot.node] += 1
-                if slot.hidden is not None:
+                if hidden and slot.hidden is not None:
                     count[slot.hidden] += 1
         return count
 
     def seen(self, show: Callable[[int], bytes] | None = None) -> dict[str, Seen]:
         """Return what a user sees; `show` gives the bytes of a file where they are not the node's."""
-        links, first = self.links(), dict[int, str]()
+        links, first = self.links(hidden=False), dict[int, str]()
         result: dict[str, Seen] = {}
 
         def visit(number: int, path: str) -> None:
@@ -165,7 +165,7 @@ class ModelTree:
         return any(self.nodes[number] is directory for _, number in self.walk("", ancestor))
 
     def rename(self, old: str, new: str, flags: int) -> None:
-        """Rename as renameat2 does; EBUSY for the exchange of what is not committed."""
+        """Rename as renameat2 does."""
         moved = self.at(old)
         (source, name), (target, new_name) = self.place(old), self.place(new)
         other = target.slots.get(new_name)
@@ -201,11 +201,16 @@ class ModelTree:
         (source, name), (target, new_name) = self.place(old), self.place(new)
         one, two = self.at(old), self.at(new)
         for number, directory in ((one, target), (two, source)):
-            if self.nodes[number].is_uncommitted:
-                fail(errno.EBUSY)
             if self.nodes[number].is_dir and self._is_below(directory, number):
                 fail(errno.EINVAL)
-        source.slots[name], target.slots[new_name] = Slot(two), Slot(one)
+        hidden = [source.slots[name].hidden, target.slots[new_name].hidden]
+        if self.nodes[one].is_uncommitted != self.nodes[two].is_uncommitted:
+            hidden = [self._hidden_by(one, two), self._hidden_by(two, one)]
+        source.slots[name], target.slots[new_name] = Slot(two, hidden[0]), Slot(one, hidden[1])
+
+    def _hidden_by(self, old: int, new: int) -> int | None:
+        """Return what a name hides that was that of `old` and gets that of `new`: a file until `new` is committed."""
+        return old if self.nodes[new].is_uncommitted and not self.nodes[old].is_dir else None
 
     def commit(self, number: int, data: bytes) -> None:
         """Make a content a file's version: what its names hide is gone."""

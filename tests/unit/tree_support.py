@@ -338,6 +338,8 @@ def dump(tree: Tree, epoch: int = LIVE, known: dict[tuple[int, int], bytes] | No
 
     def visit(ino: int, path: str) -> None:
         inode = tree.attributes(ino, epoch)
+        if epoch == LIVE:
+            inode = tree.names.seen(inode)
         data = content(inode) if inode.is_file else inode.target
         assert inode.is_dir or len(data) == inode.size, (inode, len(data))
         names = tree.xattrs.names(ino, epoch)
