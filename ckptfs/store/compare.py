@@ -14,7 +14,8 @@ from ckptfs.store.schema import TREE_TABLES, Table
 COMPARED = (*TREE_TABLES, Table.CHUNKS, Table.CHUNK_IDS)
 """The others say how far LMDB is, which places are still to be punched, and what was found damaged."""
 
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 128
+"""Rows of each index in memory, which may have 64 KiB each."""
 
 
 def differences(one: View, two: View) -> dict[str, int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import lmdb
 import xxhash
 
+from ckptfs.config import KIB
 from ckptfs.errors import DamagedError
 from ckptfs.store.schema import CHECK_SIZE, PACKED_KEY_SIZE, Memtable, Table, merged, row_check
 
@@ -24,6 +25,8 @@ PACKED = b"\0"
 
 
 _BATCH_ROWS = 1024
+_BATCH_SIZE = 64 * KIB
+"""Bytes of the values that are verified at once, or one value: few rows are large, but an attribute has 64 KiB."""
 
 
 class Cursor:
@@ -110,7 +113,7 @@ class Cursor:
                     yield self._verified(rows, checked, [each[-CHECK_SIZE:] for each in packed])
             else:
                 stored = iter(self._cursor)
-                while batch := list(islice(stored, _BATCH_ROWS)):
+                while batch := _batch(stored):
                     rows = [(key, sealed[:-CHECK_SIZE]) for key, sealed in batch]
                     checked = [key + value for key, value in rows]
                     yield self._verified(rows, checked, [sealed[-CHECK_SIZE:] for _, sealed in batch])
@@ -212,6 +215,17 @@ class View:
         if database is None:
             return iter(())
         return chain.from_iterable(Cursor(self._transaction.cursor(database), table, self._path).batches())
+
+
+def _batch(stored: Iterator[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Take the next rows, as many as are verified at once."""
+    batch, size = [], 0
+    for row in stored:
+        batch.append(row)
+        size += len(row[1])
+        if size >= _BATCH_SIZE or len(batch) == _BATCH_ROWS:
+            break
+    return batch
 
 
 def _split(packed: bytes) -> tuple[bytes, bytes]:
