@@ -14,7 +14,6 @@ import h5py
 import numpy as np
 import safetensors.numpy
 import torch
-import torch.distributed.checkpoint as dcp
 
 from ckptfs.formats import Tensor, parse
 
@@ -93,6 +92,8 @@ def torch_file(**options: object) -> CheckpointFile:
 
 def distributed_file() -> CheckpointFile:
     """Return the `.distcp` file of a distributed checkpoint: a zip file for every item."""
+    import torch.distributed.checkpoint as dcp  # only now: it takes a second, and each worker imports this module
+
     state = {"a": torch.rand(100, 100), "b": torch.rand(9, dtype=torch.float64), "lr": 0.1}
     with TemporaryDirectory() as directory, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
