@@ -27,18 +27,18 @@ from ckptfs.tree.reader import Bytes, ChunkReader, ReadPlan
 log = logging.getLogger(__name__)
 
 KERNEL_READAHEAD = 4 * MIB
-PART_SIZE = 8 * MIB
+PART_SIZE = 16 * MIB
 """Bytes of a file that are read ahead together; parts end at multiples of it. Each costs its thread and the loop some
-turns with the interpreter, however large it is."""
+turns with the interpreter, however large it is, and in a version that lies deep more to decode at both ends."""
 FIRST_PART_SIZE = MIB // 2
 """The first part, for which somebody waits already; each one behind it may be twice as large."""
 BUFFER_SIZE = PART_SIZE + 2 * MIB
 """A part is read as whole chunks, which reach over its ends."""
 PART_EXTENTS_MAX = 1 << 14
 """A part in more pieces is not read ahead; mostly it is in some hundred."""
-BUFFERS_MAX = 12
+BUFFERS_MAX = 8
 """Parts in memory, of all handles together."""
-PARTS_AHEAD = 4
+PARTS_AHEAD = 3
 """How far a file is read ahead, in parts of the size that the next one has."""
 TASKS = 6
 """Parts that are read side by side, in the order of the requests: some wait for the disk, some are being decoded, and

@@ -21,12 +21,12 @@ from ckptfs.store.packs import Packs
 from ckptfs.store.records import HEADER_SIZE, pack_bases
 from ckptfs.store.spans import Decoded, Located, Room, spans
 
-ASKED_SIZE_MAX = 10 * MIB
+ASKED_SIZE_MAX = 20 * MIB
 """Bytes of the deltas that are read at once. What they rest on reaches over their ends on every level, so that more of
 it is decoded twice where they are fewer."""
 LEVEL_SIZE_MAX = 2 * ASKED_SIZE_MAX + BASES_SIZE_MAX
 """A level with more bytes than chunks that lie over one another have is not read at once."""
-RECORDS_SIZE = 64 * MIB
+RECORDS_SIZE = 128 * MIB
 """Room for the records of a read; few need more."""
 LEVELS_SIZE = 32 * MIB
 """Room for what is decoded of all levels and kept until what rests on it is; few reads need more."""
