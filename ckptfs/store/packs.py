@@ -25,7 +25,8 @@ from ckptfs.store import records
 from ckptfs.store.appender import Appender, Prepared
 from ckptfs.store.disk import CANNOT_PUNCH, Disk
 from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, PayloadWanted, Run, Skipped, pack_name, pack_numbers
-from ckptfs.store.records import Appendable, Header, Place, Position, Record, RecordBytes, RecordType
+from ckptfs.store.records import Appendable, Header, Place, Position, Record, RecordBytes
+from ckptfs.store.scan import FreedAt, Scan, nothing_freed
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +46,6 @@ class PackIdentity(NamedTuple):
 
 def _no_payload(_position: Position, _header: Header) -> bool:
     return False
-
-
-def _nothing_freed(_position: Position) -> Place | None:
-    return None
-
-
-class _Reading(NamedTuple):
-    """How the packs are scanned."""
-
-    payload_wanted: PayloadWanted | None = None
-    on_read: Callable[[int], None] | None = None
-    in_runs: bool = False
 
 
 class Packs:
@@ -378,7 +367,7 @@ class Packs:
     def scan(
         self,
         start: Position,
-        freed_at: Callable[[Position], Place | None] = _nothing_freed,
+        freed_at: FreedAt = nothing_freed,
         *,
         payload_wanted: PayloadWanted | None = None,
         on_read: Callable[[int], None] | None = None,
@@ -389,64 +378,9 @@ class Packs:
         intact record is, `freed_at` says whether that lies in a freed place, which is then Skipped to its end. A record
         whose payload is not wanted comes without it, unverified. `on_read` is told of the bytes that are read.
         """
-        items = self._scan(start, freed_at, _Reading(payload_wanted, on_read))
-        return (item for item in items if not isinstance(item, Run))
+        scan = Scan(self, self._disk, freed_at, payload_wanted, on_read)
+        return (item for item in scan.run(start) if not isinstance(item, Run))
 
-    def scan_runs(
-        self, start: Position, freed_at: Callable[[Position], Place | None] = _nothing_freed
-    ) -> Iterator[Run | Found | Gap | Skipped]:
+    def scan_runs(self, start: Position, freed_at: FreedAt = nothing_freed) -> Iterator[Run | Found | Gap | Skipped]:
         """Scan as `scan` does, a hundred times as fast where records are small: those of chunks come as Runs."""
-        return self._scan(start, freed_at, _Reading(in_runs=True))
-
-    def _scan(
-        self,
-        start: Position,
-        freed_at: Callable[[Position], Place | None],
-        reading: _Reading,
-    ) -> Iterator[Run | Found | Gap | Skipped]:
-        existing = set(self.numbers())
-        last = max(existing | {start.pack}) if start.offset else max(existing, default=0)
-        for pack in range(start.pack, last + 1):
-            if pack in existing:
-                first = start.offset if pack == start.pack else 0
-                yield from self._scan_pack(pack, first, freed_at, reading)
-            else:
-                yield Gap(Position(pack, 0), "the pack is missing")
-
-    def _scan_pack(
-        self,
-        pack: int,
-        offset: int,
-        freed_at: Callable[[Position], Place | None],
-        reading: _Reading,
-    ) -> Iterator[Run | Found | Gap | Skipped]:
-        file = PackFile(self._disk, self.path(pack), self._disk.open_read(self.path(pack)))
-        window = PackWindow(self._disk, file, reading.payload_wanted, reading.on_read)
-        if window.size < max(offset, records.HEADER_SIZE):
-            yield Gap(Position(pack, min(offset, window.size)), "the pack ends too early")
-            return
-        while offset < window.size:
-            position = Position(pack, offset)
-            if reading.in_runs and offset and (run := window.run(position)):
-                yield run
-                offset = run.end.offset
-                continue
-            record = window.record(position)
-            if isinstance(record, Gap):
-                place = freed_at(position)
-                if place is not None:
-                    yield Skipped(position, place)
-                    offset = place.end.offset
-                    continue
-                yield record
-                offset = window.next_magic(offset + records.ALIGNMENT)
-                continue
-            offset += record.header.size
-            if position.offset:
-                found = Found(position, Position(pack, offset), record)
-                yield Run.of(found) if reading.in_runs and record.header.type == RecordType.CHUNK else found
-            elif not records.is_pack_header(record, pack, self.identity.fingerprint):
-                yield Gap(position, "the pack belongs to another store or has another number")
-            elif (previous := self.size(pack - 1)) < records.previous_size(record):
-                # A power cut may take the end of a pack and leave the next one: what is missing leaves no other trace.
-                yield Gap(Position(pack - 1, previous), "the pack ends too early")
+        return Scan(self, self._disk, freed_at, in_runs=True).run(start)
