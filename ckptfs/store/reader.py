@@ -14,11 +14,10 @@ from itertools import chain, islice
 from pathlib import Path
 
 import lmdb
-import xxhash
 
 from ckptfs.config import KIB
 from ckptfs.errors import DamagedError
-from ckptfs.store.schema import CHECK_SIZE, PACKED_KEY_SIZE, Memtable, Table, merged, row_check
+from ckptfs.store.schema import CHECK_SIZE, PACKED_KEY_SIZE, Memtable, Table, merged, row_check, row_checks
 
 PACKED = b"\0"
 """The one key that LMDB has for all packed rows; they are its sorted duplicates."""
@@ -124,8 +123,7 @@ class Cursor:
         self, rows: list[tuple[bytes, bytes]], checked: list[bytes], checks: list[bytes]
     ) -> Iterable[tuple[bytes, bytes]]:
         """Return rows, or those before the first one that is not what its check says, and then DamagedError."""
-        digest, table = xxhash.xxh3_64_digest, self._table.value
-        if [digest(each, table)[-CHECK_SIZE:] for each in checked] == checks:
+        if row_checks(self._table, checked) == checks:
             return rows
         sealed = ((key, value + check) for (key, value), check in zip(rows, checks, strict=True))
         return ((key, _unsealed(self._table, key, each, self._path)) for key, each in sealed)
