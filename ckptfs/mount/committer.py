@@ -25,19 +25,6 @@ SMALL_ROWS = 200
 RETRY_SECONDS = 1.0
 
 
-@asynccontextmanager
-async def _held(lock: trio.Lock) -> AsyncIterator[None]:
-    """Hold a lock; one that is free costs no turn of the loop."""
-    try:
-        lock.acquire_nowait()
-    except trio.WouldBlock:
-        await lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 class Committer:
     """Commits of one store, for the loop that owns its tables."""
 
@@ -65,10 +52,16 @@ class Committer:
         A call waits for no sync or checkpoint that others have under way, unless it asks to be durable.
         """
         begun = self._rounds
-        async with _held(self._journal_lock):
+        try:
+            self._journal_lock.acquire_nowait()  # a lock that is free costs no turn of the loop
+        except trio.WouldBlock:
+            await self._journal_lock.acquire()
+        try:
             if self._journalled <= begun:  # no round that began after this call has done it
                 await self._append_journal(self._store.tables.take_changes())
             journalled = self._journalled
+        finally:
+            self._journal_lock.release()
         if durable:
             async with self._sync_lock:
                 if self._durable < journalled:

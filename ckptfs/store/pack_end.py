@@ -8,7 +8,7 @@ the mark where it was. Every method may be called from any thread.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from ckptfs.store import records
 from ckptfs.store.appender import Prepared
@@ -46,20 +46,19 @@ class PackEnd:
 
         That mark is the one there is in the body, unless somebody came in between or failed: the body has to look.
         """
-        with ExitStack() as stack:
-            self._turn.acquire()
-            try:
-                expected = self._ahead or self.mark
-                prepared = stack.enter_context(self._packs.prepare([build(expected)], expected.position))
-                stack.enter_context(self.lock)
-            except BaseException:
+        self._turn.acquire()
+        has_turn = True
+        try:
+            expected = self._ahead or self.mark
+            with self._packs.prepare([build(expected)], expected.position) as prepared, self.lock:
+                self._gives_turn, has_turn = True, False
+                try:
+                    yield expected, prepared
+                finally:
+                    self._give_turn()
+        finally:
+            if has_turn:
                 self._turn.release()
-                raise
-            self._gives_turn = True
-            try:
-                yield expected, prepared
-            finally:
-                self._give_turn()
 
     def _give_turn(self) -> None:
         if self._gives_turn:

@@ -155,7 +155,7 @@ class FileContent:
     @property
     def settled(self) -> bool:
         """Whether every byte is in a chunk or a hole; then `extents` and `size` are the whole truth."""
-        return not self._jobs and not self._overlay and not len(self._stream)
+        return not (self._jobs or self._overlay or self._stream)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Place `data` at `offset`; it is read back from now on."""

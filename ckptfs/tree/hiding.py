@@ -23,7 +23,7 @@ class HidingNames:
         self._hidden: Counter[int] = Counter()
         for table, prefix in rows.live_only():
             if table is Table.DIRENTS and (value := rows.get(table, prefix)):
-                self._note(decode_dirent(value).ino, prefix)
+                self._note(decode_dirent(value).ino, prefix, self._committed(prefix))
 
     def copy(self) -> Self:
         """Return what goes on being what this is now, for whoever takes back what is done to the rows meanwhile."""
@@ -40,10 +40,10 @@ class HidingNames:
         """Return how many names of a committed file are hidden."""
         return self._hidden[ino]
 
-    def put(self, ino: int, prefix: bytes, value: bytes) -> None:
-        """Give an uncommitted file a name."""
+    def put(self, ino: int, prefix: bytes, value: bytes, *, is_new: bool = False) -> None:
+        """Give an uncommitted file a name; `is_new` says that it hides none, which saves looking."""
         self._rows.put(Table.DIRENTS, prefix, value, LIVE)
-        self._note(ino, prefix)
+        self._note(ino, prefix, None if is_new else self._committed(prefix))
 
     def erase(self, ino: int, prefix: bytes) -> int | None:
         """Take a name from an uncommitted file; return what it hid, which shows again."""
@@ -60,8 +60,8 @@ class HidingNames:
                 del self._hidden[hidden]
         return hidden
 
-    def _note(self, ino: int, prefix: bytes) -> None:
-        hidden = self._names.setdefault(ino, {})[prefix] = self._committed(prefix)
+    def _note(self, ino: int, prefix: bytes, hidden: int | None) -> None:
+        self._names.setdefault(ino, {})[prefix] = hidden
         if hidden is not None:
             self._hidden[hidden] += 1
 

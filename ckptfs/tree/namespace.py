@@ -174,8 +174,8 @@ class Namespace:
             target=target,
         )
         self.put_inode(inode)
-        self._set_name(parent, name, inode)
-        self.touch(parent, nlink=1 if is_dir else 0)
+        self._set_name(parent, name, inode, is_new=True)
+        self._touch(directory, nlink=1 if is_dir else 0)
         self._note(inode, worthy=not is_dir)
         return inode
 
@@ -329,11 +329,12 @@ class Namespace:
         if next(self.entries(directory.ino), None) is not None:
             fail(errno.ENOTEMPTY)
 
-    def _set_name(self, parent: int, name: bytes, inode: Inode) -> None:
+    def _set_name(self, parent: int, name: bytes, inode: Inode, *, is_new: bool = False) -> None:
+        """Give an inode a name; `is_new` says that the live tree has none like it, which saves looking."""
         prefix = name_prefix(parent, name)
         value = encode_dirent(inode.ino, inode.mode)
         if inode.flags & UNCOMMITTED:
-            self._hiding.put(inode.ino, prefix, value)
+            self._hiding.put(inode.ino, prefix, value, is_new=is_new)
         else:
             self.rows.put(Table.DIRENTS, prefix, value)
         self._places.note(inode.ino, parent, name)
@@ -377,9 +378,11 @@ class Namespace:
 
     def touch(self, directory: int, *, nlink: int = 0) -> None:
         """Note in a directory's times, and in its links, that its names changed."""
+        self._touch(self.inode(directory), nlink=nlink)
+
+    def _touch(self, directory: Inode, *, nlink: int) -> None:
         now = self.now_ns()
-        inode = self.inode(directory)
-        self.put_inode(inode._replace(nlink=inode.nlink + nlink, mtime_ns=now, ctime_ns=now))
+        self.put_inode(directory._replace(nlink=directory.nlink + nlink, mtime_ns=now, ctime_ns=now))
 
     def _note(self, inode: Inode, *, worthy: bool = True) -> None:
         self.epoch.active()
@@ -416,17 +419,15 @@ class Namespace:
         self._note(inode, worthy=False)
 
     def commit(self, inode: Inode) -> None:
-        """Make `inode` a committed file version: it and its names become rows of the open epoch."""
-        inode = inode._replace(flags=0)
+        """Make `inode`, without flags, a committed file version: it and its names become rows of the open epoch."""
         names = self._hiding.of(inode.ino)
         for _, hidden in names:
             if hidden is not None:
                 self.epoch.overwrite(hidden)
         self.rows.erase(Table.INODES, id_prefix(inode.ino), LIVE)
         self.put_inode(inode)
+        value = encode_dirent(inode.ino, inode.mode)
         for prefix, hidden in names:
-            value = self.rows.get(Table.DIRENTS, prefix)
-            assert value is not None
             self._hiding.erase(inode.ino, prefix)
             self.rows.put(Table.DIRENTS, prefix, value)
             if hidden is not None:

@@ -4,12 +4,15 @@ from collections.abc import Iterator
 
 from sortedcontainers import SortedDict
 
+_NONE: SortedDict[int, bytearray] = SortedDict()
+"""What nobody changes: most files are never written but from front to end, and each would have to make its own."""
+
 
 class Ranges:
     """A sparse map from offsets to bytes; the latest write wins."""
 
     def __init__(self) -> None:
-        self._ranges: SortedDict[int, bytearray] = SortedDict()
+        self._ranges = _NONE
         self.size = 0
         """Number of bytes held."""
 
@@ -34,6 +37,8 @@ class Ranges:
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Hold `data` at `offset`, over what was held there."""
+        if self._ranges is _NONE:
+            self._ranges = SortedDict()
         index = self._ranges.bisect_right(offset) - 1
         if index >= 0:
             start, held = self._ranges.peekitem(index)

@@ -120,7 +120,10 @@ class Stream:
         self._tail = Piece(pool)
 
     def __len__(self) -> int:
-        return sum(map(len, self._pieces()))
+        return self.tail_position + len(self._tail)
+
+    def __bool__(self) -> bool:
+        return bool(self._out or self._full or len(self._tail))
 
     def _pieces(self) -> Iterator[Piece]:
         yield from self._out
@@ -130,7 +133,7 @@ class Stream:
     @property
     def tail_position(self) -> int:
         """Where in the stream the bytes begin that `write` may change."""
-        return len(self) - len(self._tail)
+        return sum(map(len, self._out)) + sum(map(len, self._full))
 
     def write(self, position: int, data: Bytes) -> None:
         """Write at a position of the stream, from `tail_position` to the end of the stream."""
