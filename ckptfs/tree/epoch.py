@@ -30,9 +30,11 @@ class OpenEpoch:
         self.changed: dict[int, str] = {}
         """Inode numbers of changed files, with the path where each change was seen last."""
         self.saves: set[int] = set()
-        """Inode numbers of files that a completed save of this epoch has written."""
-        self.on_overwrite: Callable[[], None] = lambda: None
-        """Called before a completed save of this epoch is replaced by the next one; takes the snapshot due before."""
+        """Inode numbers of files that a completed save of this epoch has written, and of directories above such files.
+
+        Not of those above a file changed in place: small ones beside it come and go all the time (SQLite)."""
+        self.on_loss: Callable[[], None] = lambda: None
+        """Called before a completed save of this epoch is replaced or removed; takes the snapshot due before."""
         self.last_activity = monotonic()
         self.first_commit: float | None = None
         saved = store.tables.get(Table.META, _META_COUNTERS)
@@ -58,7 +60,15 @@ class OpenEpoch:
     def overwrite(self, ino: int) -> None:
         """Announce that another save takes a file's place: if this epoch holds the last one, it becomes a version."""
         if ino in self.saves:
-            self.on_overwrite()
+            self.on_loss()
+
+    def remove(self, ino: int, parent: int) -> None:
+        """Announce that a file goes from a directory: if this epoch holds it and a save there, that becomes a version.
+
+        The file may be small: whoever removes a save of several files need not begin with the large ones.
+        """
+        if ino in self.changed and (ino in self.saves or parent in self.saves):
+            self.on_loss()
 
     def committed(self, ino: int, path: str, written: int = 0, *, worthy: bool = True) -> None:
         """Note a committed change of a file; `worthy` ones ask for an automatic snapshot, appended logs do not."""

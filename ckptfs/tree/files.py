@@ -222,6 +222,7 @@ class Files:
             ctime_ns=max(mtime, inode.ctime_ns),
             flags=inode.flags | INTERRUPTED if failed else 0,
         )
+        is_new = file.replaced or bool(inode.flags & UNCOMMITTED)
         file.dirty = file.replaced = False
         file.mtime_ns = 0
         if inode.manifest:
@@ -240,7 +241,7 @@ class Files:
         written = min(file.written - file.written_before, version.size)
         file.written_before = file.written
         if version.size >= SAVE_SIZE_MIN and not file.appended:
-            self._names.epoch.saves.add(file.ino)
+            self._names.note_save(file.ino, is_new=is_new)
         self._names.epoch.committed(file.ino, self._names.path(file.ino), written, worthy=not file.appended)
 
     def _store_extents(self, content: FileContent) -> int:

@@ -197,6 +197,8 @@ class Namespace:
         inode = self.lookup(parent, name)
         if inode.is_dir:
             fail(errno.EISDIR, name)
+        if inode.nlink == 1:
+            self.epoch.remove(inode.ino, parent)
         self._note(inode)
         self.drop_name(parent, name, inode)
         self.touch(parent)
@@ -388,6 +390,15 @@ class Namespace:
         self.epoch.active()
         if not inode.flags & UNCOMMITTED:
             self.epoch.committed(0 if inode.is_dir else inode.ino, self.path(inode.ino), worthy=worthy)
+
+    def note_save(self, ino: int, *, is_new: bool) -> None:
+        """Note that a completed save has written a file in the open epoch, a new one or all of it anew, or in place."""
+        saves = self.epoch.saves
+        saves.add(ino)
+        for directory in self._places.above(ino) if is_new else ():
+            if directory in saves:
+                break
+            saves.add(directory)
 
     def forget(self, ino: int) -> None:
         """Drop what is remembered of an inode unless somebody uses it: its place, and all of one without a name."""

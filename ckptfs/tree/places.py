@@ -5,7 +5,7 @@ against the rows before it is believed. Belongs to the thread that owns the tabl
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ckptfs.store import Table
 from ckptfs.tree.dirent import Dirent
@@ -57,13 +57,16 @@ class Places:
                 self._seen.setdefault(entry.ino, (parent, name))
         return self._seen.get(ino)
 
+    def above(self, ino: int) -> Iterator[int]:
+        """Yield the directories above an inode, the nearest one first."""
+        for _ in range(DEPTH_MAX):
+            place = self.find(ino) if ino != ROOT_INO else None
+            if place is None:
+                return
+            ino = place[0]
+            yield ino
+
     def is_below(self, directory: int, ancestor: int) -> bool:
         """Whether `directory` is `ancestor` or lies below it, or has no end above."""
-        for _ in range(DEPTH_MAX):
-            if directory == ancestor:
-                return True
-            place = self.find(directory) if directory != ROOT_INO else None
-            if place is None:
-                return False
-            directory = place[0]
-        return True
+        above = [directory, *self.above(directory)]
+        return ancestor in above or len(above) > DEPTH_MAX

@@ -151,14 +151,14 @@ class Snapshots:
         if name is None:
             name = self._time_name(now_ns)
         self.check_name(name)
-        paths = sorted(self._epoch.changed.values())
+        paths = sorted(set(self._epoch.changed.values()))
         snapshot = Snapshot(
             id=self._rows.open_epoch,
             name=name,
             created_ns=now_ns,
             trigger=trigger,
             label=label,
-            changed_files=len(self._epoch.changed),
+            changed_files=len(paths),
             written_bytes=self._epoch.written_bytes,
             stored_bytes=self._epoch.stored_bytes,
             paths=tuple(paths[:PATHS_SHOWN]),

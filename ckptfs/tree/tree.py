@@ -42,7 +42,7 @@ class Tree:
         self.files = Files(store, self.reader, self.names, monotonic)
         self.snapshots = Snapshots(self.rows, self.epoch)
         self.history = History(self.names, self.snapshots)
-        self.epoch.on_overwrite = self._keep_save
+        self.epoch.on_loss = self._keep_save
         if self.rows.get(Table.INODES, id_prefix(ROOT_INO)) is None:
             self._make_root()
         elif not store.read_only:
@@ -75,7 +75,7 @@ class Tree:
                     self.names.put_inode(inode._replace(flags=UNCOMMITTED | INTERRUPTED))
 
     def _keep_save(self) -> None:
-        """Take the snapshot that a completed save has coming, before the next save replaces it."""
+        """Take the snapshot that a completed save has coming, before it is replaced or removed."""
         self.take_snapshot(trigger="auto")
 
     def attributes(self, ino: int, epoch: int = LIVE) -> Inode:

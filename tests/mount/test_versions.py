@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,24 @@ def test_a_save_of_several_files_is_one_version(mount: RunningMount) -> None:
     (snapshot,) = [entry for entry in mount.snapshots() if entry["name"] == name]
     assert snapshot["changed_files"] == 4
     assert snapshot["written_bytes"] == 4 * 200 * KIB
+
+
+def test_a_job_that_keeps_only_its_last_checkpoint_loses_none_to_its_haste(unmounted: RunningMount) -> None:
+    """Saves that follow each other faster than a version is due, each of which removes the one before."""
+    mount = unmounted
+    mount.mount(settle=60)
+    saved = {}
+    for step in range(1, 6):
+        directory = mount.path / f"checkpoint-{step}"
+        directory.mkdir()
+        for index, name in enumerate(["config.json", "model.safetensors", "optimizer.pt"]):
+            (directory / name).write_bytes(noise(200 * KIB if index else 100, 10 * step + index))
+        saved[directory.name] = tree_of(directory)
+        shutil.rmtree(mount.path / f"checkpoint-{step - 1}", ignore_errors=True)
+    kept = [mount.at(snapshot["name"], ".") for snapshot in automatic(mount)]
+    for name in ("checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-4"):
+        assert saved[name] in [tree_of(version / name) for version in kept if (version / name).exists()]
+    assert len(kept) == 2
 
 
 def test_a_log_that_goes_on_does_not_hold_back_a_version_and_is_in_it_as_it_stands(mount: RunningMount) -> None:

@@ -250,6 +250,54 @@ def test_a_save_by_rename_over_a_completed_save_makes_that_a_version(tree: Tree,
     assert read(tree, "model")[-1:] == b"2"
 
 
+def test_a_removal_of_a_completed_save_makes_that_a_version(tree: Tree) -> None:
+    save(tree, "step-1", LARGE)
+    support.unlink(tree, "step-1")
+    (kept,) = tree.snapshots.all()
+    assert read(tree, "step-1", kept) == LARGE
+    assert support.paths(tree) == []
+
+
+def test_a_removal_of_a_save_of_several_files_makes_all_of_it_a_version(tree: Tree) -> None:
+    """However small the file is that goes first, and wherever below its directory the large one lies."""
+    for step in ("1", "2"):
+        support.make_directory(tree, step)
+        support.make_directory(tree, step + "/shards")
+        save(tree, step + "/config", b"small")
+        save(tree, step + "/shards/model", LARGE + step.encode())
+    before = support.dump(tree)
+    for name in ("1/config", "1/shards/model"):
+        support.unlink(tree, name)
+    (kept,) = tree.snapshots.all()
+    assert support.dump(tree, kept.id) == before
+
+
+def test_a_removal_of_what_belongs_to_no_save_makes_none(tree: Tree) -> None:
+    save(tree, "old", LARGE)
+    save(tree, "config", b"small")
+    tree.take_snapshot("before")
+    for directory in ("logs", "run"):
+        support.make_directory(tree, directory)
+    save(tree, "run/model", LARGE + b"1")
+    save(tree, "logs/note", b"small")
+    tree.names.link(tree.names.resolve("run/model").ino, ROOT_INO, b"best")
+    for name in ("old", "config", "logs/note", "best"):
+        support.unlink(tree, name)
+    assert len(tree.snapshots) == 1
+
+
+def test_a_database_changed_in_place_beside_a_journal_that_is_removed_makes_none(tree: Tree) -> None:
+    save(tree, "database", LARGE)
+    tree.take_snapshot("before")
+    for _ in range(2):
+        save(tree, "journal", b"small")
+        file = open_path(tree, "database")
+        tree.files.write(file, 100, b"changed")
+        close_file(tree, file)
+        support.unlink(tree, "journal")
+    assert len(tree.snapshots) == 1
+
+
 def test_a_small_or_a_killed_or_an_appended_save_makes_none(tree: Tree) -> None:
     for _ in range(2):
         save(tree, "small", b"x")

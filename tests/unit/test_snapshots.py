@@ -26,6 +26,15 @@ def test_a_snapshot_tells_what_it_is(tree: Tree) -> None:
     assert (second.changed_files, second.written_bytes, second.stored_bytes, second.paths) == (0, 0, 0, ())
 
 
+def test_a_path_that_several_files_have_had_is_one_changed_file(tree: Tree) -> None:
+    for data in (b"first", b"second"):
+        support.save(tree, "last", data)
+        support.unlink(tree, "last")
+    support.save(tree, "other", b"data")
+    snapshot = tree.take_snapshot()
+    assert (snapshot.changed_files, snapshot.paths) == (2, ("last", "other"))
+
+
 def test_times_are_utc_with_milliseconds(tree: Tree, clock: Clock) -> None:
     clock.wall = 1_700_000_000_999_999_998
     assert tree.take_snapshot().created == "2023-11-14T22:13:20.999Z"
