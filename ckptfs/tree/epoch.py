@@ -65,9 +65,11 @@ class OpenEpoch:
     def remove(self, ino: int, parent: int) -> None:
         """Announce that a file goes from a directory: if this epoch holds it and a save there, that becomes a version.
 
-        The file may be small: whoever removes a save of several files need not begin with the large ones.
+        The file may be small: whoever removes a save of several files need not begin with the large ones. Where the
+        disk below has less room than this epoch has taken, files are removed to make room, and none is kept.
         """
-        if ino in self.changed and (ino in self.saves or parent in self.saves):
+        is_saved = ino in self.changed and (ino in self.saves or parent in self.saves)
+        if is_saved and self._store.room() >= self.stored_bytes:
             self.on_loss()
 
     def committed(self, ino: int, path: str, written: int = 0, *, worthy: bool = True) -> None:

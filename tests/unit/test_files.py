@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import random
 from pathlib import Path
 
 import pytest
@@ -270,6 +271,16 @@ def test_a_removal_of_a_save_of_several_files_makes_all_of_it_a_version(tree: Tr
         support.unlink(tree, name)
     (kept,) = tree.snapshots.all()
     assert support.dump(tree, kept.id) == before
+
+
+@pytest.mark.parametrize(("missing", "kept"), [(0, 1), (1, 0)])
+def test_a_removal_is_to_make_room_where_the_disk_has_less_than_was_saved(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, missing: int, kept: int
+) -> None:
+    save(tree, "model", random.Random(1).randbytes(SAVE_SIZE_MIN))
+    monkeypatch.setattr(tree.store, "room", lambda: tree.epoch.stored_bytes - missing)
+    support.unlink(tree, "model")
+    assert len(tree.snapshots) == kept
 
 
 def test_a_removal_of_what_belongs_to_no_save_makes_none(tree: Tree) -> None:
