@@ -1,5 +1,6 @@
 """Bytes: chunks, packs, the chunk index and the rows of the tree. ChunkStore is the door."""
 
+from ckptfs.disk import Disk, Space
 from ckptfs.store.backup import BackupResult, Cut, back_up
 from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.buffers import new_buffer
@@ -8,7 +9,6 @@ from ckptfs.store.chunkstore import ChunkStore, StoreStats
 from ckptfs.store.codec import Encoding, element_width
 from ckptfs.store.composition import composition
 from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
-from ckptfs.store.disk import Disk, Space
 from ckptfs.store.ingest import Chunked
 from ckptfs.store.journal_check import JournalPart
 from ckptfs.store.location import NO_CHUNK

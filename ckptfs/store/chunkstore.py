@@ -16,13 +16,14 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from ckptfs.config import FORMAT_VERSION, MIB, StoreConfig
+from ckptfs.disk import Disk, Space
 from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError, StoreVersionError
+from ckptfs.lock import LOCK_NAME, StoreLock
 from ckptfs.store import codec, description, kernels, records
 from ckptfs.store.check import StructureReport, Verified, check_structure
 from ckptfs.store.checkpoint import Checkpoints
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
-from ckptfs.store.disk import Disk, Space
 from ckptfs.store.environment import Environment
 from ckptfs.store.fetch import Fetcher
 from ckptfs.store.freed import FreedPlaces
@@ -31,7 +32,6 @@ from ckptfs.store.index_file import IndexFile
 from ckptfs.store.ingest import Chunked, Ingest, Ingested
 from ckptfs.store.journal_check import JournalCheck, JournalPart
 from ckptfs.store.location import Location
-from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.pack_end import PackEnd
 from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
 from ckptfs.store.reader import View

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ckptfs.config import CHUNK_SIZE_MAX, FORMAT_VERSION, ChunkSizes, StoreConfig
+from ckptfs.disk import Disk
 from ckptfs.errors import NotAStoreError, StoreVersionError
 from ckptfs.store import kernels
-from ckptfs.store.disk import Disk
 
 NAME = "store.json"
 _KIND = "ckptfs store"

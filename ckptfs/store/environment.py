@@ -17,8 +17,8 @@ from pathlib import Path
 import lmdb
 
 from ckptfs.config import GIB, KIB, MIB
+from ckptfs.disk import FILE_MODE, Disk
 from ckptfs.errors import NoSpaceError
-from ckptfs.store.disk import FILE_MODE, Disk
 from ckptfs.store.reader import PACKED, Cursor, Reader, View, begin, damaged, failure
 from ckptfs.store.schema import Memtable, Table, row_check
 

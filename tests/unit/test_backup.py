@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ckptfs.disk import Disk
 from ckptfs.errors import DamagedError, NoSpaceError, NotAStoreError, StoreReadOnlyError
 from ckptfs.store import ChunkStore, Cut, back_up
 from ckptfs.store.backup import BackupResult
-from ckptfs.store.disk import Disk
 from ckptfs.tree import Tree
 from tests.unit.test_check import damaged, flip, problems
 from tests.unit.tree_support import NoSyncDisk, dump, journal, new_tree, open_tree, read, save

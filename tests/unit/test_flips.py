@@ -15,9 +15,9 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from ckptfs.disk import Disk
 from ckptfs.errors import CkptfsError, DamagedError
 from ckptfs.store import ChunkStore
-from ckptfs.store.disk import Disk
 from ckptfs.store.seal import Seal
 from ckptfs.tree import Tree
 from ckptfs.tree.reader import ChunkReader

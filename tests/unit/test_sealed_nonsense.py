@@ -15,13 +15,13 @@ import pytest
 import zstandard
 
 from ckptfs.config import CHUNK_SIZE_MAX, FORMAT_VERSION
+from ckptfs.disk import Disk
 from ckptfs.errors import DamagedError, NotAStoreError
 from ckptfs.store import Bitmap, ChunkStore, Table, View, chains, composition, fetch, kernels
 from ckptfs.store import condensed as condensed_module
 from ckptfs.store.bitmap import LIMIT_MAX
 from ckptfs.store.codec import Encoding, decode
 from ckptfs.store.delta import decode_delta
-from ckptfs.store.disk import Disk
 from ckptfs.store.location import NUMBER, OFFSET_MAX, Location, build_location, parse_location, parse_number
 from ckptfs.store.packfile import Found, Gap
 from ckptfs.store.packs import FIRST_PACK, PackIdentity, Packs
