@@ -1,6 +1,5 @@
 """The door of the store: chunks are stored once, read back verified, and failures are named."""
 
-import dataclasses
 import errno
 import fcntl
 import json
@@ -68,7 +67,7 @@ def put(store: ChunkStore, data: bytes) -> list[int]:
 def create_even(path: Path) -> ChunkStore:
     """Make a store that cuts only at the multiples of EVEN_SIZE, so that a test knows its chunks."""
     sizes = ChunkSizes(size_min=EVEN_SIZE, size_max=EVEN_SIZE)
-    config = dataclasses.replace(description.new_config(time.time_ns()), chunk_sizes=sizes)
+    config = description.new_config(time.time_ns())._replace(chunk_sizes=sizes)
     return ChunkStore.create(path, config=config)
 
 
@@ -379,7 +378,7 @@ def test_a_creation_that_was_cut_short_is_begun_again(path: Path) -> None:
 
 
 def test_the_description_comes_back(path: Path) -> None:
-    config = dataclasses.replace(description.new_config(time.time_ns()), chunk_sizes=ChunkSizes(1024, 12, 8192))
+    config = description.new_config(time.time_ns())._replace(chunk_sizes=ChunkSizes(1024, 12, 8192))
     with ChunkStore.create(path, config=config) as store:
         assert store.config == config
         assert max(store.ingest(memoryview(random_bytes(100_000)), True).lengths) <= 8192

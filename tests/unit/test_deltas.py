@@ -1,6 +1,5 @@
 """Chunks stored as deltas read as before, whatever happens to the chunks that they rest on, and chains stay short."""
 
-import dataclasses
 import itertools
 import logging
 import shutil
@@ -49,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 def create(path: Path) -> ChunkStore:
     """Make a store that cuts at the multiples of CHUNK_SIZE only."""
     sizes = ChunkSizes(size_min=CHUNK_SIZE, size_max=CHUNK_SIZE)
-    config = dataclasses.replace(description.new_config(time.time_ns()), chunk_sizes=sizes)
+    config = description.new_config(time.time_ns())._replace(chunk_sizes=sizes)
     ChunkStore.create(path, config=config).close()
     return ChunkStore.open(path, pack_size_max=MIB)
 

@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 def create(path: Path, *, disk: Disk | None = None, pack_size_max: int = MIB) -> ChunkStore:
     """Make a store that cuts at the multiples of CHUNK_SIZE only."""
     sizes = ChunkSizes(size_min=CHUNK_SIZE, size_max=CHUNK_SIZE)
-    config = dataclasses.replace(description.new_config(time.time_ns()), chunk_sizes=sizes)
+    config = description.new_config(time.time_ns())._replace(chunk_sizes=sizes)
     ChunkStore.create(path, config=config).close()
     return ChunkStore.open(path, disk=disk, pack_size_max=pack_size_max)
 
