@@ -5,7 +5,7 @@ from ckptfs.store.backup import BackupResult, Cut, back_up
 from ckptfs.store.bitmap import Bitmap
 from ckptfs.store.buffers import new_buffer
 from ckptfs.store.check import PROBLEMS_MAX, Verified
-from ckptfs.store.chunkstore import ChunkStore, StoreStats
+from ckptfs.store.chunkstore import ChunkStore
 from ckptfs.store.codec import Encoding, element_width
 from ckptfs.store.composition import composition
 from ckptfs.store.delta import DELTA_CHAIN_MAX, Alignment
@@ -21,6 +21,7 @@ from ckptfs.store.schema import Table
 from ckptfs.store.spans import Decoded, Room
 from ckptfs.store.sweep import Swept
 from ckptfs.store.tables import Changes, Frozen, Tables
+from ckptfs.store.totals import StoreStats
 
 __all__ = [
     "DELTA_CHAIN_MAX",
