@@ -25,7 +25,7 @@ from ckptfs.errors import (
     StoreReadOnlyError,
     StoreVersionError,
 )
-from ckptfs.store import NO_CHUNK, ChunkStore, Disk, Table, description, index
+from ckptfs.store import NO_CHUNK, ChunkStore, Disk, Table, chunk_rows, description
 from ckptfs.store.packfile import Found
 from ckptfs.store.packs import PackIdentity, Packs
 from ckptfs.store.records import Position
@@ -208,7 +208,7 @@ def test_a_checkpoint_that_fails_is_tried_again(path: Path, monkeypatch: pytest.
 def test_a_crash_between_the_parts_of_a_checkpoint_loses_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    monkeypatch.setattr(index, "_PART_ROWS", 10)
+    monkeypatch.setattr(chunk_rows, "_PART_ROWS", 10)
     store = create_even(path)
     first, second = random_bytes(10 * EVEN_SIZE, 1), random_bytes(40 * EVEN_SIZE, 2)
     numbers = put(store, first)

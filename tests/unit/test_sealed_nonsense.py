@@ -228,7 +228,7 @@ def test_a_chunk_is_where_the_index_says_and_what_it_says(
         assert read() == bytes(range(250))
         sizes = {name: one[3 if name == "raw_size" else 2] + by for name, by in changes.items() if isinstance(by, int)}
         forged = two if "offset" in changes else one._replace(**{**changes, **sizes})
-        store._index._active.locations[NUMBER.pack(1)] = build_location(forged)
+        store._index.rows.newest.locations[NUMBER.pack(1)] = build_location(forged)
         with refused():
             read()
 
