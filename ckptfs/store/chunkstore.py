@@ -3,12 +3,12 @@
 ChunkStore owns the order of durability: chunks and then the rows that speak of them are appended to the packs; a
 kill of the process loses nothing appended; `sync` makes it durable; a checkpoint then brings LMDB up to it, and
 opening replays what came after the last checkpoint. It does not know files, names or snapshots.
-`ingest`, `read`, `sync`, `stats`, `verify`, `check_journal`, `deltas_among` and all `reencode` may be called from any
-thread; `append_journal`, `checkpoint`, sweeps and reclaiming from any one thread at a time each; `tables`, `commit` and
-`close` belong to the owner's thread.
+`ingest`, `read`, `sync`, `stats`, `verify`, `check_journal` and the `reencoder` may be called from any thread;
+`append_journal`, `checkpoint`, the `sweeper` and the `reclaimer` from any one thread at a time each; `tables`, `commit`
+and `close` belong to the owner's thread.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +33,7 @@ from ckptfs.store.packs import PACK_SIZE_MAX
 from ckptfs.store.reader import View
 from ckptfs.store.reclaim import Reclaimer
 from ckptfs.store.records import EncodedChunk, Position
-from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, never
+from ckptfs.store.reencode import Reencoder, never
 from ckptfs.store.replay import Replay
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.schema import TREE_TABLES, Table
@@ -83,7 +83,9 @@ class ChunkStore:
         self._ingest = Ingest(
             config, packs, self._end, self._index, self._freed, self._damaged, check_writable=self._check_writable
         )
-        self._reencoder = Reencoder(self._index, self._fetcher, self._ingest.append_again)
+        self.reencoder = Reencoder(
+            self._index, self._fetcher, self._ingest.append_again, check_writable=self._check_writable
+        )
         self._checkpoints = Checkpoints(
             self._end, packs, environment, self._index, self._freed, self._damaged, self._reserve
         )
@@ -93,7 +95,7 @@ class ChunkStore:
             environment,
             self._freed,
             self._condensed,
-            self._reencoder,
+            self.reencoder,
             end_pack=self._end.begin_pack,
             damaged=self._damaged.numbers,
             room=self.room,
@@ -217,7 +219,7 @@ class ChunkStore:
 
         A chunk that is stored already, also by a call under way in another thread, is not stored again. `data` is not
         needed any more on return. On an error none of the new chunks is stored. Without `encode`, which costs ten times
-        what all else does, new chunks are stored raw and wait for `reencode`.
+        what all else does, new chunks are stored raw and wait for the `reencoder`.
         """
         return self._ingest.store(data, chunks, encode=encode)
 
@@ -292,38 +294,6 @@ class ChunkStore:
     def punch_count(self) -> int:
         """How often places of the packs were punched, or packs removed, since the store was opened."""
         return self._packs.punch_count
-
-    # Space
-
-    def reencode(self, limit_bytes: int, stop: Callable[[], bool] = never) -> Reencoded:
-        """Encode about `limit_bytes` of waiting chunks; ends early, within a chunk's time, when `stop()` is true.
-
-        Takes what a checkpoint has brought to LMDB. `Reencoded.chunks` is 0 when none of that waits any more.
-        """
-        self._check_writable()
-        return self._reencoder.run(limit_bytes, stop)
-
-    def reencode_deltas(self, candidates: Iterable[DeltaCandidate], stop: Callable[[], bool] = never) -> Deltas:
-        """Store chunks as deltas against others where that is smaller; ends early, within a chunk's time, at `stop()`.
-
-        Left as they are: deltas, chunks that one of their bases rests on, and those whose chain of deltas would become
-        longer than DELTA_CHAIN_MAX. A waiting chunk gets its plain encoding where that is smaller. As durable as
-        `reencode`: the old record stays until a checkpoint. A sweep keeps the bases for as long as it keeps the deltas.
-        """
-        self._check_writable()
-        return self._reencoder.run_deltas(candidates, stop)
-
-    def deltas_among(self, numbers: Iterable[int]) -> list[int]:
-        """Return those of the chunks that are stored as deltas."""
-        return [number for number in numbers if self._index.bases(number)]
-
-    def reencode_plain(self, numbers: Iterable[int], stop: Callable[[], bool] = never) -> int:
-        """Store deltas by themselves again and return their raw bytes; as durable as `reencode`, and stopped like it.
-
-        What is not a delta is passed over.
-        """
-        self._check_writable()
-        return self._reencoder.run_plain(numbers, stop)
 
     # Durability
 
@@ -440,7 +410,7 @@ class ChunkStore:
 
     @property
     def waiting_bytes(self) -> int:
-        """The bytes of chunks that were put raw and wait for `reencode`."""
+        """The bytes of chunks that were put raw and wait for the `reencoder`."""
         return self._index.totals.waiting_bytes
 
     def stats(self) -> StoreStats:

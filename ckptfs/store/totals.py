@@ -24,7 +24,7 @@ class Totals(NamedTuple):
 class StoreStats(NamedTuple):
     """How much a store holds, in bytes: `raw_bytes` of distinct chunks take `stored_bytes` of the disk below.
 
-    `waiting_bytes` of them, in `waiting_chunks`, were put raw and are encoded by `ChunkStore.reencode`;
+    `waiting_bytes` of them, in `waiting_chunks`, were put raw and are encoded by the `Reencoder`;
     `delta_bytes`, in `delta_chunks`, are stored as deltas.
     """
 

@@ -379,7 +379,7 @@ class Workload:
     def encode(self) -> None:
         """Do what a mount does first when it is idle: encode what went out as it was."""
         self.checkpoint()
-        self.tree.store.reencode(1 << 20, self._stops)
+        self.tree.store.reencoder.encode_waiting(1 << 20, self._stops)
         self._free()
 
     def optimize(self) -> None:

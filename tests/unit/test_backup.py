@@ -63,7 +63,7 @@ def assert_same(destination: Path, tree: Tree) -> None:
 
 def reencode(tree: Tree) -> None:
     """Encode what waits, and punch the places of the old records."""
-    tree.store.reencode(1 << 20)
+    tree.store.reencoder.encode_waiting(1 << 20)
     tree.store.commit(checkpoint=True)
     assert tree.store.reclaimer.punch()
 
