@@ -9,7 +9,7 @@ and `close` belong to the owner's thread.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 from ckptfs.config import MIB, StoreConfig
 from ckptfs.disk import Disk, Space
 from ckptfs.errors import DamagedError, StoreReadOnlyError
-from ckptfs.store import codec, kernels, records
+from ckptfs.store import kernels
 from ckptfs.store.check import StructureReport, Verified, check_structure
 from ckptfs.store.checkpoint import Checkpoints
 from ckptfs.store.condensed import Condensed
@@ -32,7 +32,7 @@ from ckptfs.store.pack_end import PackEnd
 from ckptfs.store.packs import PACK_SIZE_MAX
 from ckptfs.store.reader import View
 from ckptfs.store.reclaim import Reclaimer
-from ckptfs.store.records import EncodedChunk, Position
+from ckptfs.store.records import Position
 from ckptfs.store.reencode import Reencoder, never
 from ckptfs.store.replay import Replay
 from ckptfs.store.reserve import Reserve
@@ -184,20 +184,12 @@ class ChunkStore:
         if follow and (endangered or self._freed.superseded()):
             self._checkpoint_on_close = False
             return
-        for number in endangered:
-            self._store_again(number)
+        self.reencoder.store_again(endangered)
         if index_lost:
             # An index without a state, be it new, lost or half rebuilt, forbids cutting off even a harmless torn
             # tail; so it gets one now, and a name that a power cut does not take.
             self._finish_checkpoint(self.tables.freeze())
             self._disk.sync_directory(self.path)
-
-    def _store_again(self, number: int) -> None:
-        """Store a chunk anew as it is, out of a place that is called free; one that cannot be read stays damaged."""
-        with suppress(DamagedError):
-            raw, chunk_id = self._fetcher.read_with_id(number)
-            check = records.payload_check(raw)
-            self._ingest.append_again([EncodedChunk(chunk_id, len(raw), codec.Encoding.WAITING, raw, check)], [number])
 
     # Chunks
 

@@ -9,6 +9,7 @@ loses work, no bytes: the old record stays until a checkpoint has made the new o
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from ckptfs.config import MIB
@@ -196,6 +197,14 @@ class Reencoder:
                 self._append([EncodedChunk(chunk_id, len(raw), encoding, payload, check)], [number])
                 raw_bytes += len(raw)
             return raw_bytes
+
+    def store_again(self, numbers: Iterable[int]) -> None:
+        """Store chunks anew as they are, out of places that are called free; one that cannot be read stays damaged."""
+        for number in numbers:
+            with suppress(DamagedError):
+                raw, chunk_id = self._fetcher.read_with_id(number)
+                check = records.payload_check(raw)
+                self._append([EncodedChunk(chunk_id, len(raw), Encoding.WAITING, raw, check)], [number])
 
     def move(self, numbers: Iterable[int], pack: int, stop: Callable[[], bool]) -> bool:
         """Store those of the chunks that lie in a pack anew, as they are.
