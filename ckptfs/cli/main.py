@@ -61,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
-    called = [command for command in COMMANDS if command in arguments[:1]]
+    names_command = bool(arguments) and arguments[0] in COMMANDS
     try:
-        args = make_parser(called or COMMANDS).parse_args(arguments)
+        args = make_parser(arguments[:1] if names_command else COMMANDS).parse_args(arguments)
     except SystemExit as end:  # --help and --version
         return int(end.code or DONE)
     args.run(args)
