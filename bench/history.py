@@ -87,7 +87,7 @@ def _print_line(tree: Tree, start: int, saved: list[Saved]) -> None:
     plain = 0
     for version in saved:
         chunks = list(version.extents.between(0, version.extents.size))
-        deltas = set(tree.store.deltas_among(chunk.number for chunk in chunks))
+        deltas = set(tree.store.reencoder.deltas_among(chunk.number for chunk in chunks))
         plain += sum(chunk.length for chunk in chunks if chunk.number not in deltas)
     reading = _processor_time(lambda: [_read(tree, version.extents) for version in saved])
     print(

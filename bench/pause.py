@@ -77,7 +77,7 @@ def _many_versions(scratch: Path, quick: bool) -> None:
     place = Ckptfs(scratch, name="many", mounted=False)
     make_large_store(place.store, CHUNKS // share, SNAPSHOTS // share)
     with ChunkStore.open(place.store) as store:
-        store.reencode(store.waiting_bytes)  # else idle time would do it beside every row
+        store.reencoder.encode_waiting(store.waiting_bytes)  # else idle time would do it beside every row
     with _mounted(place, "--no-optimize"):
         at = ("--at", place.path)
         refs = [f"step-{number}" for number in range(0, SNAPSHOTS // share, SNAPSHOTS // share // (DELETED // share))]

@@ -3,7 +3,7 @@
 Sizes are in bytes, times in seconds unless the name says otherwise.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -18,8 +18,7 @@ SETTLE_SECONDS = 2.0
 """How long the tree has to be quiet before a completed save becomes an automatic snapshot."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkSizes:
+class ChunkSizes(NamedTuple):
     """Bounds of content-defined chunks; `mean_bits` is the binary logarithm of the mean distance of cut points."""
 
     size_min: int = 32 * KIB
@@ -27,8 +26,7 @@ class ChunkSizes:
     size_max: int = 512 * KIB
 
 
-@dataclass(frozen=True, slots=True)
-class StoreConfig:
+class StoreConfig(NamedTuple):
     """The description of a store, written once when it is made; `seed` keys the chunk ids and is secret."""
 
     version: int

@@ -1,19 +1,21 @@
 """The `ckptfs` command: its parser, and how everything that ends it becomes an exit code.
 
-An error of `ckptfs.errors` is one sentence and its code; only a bug shows a traceback. Heavy modules are brought in by
-the commands that need them, so that `--help` and `list` are quick.
+An error of `ckptfs.errors` is one sentence and its code; only a bug shows a traceback. Only the command that is called
+is brought in, and by it what it needs, so that a start is quick.
 """
 
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from ckptfs import __version__
-from ckptfs.cli import backup, check, gc, mount, optimize, prune, repair, snapshot, stats, umount
 from ckptfs.cli.exitcodes import BROKEN_PIPE, DONE, INTERRUPTED, epilog
 from ckptfs.cli.parser import Parser
-from ckptfs.cli.tables import printable
 from ckptfs.errors import CkptfsError
+
+COMMANDS = ("mount", "umount", "snapshot", "prune", "gc", "optimize", "stats", "check", "repair", "backup")
+"""Each is a module of this package; this is their order in the help."""
 
 EXAMPLES = (
     "ckptfs mount /ckpt                    # the store is /ckpt.store",
@@ -24,8 +26,8 @@ EXAMPLES = (
 )
 
 
-def make_parser() -> Parser:
-    """Return the parser of the whole command line."""
+def make_parser(commands: Sequence[str] = COMMANDS) -> Parser:
+    """Return the parser of the whole command line, or of a command line with one of these commands."""
     parser = Parser(
         prog="ckptfs",
         description="A filesystem for training checkpoints that keeps every completed save as a version.",
@@ -33,8 +35,8 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"ckptfs {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for command in (mount, umount, snapshot, prune, gc, optimize, stats, check, repair, backup):
-        command.add_parser(subparsers)
+    for command in commands:
+        import_module(f"ckptfs.cli.{command}").add_parser(subparsers)
     return parser
 
 
@@ -58,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    names_command = bool(arguments) and arguments[0] in COMMANDS
     try:
-        args = make_parser().parse_args(argv)
+        args = make_parser(arguments[:1] if names_command else COMMANDS).parse_args(arguments)
     except SystemExit as end:  # --help and --version
         return int(end.code or DONE)
     args.run(args)
@@ -67,6 +71,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    from ckptfs.cli.tables import printable
+
     lines = "\n".join(printable(line) for line in message.splitlines())
     print(f"ckptfs: {lines}", file=sys.stderr)
     return code

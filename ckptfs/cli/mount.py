@@ -1,19 +1,16 @@
-"""`ckptfs mount`: check, make the store if there is none, start the mount process, and what that process does.
+"""`ckptfs mount`: check, make the store if there is none, and start the mount process or become it.
 
 Without --foreground the command only starts a second one with it, which becomes the mount process, and passes on what
 that says. Everything that can fail is checked in both, since both are run by people.
 """
 
 import argparse
-import logging
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from ckptfs.cli.parser import Parser, Subparsers, add_command, policy, seconds
-from ckptfs.cli.target import is_store
+from ckptfs.cli.target import STORE_SUFFIX, default_store, is_store
 from ckptfs.config import SETTLE_SECONDS
 from ckptfs.errors import (
     DaemonError,
@@ -25,15 +22,9 @@ from ckptfs.errors import (
     StoreVersionError,
     UsageError,
 )
-from ckptfs.mount import daemonize, mountinfo, notify
-from ckptfs.mount.options import STORE_SUFFIX, MountOptions, check, default_store
+from ckptfs.mount import daemonize, mountinfo
+from ckptfs.mount.options import MountOptions, check
 from ckptfs.mount.protocol import LOG_NAME
-
-RELEASE_SECONDS = 10.0
-"""How long a mount waits for a mount process that has lost its mount and is about to end."""
-POLL_SECONDS = 0.05
-
-log = logging.getLogger(__name__)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -118,8 +109,10 @@ def run(args: argparse.Namespace) -> None:
         return
     with daemonize.ReadyPipe(args.ready_fd) as pipe:
         _prepare(options)
-        daemonize.set_up_logging(_log_path(options), to_stderr=not pipe.has_starter)
-        _serve(options, pipe.ready)
+        from ckptfs.cli import foreground  # only now: a starter needs none of what this brings in
+
+        foreground.set_up_logging(_log_path(options), to_stderr=not pipe.has_starter)
+        foreground.serve(options, pipe.ready)
 
 
 def _prepare(options: MountOptions) -> None:
@@ -136,37 +129,6 @@ def _prepare(options: MountOptions) -> None:
     except NotADirectoryError as error:
         raise NotAStoreError(f"{options.store} is not a directory") from error
     print(f"made a new store at {options.store}", flush=True)
-
-
-def _serve(options: MountOptions, tell_ready: Callable[[], None]) -> None:
-    """Be the mount process until the mount is taken down."""
-    from ckptfs.mount import session  # only now: it brings in trio and pyfuse3
-
-    is_usable = False
-
-    def ready() -> None:
-        nonlocal is_usable
-        is_usable = True
-        log.info("%s is mounted, its store is %s", options.mountpoint, options.store)
-        notify.ready(f"{options.mountpoint} is mounted, its store is {options.store}")
-        tell_ready()
-
-    notify.status(f"opening the store {options.store}")
-    deadline = time.monotonic() + RELEASE_SECONDS
-    while True:
-        try:
-            session.run(options, ready)
-            break
-        except StoreInUseError as error:
-            mounts = mountinfo.mounts_of_store(options.store)
-            if mounts:
-                raise StoreInUseError(f"{error}; it is mounted on {mounts[0].mountpoint}") from error
-            if is_usable or time.monotonic() >= deadline:
-                raise
-            # Its mount process has been unmounted and is writing the last of it.
-            time.sleep(POLL_SECONDS)
-    notify.stopping(f"{options.mountpoint} is unmounted, everything is in {options.store}")
-    log.info("%s is unmounted, everything is in %s", options.mountpoint, options.store)
 
 
 def _foreground_command(options: MountOptions) -> list[str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from ckptfs.cli.exitcodes import WIDTH, epilog
 from ckptfs.config import GIB, KIB, MIB
 from ckptfs.errors import CkptfsError, UsageError
-from ckptfs.retention import parse_policy
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -92,6 +91,8 @@ def seconds(text: str) -> float:
 
 def policy(text: str) -> str:
     """Return the text of a policy that is one."""
+    from ckptfs.retention import parse_policy
+
     try:
         parse_policy(text)
     except UsageError as error:

@@ -14,11 +14,11 @@ PLAIN_SECONDS = 10.0
 class Progress:
     """The progress of one command, on standard error so that what it prints can go to a program."""
 
-    def __init__(self, verb: str, total_bytes: int, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, verb: str, total_bytes: int, stream: TextIO | None = None) -> None:
         self.done_bytes = 0
         self._verb = verb
         self._total = total_bytes
-        self._stream = stream
+        self._stream = stream = stream or sys.stderr
         self._terminal = stream.isatty()
         self._began = time.monotonic()
         self._next = self._began + (0 if self._terminal else PLAIN_SECONDS)

@@ -10,9 +10,9 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
+from typing import NamedTuple
 
 from ckptfs.config import KIB
 
@@ -28,8 +28,7 @@ _AGES = ((1, "s"), (60, "min"), (3600, "h"), (86400, "d"))
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """A column of a table; a `flexible` one may be cut to make the table fit the terminal."""
 
     title: str

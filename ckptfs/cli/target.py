@@ -7,23 +7,21 @@ that has the store open, or the store itself when nothing is mounted. Refuses to
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ckptfs.errors import DaemonError, NoMountError, UsageError
 from ckptfs.mount import mountinfo
-from ckptfs.mount.client import Client
-from ckptfs.mount.options import default_store
-from ckptfs.mount.protocol import SOCKET_NAME, Commands
-from ckptfs.mount.unmount import is_dead
+
+if TYPE_CHECKING:
+    from ckptfs.mount.protocol import Commands
 
 SNAPSHOTS_NAME = ".snapshots"
 STORE_FILE = "store.json"
+STORE_SUFFIX = ".store"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A store, the mountpoint that shows it (None: not mounted), and a path below the root of its tree ("" = root)."""
 
     store: str
@@ -60,25 +58,29 @@ def find_mountpoint(path: str | None) -> str:
 
 
 @contextmanager
-def commands(target: Target, *, write: bool) -> Iterator[Commands]:
+def commands(target: Target, *, write: bool) -> Iterator["Commands"]:
     """Give the commands of a target's store; `write` says whether they will change it."""
+    # What either side takes is brought in only now: `mount` and `umount` need none of it.
     if target.mountpoint is not None:
+        from ckptfs.mount.client import Client
+
         _barrier(target.mountpoint, target.store)
         if not _is_frozen(target.store):
             yield Client(target.store)
             return
-    # Only now: most commands speak to a mount process and need nothing of this, which takes longer than they do.
     from ckptfs.store import ChunkStore
     from ckptfs.tree import Commands as StoreCommands
     from ckptfs.tree import Tree
 
     # Leaving the store commits what was done; a command that failed leaves it as it was.
     with ChunkStore.open(Path(target.store), read_only=not write) as store:
-        yield cast(Commands, StoreCommands(Tree(store)))
+        yield cast("Commands", StoreCommands(Tree(store)))
 
 
 def _is_frozen(store: str) -> bool:
     """Tell whether a store is on a read-only disk on which its mount process could not make a control socket."""
+    from ckptfs.mount.protocol import SOCKET_NAME
+
     has_socket = os.path.lexists(os.path.join(store, SOCKET_NAME))
     return not has_socket and bool(os.statvfs(store).f_flag & os.ST_RDONLY)
 
@@ -92,6 +94,8 @@ def _barrier(mountpoint: str, store: str) -> None:
     try:
         os.statvfs(mountpoint)
     except OSError as error:
+        from ckptfs.mount.unmount import is_dead
+
         if is_dead(mountpoint):
             option = "" if store == default_store(mountpoint) else f" --store {store}"
             raise DaemonError(
@@ -123,6 +127,11 @@ def _named(path: str) -> Target:
 def is_store(path: str) -> bool:
     """Tell whether a directory looks like a store; opening it says whether it is one."""
     return os.path.isfile(os.path.join(path, STORE_FILE))
+
+
+def default_store(mountpoint: str) -> str:
+    """Return the store that a mountpoint has when none is named: next to it, with the suffix `.store`."""
+    return mountpoint.rstrip("/") + STORE_SUFFIX
 
 
 def _only() -> Target:

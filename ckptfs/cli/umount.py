@@ -8,7 +8,6 @@ from ckptfs.cli.parser import Subparsers, add_command
 from ckptfs.cli.target import find_mountpoint
 from ckptfs.errors import BusyError, DaemonError, FuseError, NoMountError
 from ckptfs.mount import mountinfo
-from ckptfs.mount.protocol import LOG_NAME
 from ckptfs.mount.unmount import has_finished, has_writer, is_dead, unmount, wait_for_release
 
 
@@ -56,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
             "finish; what was closed or synced is in the store, and the next mount takes it up"
         )
     if is_writing and not has_finished(mount.source):
+        from ckptfs.mount.protocol import LOG_NAME
+
         raise DaemonError(
             f"{mountpoint} is unmounted, but its process could not finish, see {os.path.join(mount.source, LOG_NAME)}; "
             "what was closed or synced is in the store, and the next mount takes it up"

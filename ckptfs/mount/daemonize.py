@@ -1,4 +1,4 @@
-"""Starting a mount process in the background, and the log it writes.
+"""Starting a mount process in the background.
 
 Owns both ends of the pipe through which a new mount process says that it is usable, or why it is not; refuses to know
 what it does. The starter returns only when it knows: the mount is usable, or an error of `ckptfs.errors` that the
@@ -6,23 +6,18 @@ process gave, or DaemonError with the end of its log when it died without a word
 the process it started.
 """
 
-import logging
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from logging.handlers import RotatingFileHandler
 from types import TracebackType
 from typing import Self
 
-from ckptfs.config import KIB, MIB
+from ckptfs.config import KIB
 from ckptfs.errors import CkptfsError, DaemonError
 from ckptfs.mount.protocol import decode_reply, encode_error, encode_result
 
-LOG_SIZE_MAX = 1 * MIB
-LOG_COUNT = 3
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 READY_OPTION = "--ready-fd"
 END_SECONDS = 10.0
 TAIL_LINES = 20
@@ -109,16 +104,6 @@ def start(command: Sequence[str], log_path: str) -> None:
         raise DaemonError(f"the mount process ended with {how} before it was usable{_tail(log_path, log_offset)}")
     # It goes on without this process, and Popen is not to warn of that.
     process.returncode = 0
-
-
-def set_up_logging(path: str, *, to_stderr: bool) -> None:
-    """Send the log of this process to a file that rotates, if it can be written, and to standard error if wanted."""
-    # The log lies in the store: on a full disk a line of it is lost, and saying so in the log would not help.
-    logging.raiseExceptions = False
-    handlers: list[logging.Handler] = [logging.StreamHandler()] if to_stderr else []
-    with suppress(OSError):  # a store that is mounted read-only may be on a disk that is
-        handlers.append(RotatingFileHandler(path, maxBytes=LOG_SIZE_MAX, backupCount=LOG_COUNT - 1))
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=handlers or [logging.NullHandler()])
 
 
 def _log_or_null(path: str) -> str:

@@ -115,11 +115,11 @@ class Idle:
         left = self._store.waiting_bytes
         while left > 0 and not stop():
             await self._free_batch(stop)
-            done = await self._offload.run(self._store.reencode, slice_size, stop)
+            done = await self._offload.run(self._store.reencoder.encode_waiting, slice_size, stop)
             if done.chunks == 0 and not stop():
                 # What waits is not in the index yet; a checkpoint brings it there.
                 await self._committer.checkpoint()
-                done = await self._offload.run(self._store.reencode, slice_size, stop)
+                done = await self._offload.run(self._store.reencoder.encode_waiting, slice_size, stop)
                 if done.chunks == 0:
                     return
             left -= done.raw_bytes

@@ -23,7 +23,7 @@ from ckptfs.mount.handles import Handles
 from ckptfs.mount.listings import Listings
 from ckptfs.mount.nodes import LATEST_NODE, ROOT_NODE, SNAPSHOTS_NODE, Node, Nodes
 from ckptfs.mount.room import Room
-from ckptfs.tree import Tree
+from ckptfs.tree import Tree, renaming
 from ckptfs.tree.inode import ROOT_INO, TIME_MAX_NS, TIME_MIN_NS, Inode
 from ckptfs.tree.namespace import NAME_MAX, Owner, fail
 from ckptfs.tree.reader import Bytes
@@ -222,7 +222,8 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         old = self._entries.old_name(parent_inode_old, name_old)
         self._room.take_row()
-        self._names.rename(old, name_old, self._entries.old_name(parent_inode_new, name_new), name_new, flags)
+        new = self._entries.old_name(parent_inode_new, name_new)
+        renaming.rename(self._names, old, name_old, new, name_new, flags)
         self._versions.touched()
         await self._committer.commit(durable=False)  # as for a close: a rename is how careful programs complete a save
 

@@ -8,7 +8,7 @@ mount is made, so the mount itself fails as cleanly.
 import os
 import shutil
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckptfs.config import SETTLE_SECONDS
 from ckptfs.errors import FuseError, MountpointError
@@ -17,11 +17,9 @@ from ckptfs.mount.unmount import FUSERMOUNT, is_dead, unmount
 
 FUSE_DEVICE = "/dev/fuse"
 FUSE_CONF = "/etc/fuse.conf"
-STORE_SUFFIX = ".store"
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """One mount. Both paths are absolute with symbolic links resolved; `settle` is in seconds.
 
     `keep` is the policy for versions (`retention.parse_policy`), applied after each automatic snapshot or, with
@@ -36,11 +34,6 @@ class MountOptions:
     keep: str | None = None
     optimize: bool = True
     prune_when_full: bool = False
-
-
-def default_store(mountpoint: str) -> str:
-    """Return the store that a mountpoint has when none is named: next to it, with the suffix `.store`."""
-    return mountpoint.rstrip("/") + STORE_SUFFIX
 
 
 def check(options: MountOptions) -> None:

@@ -14,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from ckptfs.disk import Disk
 from ckptfs.errors import BusyError, CkptfsError, FuseError, NotAStoreError, StoreInUseError
+from ckptfs.lock import StoreLock
 from ckptfs.mount import mountinfo
 
 USERS_NAMED_MAX = 5
@@ -79,9 +81,6 @@ def wait_for_release(store: str, on_slow: Callable[[], None]) -> None:
 
 def has_finished(store: str) -> bool:
     """Tell whether the last writer of a store has brought everything into the index; true when another one is at it."""
-    from ckptfs.store.disk import Disk
-    from ckptfs.store.lock import StoreLock
-
     try:
         with StoreLock(Path(store), Disk(), shared=True) as lock:
             return lock.is_finished
@@ -91,10 +90,6 @@ def has_finished(store: str) -> bool:
 
 def has_writer(store: str) -> bool:
     """Tell whether a writer has the store open; a store that is gone, or not ours to read, counts as closed."""
-    # Only now, because it brings in the whole store layer, which the checks before a mount do not need.
-    from ckptfs.store.disk import Disk
-    from ckptfs.store.lock import StoreLock
-
     try:
         StoreLock(Path(store), Disk(), shared=True).close()
     except StoreInUseError:

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ckptfs.config import KIB, MIB
+from ckptfs.disk import NOT_DIRECT, Disk, whole_pages
 from ckptfs.store.buffers import Buffers
-from ckptfs.store.disk import NOT_DIRECT, Disk, whole_pages
 from ckptfs.store.packfile import PackFile
 from ckptfs.store.records import Appendable
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptfs.config import MIB
+from ckptfs.disk import Disk
 from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError
+from ckptfs.lock import LOCK_NAME, StoreLock
 from ckptfs.store import description, index_file
-from ckptfs.store.chunkstore import PACKS_NAME, ChunkStore
+from ckptfs.store.chunkstore import ChunkStore
 from ckptfs.store.condensed import NAME as CONDENSED_NAME
 from ckptfs.store.condensed import Condensed
-from ckptfs.store.disk import Disk
-from ckptfs.store.lock import LOCK_NAME, StoreLock
+from ckptfs.store.directory import PACKS_NAME
 from ckptfs.store.packfile import pack_name, pack_numbers
 from ckptfs.store.packs import FIRST_PACK, PackIdentity
 from ckptfs.store.records import Position

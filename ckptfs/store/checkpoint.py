@@ -54,7 +54,7 @@ class Checkpoints:
     @property
     def row_count(self) -> int:
         """How many of the store's own rows wait for a checkpoint."""
-        return self._index.row_count + self._freed.row_count + self._damaged.row_count
+        return self._index.rows.row_count + self._freed.row_count + self._damaged.row_count
 
     @property
     def is_due(self) -> bool:
@@ -69,19 +69,19 @@ class Checkpoints:
                 with self._end.held():
                     self._free(rows)
             with self._end.held():
-                if not self._index.is_frozen:
+                if not self._index.rows.is_frozen:
                     self._freeze()
                 # Rows younger than the frozen ones may be journalled already: the replay begins before them.
                 replay_from = min([self._index_cut, *self._end.marks_behind(frozen.generation)])
                 state = State(replay_from, self._index_cut.position, self._index.frozen_summary)
             self._packs.sync()
-            *ahead, ids = self._index.frozen_ids()
+            *ahead, ids = self._index.rows.frozen_ids()
             for part in ahead:
                 # Their chunks may not be cut off any more, or the numbers would be given again: the replay finds them.
                 self.state = self.state._replace(kept_until=state.kept_until)
                 self._write(self.state, [(Table.CHUNK_IDS, part)])
             tables = [(table, memtable.items()) for table, memtable in frozen.memtables.items()]
-            indexed = [(Table.CHUNKS, self._index.frozen_locations()), (Table.CHUNK_IDS, ids)]
+            indexed = [(Table.CHUNKS, self._index.rows.frozen_locations()), (Table.CHUNK_IDS, ids)]
             own = [self._freed.frozen_rows(), self._damaged.frozen_rows()]
             self._write(state, [*tables, *indexed, *own])
             self._reserve.hold_again()

@@ -3,41 +3,37 @@
 ChunkStore owns the order of durability: chunks and then the rows that speak of them are appended to the packs; a
 kill of the process loses nothing appended; `sync` makes it durable; a checkpoint then brings LMDB up to it, and
 opening replays what came after the last checkpoint. It does not know files, names or snapshots.
-`ingest`, `read`, `sync`, `stats`, `verify`, `check_journal`, `deltas_among` and all `reencode` may be called from any
-thread; `append_journal`, `checkpoint`, sweeps and reclaiming from any one thread at a time each; `tables`, `commit` and
-`close` belong to the owner's thread.
+`ingest`, `read`, `sync`, `stats`, `verify`, `check_journal` and the `reencoder` may be called from any thread;
+`append_journal`, `checkpoint`, the `sweeper` and the `reclaimer` from any one thread at a time each; `tables`, `commit`
+and `close` belong to the owner's thread.
 """
 
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from ckptfs.config import FORMAT_VERSION, MIB, StoreConfig
-from ckptfs.errors import DamagedError, NotAStoreError, StoreReadOnlyError, StoreVersionError
-from ckptfs.store import codec, description, kernels, records
+from ckptfs.config import MIB, StoreConfig
+from ckptfs.disk import Disk, Space
+from ckptfs.errors import DamagedError, StoreReadOnlyError
+from ckptfs.store import kernels
 from ckptfs.store.check import StructureReport, Verified, check_structure
 from ckptfs.store.checkpoint import Checkpoints
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.damaged import DamagedChunks
-from ckptfs.store.disk import Disk, Space
-from ckptfs.store.environment import Environment
+from ckptfs.store.directory import Directory, make_store
 from ckptfs.store.fetch import Fetcher
 from ckptfs.store.freed import FreedPlaces
 from ckptfs.store.index import ChunkIndex
-from ckptfs.store.index_file import IndexFile
 from ckptfs.store.ingest import Chunked, Ingest, Ingested
 from ckptfs.store.journal_check import JournalCheck, JournalPart
-from ckptfs.store.location import Location
-from ckptfs.store.lock import LOCK_NAME, StoreLock
 from ckptfs.store.pack_end import PackEnd
-from ckptfs.store.packs import PACK_SIZE_MAX, PackIdentity, Packs
+from ckptfs.store.packs import PACK_SIZE_MAX
 from ckptfs.store.reader import View
 from ckptfs.store.reclaim import Reclaimer
-from ckptfs.store.records import EncodedChunk, Position
-from ckptfs.store.reencode import DeltaCandidate, Deltas, Reencoded, Reencoder, never
+from ckptfs.store.records import Position
+from ckptfs.store.reencode import Reencoder, never
 from ckptfs.store.replay import Replay
 from ckptfs.store.reserve import Reserve
 from ckptfs.store.schema import TREE_TABLES, Table
@@ -45,26 +41,7 @@ from ckptfs.store.spans import Decoded, Room
 from ckptfs.store.state import FIRST_SEQUENCE
 from ckptfs.store.sweep import Sweeper
 from ckptfs.store.tables import Changes, Frozen, Tables
-
-PACKS_NAME = "packs"
-_VERIFY_CHUNKS = 16
-
-
-class StoreStats(NamedTuple):
-    """How much a store holds, in bytes: `raw_bytes` of distinct chunks take `stored_bytes` of the disk below.
-
-    `waiting_bytes` of them, in `waiting_chunks`, were put raw and are encoded by `ChunkStore.reencode`;
-    `delta_bytes`, in `delta_chunks`, are stored as deltas.
-    """
-
-    chunks: int
-    raw_bytes: int
-    stored_bytes: int
-    kernel: str
-    waiting_chunks: int
-    waiting_bytes: int
-    delta_chunks: int
-    delta_bytes: int
+from ckptfs.store.totals import StoreStats
 
 
 class Opening(NamedTuple):
@@ -86,25 +63,16 @@ _ROW_SIZE = 256
 class ChunkStore:
     """An open store; made by `create` or `open`, and a context manager that commits when its body succeeds."""
 
-    def __init__(
-        self,
-        path: Path,
-        config: StoreConfig,
-        packs: Packs,
-        environment: Environment,
-        index_file: IndexFile,
-        lock: StoreLock,
-        *,
-        disk: Disk,
-        read_only: bool,
-    ) -> None:
-        self.path = path
-        self.config = config
-        self.read_only = read_only
+    def __init__(self, directory: Directory) -> None:
+        """Take the directory of a store; what `open` made of it is a store when it has replayed the packs."""
+        self.path = path = directory.path
+        self.config = config = directory.config
+        self.read_only = directory.read_only
+        self._directory = directory
+        self._disk = disk = directory.disk
+        self._packs = packs = directory.packs
+        self._environment = environment = directory.environment
         self.tables = Tables(environment)
-        self._disk = disk
-        self._packs = packs
-        self._environment = environment
         self._index = ChunkIndex(environment)
         self._freed = FreedPlaces(environment)
         self._condensed = Condensed(path, disk, packs.identity)
@@ -115,7 +83,9 @@ class ChunkStore:
         self._ingest = Ingest(
             config, packs, self._end, self._index, self._freed, self._damaged, check_writable=self._check_writable
         )
-        self._reencoder = Reencoder(self._index, self._fetcher, self._ingest.append_again)
+        self.reencoder = Reencoder(
+            self._index, self._fetcher, self._ingest.append_again, check_writable=self._check_writable
+        )
         self._checkpoints = Checkpoints(
             self._end, packs, environment, self._index, self._freed, self._damaged, self._reserve
         )
@@ -125,14 +95,11 @@ class ChunkStore:
             environment,
             self._freed,
             self._condensed,
-            self._reencoder,
+            self.reencoder,
             end_pack=self._end.begin_pack,
             damaged=self._damaged.numbers,
             room=self.room,
         )
-        self._resources = ExitStack()
-        self._index_file = index_file
-        self._lock = lock
         self._closed = False
         self._checkpoint_on_close = True
         self.opening = Opening([])
@@ -143,15 +110,7 @@ class ChunkStore:
     def create(cls, path: Path, *, disk: Disk | None = None, config: StoreConfig | None = None) -> Self:
         """Make a store in a directory that is missing or empty, and open it."""
         disk = disk or Disk()
-        disk.make_directory(path)
-        leftovers = {description.NAME, description.NAME + ".new", LOCK_NAME, PACKS_NAME}
-        if not leftovers.issuperset(disk.list_names(path)) or (path / description.NAME).exists():
-            raise NotAStoreError(f"{path} is not empty; a new store needs a directory of its own")
-        with StoreLock(path, disk, shared=False):
-            disk.make_directory(path / PACKS_NAME)
-            # The description is last: a directory without one is not a store yet.
-            description.write(path, config or description.new_config(time.time_ns()), disk)
-            disk.sync_directory(path.parent)
+        make_store(path, disk, config)
         return cls.open(path, disk=disk)
 
     @classmethod
@@ -174,43 +133,21 @@ class ChunkStore:
         Raises NotAStoreError, StoreVersionError, StoreInUseError, StoreReadOnlyError, and DamagedError when durable
         records are not what was written. An index of an older version is made anew.
         """
-        disk = disk or Disk()
-        config = description.read(path, disk)
         with ExitStack() as resources:
-            lock = resources.enter_context(StoreLock(path, disk, shared=read_only))
-            packs = Packs(
-                path / PACKS_NAME,
-                disk,
-                PackIdentity(description.fingerprint(config), config.seed),
-                pack_size_max=pack_size_max,
+            directory = resources.enter_context(
+                Directory(path, disk or Disk(), read_only=read_only, rebuild=rebuild, pack_size_max=pack_size_max)
             )
-            resources.callback(packs.close)
-            index_file = resources.enter_context(IndexFile(path, disk))
-            if not read_only:
-                index_file.put_back()
-            outdated = config.version < FORMAT_VERSION
-            if outdated and read_only and index_file.exists():
-                raise StoreVersionError(
-                    f"the index of {path} has the format {config.version}; mount the store for writing once, or run "
-                    "`ckptfs repair --rebuild-index`"
-                )
-            rebuild = (rebuild or outdated) and index_file.exists()
-            if rebuild:
-                index_file.put_aside(outdated=outdated)
-            else:
-                index_file.take(read_only=read_only)
-            environment = Environment(index_file.path, disk, read_only=read_only)
-            resources.callback(environment.close)
-            store = cls(path, config, packs, environment, index_file, lock, disk=disk, read_only=read_only)
+            store = cls(directory)
             store._replay(salvage=salvage, follow=follow)
-            if rebuild:
+            if directory.is_rebuilding:
                 with store.view() as view:
-                    differences = index_file.replaced(view, store.opening.losses)
+                    differences = directory.index_file.replaced(view, store.opening.losses)
                 store.opening = store.opening._replace(differences=differences)
             if not read_only:
                 # Last: until then the index that an older version reads is put back after a crash.
-                store.config = description.raise_version(path, config, disk)
-            store._resources = resources.pop_all()
+                directory.raise_version()
+                store.config = directory.config
+            resources.pop_all()  # it stays open
             return store
 
     def _replay(self, *, salvage: bool, follow: bool) -> None:
@@ -247,20 +184,12 @@ class ChunkStore:
         if follow and (endangered or self._freed.superseded()):
             self._checkpoint_on_close = False
             return
-        for number in endangered:
-            self._store_again(number)
+        self.reencoder.store_again(endangered)
         if index_lost:
             # An index without a state, be it new, lost or half rebuilt, forbids cutting off even a harmless torn
             # tail; so it gets one now, and a name that a power cut does not take.
             self._finish_checkpoint(self.tables.freeze())
             self._disk.sync_directory(self.path)
-
-    def _store_again(self, number: int) -> None:
-        """Store a chunk anew as it is, out of a place that is called free; one that cannot be read stays damaged."""
-        with suppress(DamagedError):
-            raw, chunk_id = self._fetcher.read_with_id(number)
-            check = records.payload_check(raw)
-            self._ingest.append_again([EncodedChunk(chunk_id, len(raw), codec.Encoding.WAITING, raw, check)], [number])
 
     # Chunks
 
@@ -282,7 +211,7 @@ class ChunkStore:
 
         A chunk that is stored already, also by a call under way in another thread, is not stored again. `data` is not
         needed any more on return. On an error none of the new chunks is stored. Without `encode`, which costs ten times
-        what all else does, new chunks are stored raw and wait for `reencode`.
+        what all else does, new chunks are stored raw and wait for the `reencoder`.
         """
         return self._ingest.store(data, chunks, encode=encode)
 
@@ -342,16 +271,7 @@ class ChunkStore:
 
         What is damaged is remembered, and stored anew when the same bytes come in again.
         """
-        located: dict[int, Location] = {}
-        raw_bytes = 0
-        while start < stop and raw_bytes < size_max:
-            end = min(start + _VERIFY_CHUNKS, stop)
-            found = self._index.locate_many(range(start, end))
-            located |= found
-            raw_bytes += sum(location.raw_size for location in found.values())
-            start = end
-        in_order = sorted(located, key=lambda number: located[number].position)
-        return Verified(start, raw_bytes, self._fetcher.verify(in_order))
+        return self._fetcher.verify_range(start, stop, size_max)
 
     def damaged(self) -> list[int]:
         """Return the numbers of the chunks that somebody has found damaged and nobody has stored anew."""
@@ -366,38 +286,6 @@ class ChunkStore:
     def punch_count(self) -> int:
         """How often places of the packs were punched, or packs removed, since the store was opened."""
         return self._packs.punch_count
-
-    # Space
-
-    def reencode(self, limit_bytes: int, stop: Callable[[], bool] = never) -> Reencoded:
-        """Encode about `limit_bytes` of waiting chunks; ends early, within a chunk's time, when `stop()` is true.
-
-        Takes what a checkpoint has brought to LMDB. `Reencoded.chunks` is 0 when none of that waits any more.
-        """
-        self._check_writable()
-        return self._reencoder.run(limit_bytes, stop)
-
-    def reencode_deltas(self, candidates: Iterable[DeltaCandidate], stop: Callable[[], bool] = never) -> Deltas:
-        """Store chunks as deltas against others where that is smaller; ends early, within a chunk's time, at `stop()`.
-
-        Left as they are: deltas, chunks that one of their bases rests on, and those whose chain of deltas would become
-        longer than DELTA_CHAIN_MAX. A waiting chunk gets its plain encoding where that is smaller. As durable as
-        `reencode`: the old record stays until a checkpoint. A sweep keeps the bases for as long as it keeps the deltas.
-        """
-        self._check_writable()
-        return self._reencoder.run_deltas(candidates, stop)
-
-    def deltas_among(self, numbers: Iterable[int]) -> list[int]:
-        """Return those of the chunks that are stored as deltas."""
-        return [number for number in numbers if self._index.bases(number)]
-
-    def reencode_plain(self, numbers: Iterable[int], stop: Callable[[], bool] = never) -> int:
-        """Store deltas by themselves again and return their raw bytes; as durable as `reencode`, and stopped like it.
-
-        What is not a delta is passed over.
-        """
-        self._check_writable()
-        return self._reencoder.run_plain(numbers, stop)
 
     # Durability
 
@@ -450,11 +338,10 @@ class ChunkStore:
         if self._closed:
             return
         self._closed = True
-        with self._resources:
+        with self._directory:
             if commit and self._checkpoint_on_close and not self.read_only:
                 self.commit(checkpoint=True)
-                self._index_file.seal_on_close()
-                self._lock.note_end()
+                self._directory.note_end()
 
     def __enter__(self) -> Self:
         return self
@@ -515,7 +402,7 @@ class ChunkStore:
 
     @property
     def waiting_bytes(self) -> int:
-        """The bytes of chunks that were put raw and wait for `reencode`."""
+        """The bytes of chunks that were put raw and wait for the `reencoder`."""
         return self._index.totals.waiting_bytes
 
     def stats(self) -> StoreStats:

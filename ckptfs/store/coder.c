@@ -1,8 +1,9 @@
 /* The entropy coder: bytes whose statistics differ by a key that both sides know.
  *
- * Owns speed and nothing else: reference_coders.py defines every byte, docs/format.md says it
- * in prose. Pure functions over the memory they are given. The decoder believes nothing: it reads and writes nothing out
- * of bounds whatever the bytes are, and says that they are damaged where they are not what the encoder makes.
+ * Owns speed and nothing else: reference_coders.py, with the modules that it names, defines every byte, docs/format.md
+ * says it in prose. Pure functions over the memory they are given. The decoder believes nothing: it reads and writes
+ * nothing out of bounds whatever the bytes are, and says that they are damaged where they are not what the encoder
+ * makes.
  *
  * rANS is Duda's (Asymmetric numeral systems, arXiv:1311.2540), with 11-bit probabilities, states below 2^31, words of
  * 16 bits, division by reciprocals and interleaved states as in Giesen's ryg_rans and arXiv:1402.3392. With 32 states

@@ -12,9 +12,9 @@ from itertools import chain
 from pathlib import Path
 
 from ckptfs.config import FORMAT_VERSION, KIB
+from ckptfs.disk import Disk
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
-from ckptfs.store.disk import Disk
 from ckptfs.store.environment import Environment
 from ckptfs.store.location import NUMBER
 from ckptfs.store.packfile import Gap, PackFile, PackWindow

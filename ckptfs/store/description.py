@@ -8,14 +8,13 @@ import hashlib
 import json
 import re
 import secrets
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ckptfs.config import CHUNK_SIZE_MAX, FORMAT_VERSION, ChunkSizes, StoreConfig
+from ckptfs.disk import Disk
 from ckptfs.errors import NotAStoreError, StoreVersionError
 from ckptfs.store import kernels
-from ckptfs.store.disk import Disk
 
 NAME = "store.json"
 _KIND = "ckptfs store"
@@ -52,7 +51,7 @@ def write(directory: Path, config: StoreConfig, disk: Disk) -> None:
 def raise_version(directory: Path, config: StoreConfig, disk: Disk) -> StoreConfig:
     """Publish that what is written from here on needs the version of this ckptfs, where the store is older."""
     if config.version < FORMAT_VERSION:
-        config = replace(config, version=FORMAT_VERSION)
+        config = config._replace(version=FORMAT_VERSION)
         write(directory, config, disk)
     return config
 

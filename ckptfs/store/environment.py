@@ -17,8 +17,8 @@ from pathlib import Path
 import lmdb
 
 from ckptfs.config import GIB, KIB, MIB
+from ckptfs.disk import FILE_MODE, Disk
 from ckptfs.errors import NoSpaceError
-from ckptfs.store.disk import FILE_MODE, Disk
 from ckptfs.store.reader import PACKED, Cursor, Reader, View, begin, damaged, failure
 from ckptfs.store.schema import Memtable, Table, row_check
 
@@ -31,6 +31,9 @@ _MAP_GROWTH = 2
 _DATABASES_MAX = 16
 _LOCK_SIZE = 8 * KIB
 """LMDB's own size for 126 readers; it takes a larger file as it is."""
+
+_Rows = Collection[tuple[bytes, bytes | None]]
+"""Of one table, sorted by key; None deletes."""
 
 
 class Environment:
@@ -148,7 +151,7 @@ class Environment:
             self._env.set_mapsize(self._env.info()["map_size"] * _MAP_GROWTH)
         return True
 
-    def write(self, tables: Collection[tuple[Table, Collection[tuple[bytes, bytes | None]]]]) -> None:
+    def write(self, tables: Collection[tuple[Table, _Rows]]) -> None:
         """Write rows, sorted by key within each table, in one durable transaction; None deletes.
 
         Readers see them from here on. One that stayed at the state before would keep LMDB from using its pages again.
@@ -171,7 +174,7 @@ class Environment:
             with reader.lock:
                 reader.renew()
 
-    def _write_in_map(self, tables: Iterable[tuple[Table, Iterable[tuple[bytes, bytes | None]]]]) -> bool:
+    def _write_in_map(self, tables: Iterable[tuple[Table, _Rows]]) -> bool:
         """Write rows; False, and nothing is written, where they do not fit into the map."""
         try:
             with self._env.begin(write=True) as transaction:
@@ -214,31 +217,29 @@ class Environment:
         self._env.close()
 
 
-def _write_rows(cursor: lmdb.Cursor[bytes], table: Table, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
-    puts: list[tuple[bytes, bytes]] = []
+def _write_rows(cursor: lmdb.Cursor[bytes], table: Table, rows: _Rows) -> None:
     for key, value in rows:
-        if value is not None:
-            puts.append((key, value + row_check(table, key, value)))
-        elif cursor.set_key(key):
+        if value is None and cursor.set_key(key):
             cursor.delete()
-    cursor.putmulti(puts)
+    cursor.putmulti(_puts(table, rows))
 
 
-def _write_packed(cursor: lmdb.Cursor[bytes], table: Table, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
-    puts: list[tuple[bytes, bytes]] = []
-    for key, value in rows:
+def _write_packed(cursor: lmdb.Cursor[bytes], table: Table, rows: _Rows) -> None:
+    for key, _ in rows:
         if cursor.set_range_dup(PACKED, key) and cursor.value().startswith(key):
             cursor.delete()
-        if value is not None:
-            puts.append((PACKED, key + value + row_check(table, key, value)))
-    cursor.putmulti(puts)
+    cursor.putmulti(_puts(table, rows))
 
 
-def _write_first(cursor: lmdb.Cursor[bytes], table: Table, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
+def _write_first(cursor: lmdb.Cursor[bytes], table: Table, rows: _Rows) -> None:
     """Write rows into a table that has none: nothing is looked for, and one comes behind the other."""
-    if table == Table.CHUNK_IDS:
-        puts = [(PACKED, key + value + row_check(table, key, value)) for key, value in rows if value is not None]
-    else:
-        puts = [(key, value + row_check(table, key, value)) for key, value in rows if value is not None]
+    puts = _puts(table, rows)
     if cursor.putmulti(puts, append=True)[1] != len(puts):
         raise ValueError(f"the rows of the table {table.name.lower()} are not sorted")
+
+
+def _puts(table: Table, rows: _Rows) -> list[tuple[bytes, bytes]]:
+    """Return rows as LMDB gets them, each with its check, but for those that are deleted."""
+    if table == Table.CHUNK_IDS:
+        return [(PACKED, key + value + row_check(table, key, value)) for key, value in rows if value is not None]
+    return [(key, value + row_check(table, key, value)) for key, value in rows if value is not None]

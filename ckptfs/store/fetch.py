@@ -17,6 +17,7 @@ from ckptfs.errors import DamagedError
 from ckptfs.store import codec, kernels, records
 from ckptfs.store.buffers import Buffers
 from ckptfs.store.chains import ChainReader
+from ckptfs.store.check import Verified
 from ckptfs.store.delta import BASES_SIZE_MAX, DELTA_CHAIN_MAX
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import Location
@@ -32,6 +33,7 @@ BELOW_SIZE_MAX = 256 * MIB
 MEMO_SIZE_MAX = 32 * MIB
 """Bases that a call keeps, because the next delta may need them as well: the last ones of eight levels, even of chunks
 as large as can be. So what is decoded below a delta that was ever written stays below its bound."""
+_VERIFY_CHUNKS = 16
 _BUFFERS_KEPT = 6
 """About as many as threads that read at once."""
 
@@ -157,6 +159,19 @@ class Fetcher:
         except (DamagedError, OSError):
             return {number: why for number in numbers if (why := self._why_damaged(number)) is not None}
         return {}
+
+    def verify_range(self, start: int, stop: int, size_max: int) -> Verified:
+        """Verify the chunks numbered from `start` to `stop` (not included), about `size_max` bytes of them."""
+        located: dict[int, Location] = {}
+        raw_bytes = 0
+        while start < stop and raw_bytes < size_max:
+            end = min(start + _VERIFY_CHUNKS, stop)
+            found = self._index.locate_many(range(start, end))
+            located |= found
+            raw_bytes += sum(location.raw_size for location in found.values())
+            start = end
+        in_order = sorted(located, key=lambda number: located[number].position)
+        return Verified(start, raw_bytes, self.verify(in_order))
 
     def _why_damaged(self, number: int) -> str | None:
         try:

@@ -1,15 +1,15 @@
 """The chunk index: which chunks are stored, under which number, and where.
 
-ChunkIndex owns the tables `chunk_ids` and `chunks`: their newest rows in plain dicts, the rest in LMDB; and what they
-amount to. It does not read packs. Every method may be called from any thread. Its rows are made from the chunk
-records of the packs, so nothing here is journalled: what a crash takes from memory, the replay puts back.
+ChunkIndex owns what the rows of `chunk_ids` and `chunks`, which chunk_rows.py keeps, mean and amount to. It does not
+read packs. Every method may be called from any thread. Its rows are made from the chunk records of the packs, so
+nothing here is journalled: what a crash takes from memory, the replay puts back.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, islice
-from typing import NamedTuple
 
+from ckptfs.store.chunk_rows import NOWHERE, RELEASED, ChunkRows
 from ckptfs.store.codec import Encoding
 from ckptfs.store.environment import Environment
 from ckptfs.store.location import (
@@ -26,15 +26,10 @@ from ckptfs.store.location import (
     parse_number,
 )
 from ckptfs.store.records import Place, Position, Row, record_size
-from ckptfs.store.schema import Memtable, Table, sorted_rows
+from ckptfs.store.schema import Memtable, Table
 from ckptfs.store.totals import Summary, Tally, Totals
 
 _WALK_ROWS = 1024
-_PART_ROWS = 2048
-_RELEASED = -1
-"""In memory, the number of an id whose row in LMDB does not count any more."""
-_NOWHERE = b""
-"""In memory, the location of a chunk whose row in LMDB does not count any more."""
 
 _BASE_COUNT = slice(20, 22)
 """Where a location has it."""
@@ -42,30 +37,19 @@ _NO_BASES = bytes(2)
 _HEIGHT_AT = 23
 
 
-class _Rows(NamedTuple):
-    """Rows in memory: chunk id -> number (or _RELEASED), packed number -> packed location (or _NOWHERE)."""
-
-    numbers: dict[bytes, int]
-    locations: dict[bytes, bytes]
-
-
 class ChunkIndex:
-    """Chunk id -> number -> location, in memory over LMDB."""
+    """Chunk id -> number -> location."""
 
     def __init__(self, environment: Environment) -> None:
-        self._environment = environment
         self._lock = threading.Lock()
-        self._reader = environment.reader(self._lock)
-        self._active = _Rows({}, {})
-        self._frozen: _Rows | None = None
+        self.rows = ChunkRows(environment, self._lock)
         self._summary = self._frozen_summary = Summary()
         self._awaited_heights: dict[int, int] = {}
         self._watched: set[int] | None = None
         self.count = environment.count(Table.CHUNKS)
         """How many chunks there are."""
         with self._lock:
-            cursor = self._reader.cursor(Table.CHUNKS)
-            self._next_number = parse_number(cursor.key()) + 1 if cursor.last() else FIRST_NUMBER
+            self._next_number = self.rows.stored_end()
 
     def resume(self, summary: Summary) -> None:
         """Go on from what was true of the rows in LMDB."""
@@ -84,18 +68,7 @@ class ChunkIndex:
     def lookup(self, ids: Sequence[bytes]) -> list[int]:
         """Return the chunk number of each id, NO_CHUNK where it is not stored."""
         with self._lock:
-            known = self._active.numbers.get
-            numbers = [known(chunk_id, NO_CHUNK) for chunk_id in ids]
-            if NO_CHUNK in numbers and self._frozen is not None:
-                known = self._frozen.numbers.get
-                numbers = [number or known(chunk_id, NO_CHUNK) for chunk_id, number in zip(ids, numbers, strict=True)]
-            if NO_CHUNK in numbers:
-                wanted = sorted({chunk_id for chunk_id, number in zip(ids, numbers, strict=True) if not number})
-                rows = self._reader.find_packed(wanted)
-                known = {chunk_id: parse_number(packed) for chunk_id, packed in rows.items()}.get
-                numbers = [number or known(chunk_id, NO_CHUNK) for chunk_id, number in zip(ids, numbers, strict=True)]
-            if _RELEASED in numbers:
-                numbers = [NO_CHUNK if number == _RELEASED else number for number in numbers]
+            numbers = self.rows.find_numbers(ids)
             if self._watched is not None:
                 self._watch(numbers)
             return numbers
@@ -106,17 +79,8 @@ class ChunkIndex:
             return self._locate(NUMBER.pack(number))
 
     def _locate(self, key: bytes) -> Location | None:
-        row = self._row(key)
+        row = self.rows.location(key)
         return parse_location(row) if row else None
-
-    def _row(self, key: bytes) -> bytes | None:
-        """Return the row of a chunk; none, or an empty one, where there is no chunk."""
-        packed = self._active.locations.get(key)
-        if packed is None and self._frozen is not None:
-            packed = self._frozen.locations.get(key)
-        if packed is None:
-            packed = self._reader.get(Table.CHUNKS, key)
-        return packed
 
     def has_all(self, numbers: Iterable[int]) -> bool:
         """Tell whether all these chunks are stored; what they rest on then is too."""
@@ -182,8 +146,8 @@ class ChunkIndex:
 
     def _put_new(self, numbers: Sequence[int], ids: Sequence[bytes], rows: Sequence[bytes], totals: Tally) -> None:
         """Add chunks with numbers above all others that have no bases, and on which nothing rests."""
-        self._active.numbers.update(zip(ids, numbers, strict=True))
-        self._active.locations.update(zip(map(NUMBER.pack, numbers), rows, strict=True))
+        self.rows.newest.numbers.update(zip(ids, numbers, strict=True))
+        self.rows.newest.locations.update(zip(map(NUMBER.pack, numbers), rows, strict=True))
         self._next_number = numbers[-1] + 1
         self._count(totals)
 
@@ -194,8 +158,8 @@ class ChunkIndex:
         # A number above all others needs no look-up, and that is how chunks are put.
         before = self._locate(key) if number < self._next_number else None
         # An id in memory may be that of a chunk released before this one: a replay over its own rows.
-        if before is None or chunk_id in self._active.numbers:
-            self._active.numbers[chunk_id] = number
+        if before is None or chunk_id in self.rows.newest.numbers:
+            self.rows.newest.numbers[chunk_id] = number
         replaced = None
         if before is None:
             self._next_number = max(self._next_number, number + 1)
@@ -205,7 +169,7 @@ class ChunkIndex:
             totals.move(before, location)
         else:
             return None
-        self._active.locations[key] = row
+        self.rows.newest.locations[key] = row
         if self._watched is not None:
             self._watch(location.bases)
         self._raise_bases(location, 0)
@@ -220,13 +184,13 @@ class ChunkIndex:
     def _raise_height(self, number: int, height: int) -> None:
         """Note that a chain of so many deltas rests on a chunk, and a longer one on what the chunk rests on."""
         key = NUMBER.pack(number)
-        row = self._row(key)
+        row = self.rows.location(key)
         if not row:
             # The replay meets a delta before its base where that was stored anew.
             self._awaited_heights[number] = max(height, self._awaited_heights.get(number, 0))
         elif row[_HEIGHT_AT] < height <= HEIGHT_MAX:
             location = parse_location(row)
-            self._active.locations[key] = build_location(location._replace(height=height))
+            self.rows.newest.locations[key] = build_location(location._replace(height=height))
             self._raise_bases(location, height)
 
     def _count(self, tally: Tally) -> None:
@@ -269,10 +233,10 @@ class ChunkIndex:
         """
         if not start:
             with self._lock:  # no longer than it takes to copy them: whoever saves waits for it
-                rows = [*self._active.numbers.items(), *(self._frozen.numbers.items() if self._frozen else ())]
-            return [Known(*row) for row in rows if row[1] != _RELEASED and wanted(row[1])], b"\0"
+                rows = self.rows.numbers_in_memory()
+            return [Known(*row) for row in rows if row[1] != RELEASED and wanted(row[1])], b"\0"
         with self._lock:
-            stored = self._reader.rows_from(Table.CHUNK_IDS, start)
+            stored = self.rows.stored(Table.CHUNK_IDS, start)
             rows = [(chunk_id, parse_number(packed)) for chunk_id, packed in islice(stored, _WALK_ROWS)]
             following = next(stored, None)
         return [Known(*row) for row in rows if wanted(row[1])], None if following is None else following[0]
@@ -284,11 +248,11 @@ class ChunkIndex:
         """
         if start < FIRST_NUMBER:
             with self._lock:
-                locations = {**(self._frozen.locations if self._frozen else {}), **self._active.locations}
+                locations = self.rows.locations_in_memory()
             located = ((key, parse_location(packed)) for key, packed in locations.items() if packed)
             return [NUMBER.unpack(key)[0] for key, location in located if location.bases], FIRST_NUMBER
         with self._lock:
-            rows = list(islice(self._reader.rows_from(Table.CHUNKS, NUMBER.pack(start)), _WALK_ROWS))
+            rows = list(islice(self.rows.stored(Table.CHUNKS, NUMBER.pack(start)), _WALK_ROWS))
         found = [parse_number(key) for key, packed in rows if packed[_BASE_COUNT] != _NO_BASES]
         return found, parse_number(rows[-1][0]) + 1 if len(rows) == _WALK_ROWS else None
 
@@ -313,10 +277,10 @@ class ChunkIndex:
         totals = Tally()
         for table, key, _ in rows:
             if table == Table.CHUNK_IDS:
-                self._active.numbers[key] = _RELEASED
+                self.rows.newest.numbers[key] = RELEASED
                 continue
             before = self._locate(key)
-            self._active.locations[key] = _NOWHERE
+            self.rows.newest.locations[key] = NOWHERE
             if before is not None:
                 totals.add(before, -1)
                 places.append(before.place(NUMBER.unpack(key)[0]))
@@ -326,18 +290,14 @@ class ChunkIndex:
     def rows_in_memory(self) -> dict[Table, Memtable]:
         """Return copies of the rows that LMDB may not have yet."""
         with self._lock:
-            below = self._frozen or _Rows({}, {})
-            numbers = {**below.numbers, **self._active.numbers}
-            locations = {**below.locations, **self._active.locations}
-        return {Table.CHUNKS: _location_rows(locations), Table.CHUNK_IDS: _id_rows(numbers)}
+            rows = self.rows.copy()
+        return {Table.CHUNKS: rows.location_rows(), Table.CHUNK_IDS: rows.id_rows()}
 
     def locate_many(self, numbers: Iterable[int]) -> dict[int, Location]:
         """Return where chunks are stored, as many of them as there are."""
         number_of = {NUMBER.pack(number): number for number in numbers}
         with self._lock:
-            below = self._frozen.locations if self._frozen is not None else {}
-            packed = {key: self._active.locations.get(key, below.get(key)) for key in number_of}
-            packed |= self._reader.find(Table.CHUNKS, [key for key, found in packed.items() if found is None])
+            packed = self.rows.find_locations(number_of)
         return {number_of[key]: parse_location(found) for key, found in packed.items() if found}
 
     # Chunks that wait for an encoding
@@ -349,7 +309,7 @@ class ChunkIndex:
             before = self._locate(key)
             if before is not None and before.encoding == Encoding.WAITING:
                 after = before._replace(encoding=Encoding.RAW)
-                self._active.locations[key] = build_location(after)
+                self.rows.newest.locations[key] = build_location(after)
                 tally = Tally()
                 tally.move(before, after)
                 self._count(tally)
@@ -360,7 +320,7 @@ class ChunkIndex:
         Return the numbers of at most `count_max` that wait as far as LMDB knows, and where to go on, None at the end.
         """
         with self._lock:
-            rows = list(islice(self._reader.rows_from(Table.CHUNKS, NUMBER.pack(start)), _WALK_ROWS))
+            rows = list(islice(self.rows.stored(Table.CHUNKS, NUMBER.pack(start)), _WALK_ROWS))
         waiting = (parse_number(key) for key, packed in rows if parse_location(packed).encoding == Encoding.WAITING)
         found = list(islice(waiting, count_max))
         if len(found) == count_max:
@@ -379,22 +339,10 @@ class ChunkIndex:
 
     # Checkpoints
 
-    @property
-    def row_count(self) -> int:
-        """How many chunks wait in memory for a checkpoint."""
-        return len(self._active.locations)
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether a checkpoint is under way, or its last try failed."""
-        return self._frozen is not None
-
     def freeze(self) -> None:
-        """Begin a checkpoint: later chunks are not part of it."""
+        """Begin a checkpoint: later chunks are not part of it, and the rows of the others are frozen."""
         with self._lock:
-            if self._frozen is not None:
-                raise RuntimeError("a checkpoint of the chunk index is under way")
-            self._frozen, self._active = self._active, _Rows({}, {})
+            self.rows.freeze()
             self._frozen_summary = self._summary
 
     @property
@@ -402,36 +350,7 @@ class ChunkIndex:
         """What is true of LMDB once the checkpoint under way is done."""
         return self._frozen_summary
 
-    def frozen_ids(self) -> list[Sequence[tuple[bytes, bytes | None]]]:
-        """Return the rows of `chunk_ids` of the checkpoint under way, sorted, in parts that each take little space.
-
-        A transaction writes the pages that it touches anew, and LMDB keeps the old ones for the next but one. Ids are
-        random: in one transaction they would touch every page, and two thirds of the table were free space. There are
-        no old pages where the table is empty, as that of an index made anew.
-        """
-        if self._frozen is None:
-            raise RuntimeError("no checkpoint of the chunk index is under way")
-        rows = sorted_rows(_id_rows(self._frozen.numbers))
-        part_rows = _PART_ROWS if self._environment.count(Table.CHUNK_IDS) else max(len(rows), 1)
-        return [rows[start : start + part_rows] for start in range(0, len(rows) or 1, part_rows)]
-
-    def frozen_locations(self) -> Sequence[tuple[bytes, bytes | None]]:
-        """Return the rows of `chunks` of the checkpoint under way, sorted."""
-        if self._frozen is None:
-            raise RuntimeError("no checkpoint of the chunk index is under way")
-        return sorted_rows(_location_rows(self._frozen.locations))
-
     def release(self) -> None:
-        """End a checkpoint that succeeded: its rows are read from LMDB from here on."""
+        """End a checkpoint that succeeded."""
         with self._lock:
-            self._frozen = None
-
-
-def _id_rows(numbers: Mapping[bytes, int]) -> Memtable:
-    """Return rows of `chunk_ids` as LMDB gets them."""
-    return {chunk_id: None if number == _RELEASED else NUMBER.pack(number) for chunk_id, number in numbers.items()}
-
-
-def _location_rows(locations: Mapping[bytes, bytes]) -> Memtable:
-    """Return rows of `chunks` as LMDB gets them."""
-    return {key: packed or None for key, packed in locations.items()}
+            self.rows.release()

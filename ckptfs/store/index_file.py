@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ckptfs.disk import Disk
 from ckptfs.errors import DamagedError
 from ckptfs.store.compare import COMPARED, differences, lacks
-from ckptfs.store.disk import Disk
 from ckptfs.store.environment import Environment
 from ckptfs.store.reader import View
 from ckptfs.store.seal import Seal

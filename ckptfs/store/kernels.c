@@ -2,9 +2,9 @@
  * coders.
  *
  * Owns speed and nothing else: each function here is defined by the Python of the same name in reference.py,
- * reference_coders.py, reference_differences.py or reference_records.py and returns the same bytes; docs/format.md has the definitions in
- * prose. It keeps no state, reads only the buffers it is given (`mark`, `raw_records`, `take_chunks` and `take_chains` write to some), and
- * runs without the GIL, so any number of threads may be inside at once.
+ * reference_coders.py, reference_differences.py or reference_records.py and returns the same bytes; docs/format.md has
+ * the definitions in prose. It keeps no state, reads only the buffers it is given (`mark`, `raw_records`, `take_chunks`
+ * and `take_chains` write to some), and runs without the GIL, so any number of threads may be inside at once.
  *
  * The cut kernels (portable, AVX2, AVX-512) are picked by name at run time; no -march flag is needed. What hashes is in
  * hash.h, byte planes are in planes.h, the entropy coder in coder.h, differences of floats in delta.h, records in

@@ -16,7 +16,7 @@ from operator import lt
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptfs.store.disk import Disk
+from ckptfs.disk import Disk
 from ckptfs.store.schema import CHECK_SIZE, Table, row_checks
 
 _META = struct.Struct("<16xII16x")  # of a page: magic, version; then the two trees

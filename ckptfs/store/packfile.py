@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from ckptfs.config import CHUNK_SIZE_MAX, KIB, MIB
+from ckptfs.disk import NOT_DIRECT, Disk
 from ckptfs.store import kernels, records
-from ckptfs.store.disk import NOT_DIRECT, Disk
 from ckptfs.store.location import Chunk, Location, build_location, parse_location
 from ckptfs.store.records import Header, Place, Position, Record, RecordType
 

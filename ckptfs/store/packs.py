@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptfs.config import FORMAT_VERSION, MIB
+from ckptfs.disk import CANNOT_PUNCH, Disk
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.appender import Appender, Prepared
-from ckptfs.store.disk import CANNOT_PUNCH, Disk
 from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, PayloadWanted, Run, Skipped, pack_name, pack_numbers
 from ckptfs.store.records import Appendable, Header, Place, Position, Record, RecordBytes
 from ckptfs.store.scan import FreedAt, Scan, nothing_freed

@@ -9,6 +9,7 @@ loses work, no bytes: the old record stays until a checkpoint has made the new o
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from ckptfs.config import MIB
@@ -61,21 +62,32 @@ def never() -> bool:
 
 
 class Reencoder:
-    """The waiting chunks of one store, at work or not; calls from several threads take turns."""
+    """Stores chunks of one store anew; calls from several threads take turns.
+
+    Every call ends early, within a chunk's time, when `stop`, asked before each one, says so. The old record of a chunk
+    stays until a checkpoint has made the new one durable.
+    """
 
     def __init__(
         self,
         index: ChunkIndex,
         fetcher: Fetcher,
         append: Callable[[Sequence[EncodedChunk], Sequence[int]], int],
+        *,
+        check_writable: Callable[[], None],
     ) -> None:
         self._index = index
         self._fetcher = fetcher
         self._append = append
+        self._check_writable = check_writable
         self._lock = threading.Lock()
 
-    def run(self, limit_bytes: int, stop: Callable[[], bool]) -> Reencoded:
-        """Try waiting chunks until they have `limit_bytes` together, or `stop`, asked before each one, says so."""
+    def encode_waiting(self, limit_bytes: int, stop: Callable[[], bool] = never) -> Reencoded:
+        """Encode waiting chunks that have about `limit_bytes` together; StoreReadOnlyError.
+
+        Takes what a checkpoint has brought to LMDB. `Reencoded.chunks` is 0 when none of that waits any more.
+        """
+        self._check_writable()
         with self._lock:
             done = Reencoded(0, 0, 0)
             start: int | None = self._index.tried_until
@@ -122,8 +134,14 @@ class Reencoder:
             return len(raw), None
         return len(raw), EncodedChunk(chunk_id, len(raw), encoding, payload, records.payload_check(payload))
 
-    def run_deltas(self, candidates: Iterable[DeltaCandidate], stop: Callable[[], bool]) -> Deltas:
-        """Store those candidates as deltas that get smaller by it, until `stop`, asked before each one, says so."""
+    def encode_deltas(self, candidates: Iterable[DeltaCandidate], stop: Callable[[], bool] = never) -> Deltas:
+        """Store chunks as deltas against others where that is smaller; StoreReadOnlyError.
+
+        Left as they are: deltas, chunks that one of their bases rests on, and those whose chain of deltas would become
+        longer than DELTA_CHAIN_MAX. A waiting chunk gets its plain encoding where that is smaller. A sweep keeps the
+        bases for as long as it keeps the deltas.
+        """
+        self._check_writable()
         with self._lock:
             done = Deltas(0, 0, 0)
             bases: dict[int, Decoded] = {}
@@ -154,8 +172,13 @@ class Reencoder:
                 )
             return done
 
-    def run_plain(self, numbers: Iterable[int], stop: Callable[[], bool]) -> int:
-        """Store those of the chunks that are deltas by themselves again, until `stop`; return their raw bytes."""
+    def deltas_among(self, numbers: Iterable[int]) -> list[int]:
+        """Return those of the chunks that are stored as deltas."""
+        return [number for number in numbers if self._index.bases(number)]
+
+    def encode_plain(self, numbers: Iterable[int], stop: Callable[[], bool] = never) -> int:
+        """Store those of the chunks that are deltas by themselves again, return their raw bytes; StoreReadOnlyError."""
+        self._check_writable()
         with self._lock:
             raw_bytes = 0
             for number in numbers:
@@ -174,6 +197,14 @@ class Reencoder:
                 self._append([EncodedChunk(chunk_id, len(raw), encoding, payload, check)], [number])
                 raw_bytes += len(raw)
             return raw_bytes
+
+    def store_again(self, numbers: Iterable[int]) -> None:
+        """Store chunks anew as they are, out of places that are called free; one that cannot be read stays damaged."""
+        for number in numbers:
+            with suppress(DamagedError):
+                raw, chunk_id = self._fetcher.read_with_id(number)
+                check = records.payload_check(raw)
+                self._append([EncodedChunk(chunk_id, len(raw), Encoding.WAITING, raw, check)], [number])
 
     def move(self, numbers: Iterable[int], pack: int, stop: Callable[[], bool]) -> bool:
         """Store those of the chunks that lie in a pack anew, as they are.

@@ -6,7 +6,8 @@ state: any thread may call them. The decoder raises ValueError where the bytes a
 """
 
 from ckptfs.store.reference import Buffer
-from ckptfs.store.reference_coders import DAMAGED, Input, put_bytes, take_bytes
+from ckptfs.store.reference_coded import DAMAGED, Input
+from ckptfs.store.reference_coders import put_bytes, take_bytes
 
 SLACK_PARTS = 32
 """One part in so many of what a difference takes may be spent on a plane where that makes decoding it faster."""

@@ -1,7 +1,8 @@
 """The replay: from the packs to the rows and chunks that LMDB does not have yet.
 
 Replay reads the records behind the last checkpoint and decides which of them count. It writes nothing to the disk;
-the store cuts off what does not count. It runs once, while the store is opened, in one thread.
+the store cuts off what does not count. It runs once, while the store is opened, in one thread. When the index was
+lost, condensed_replay.py goes first.
 
 A metadata record counts only when every record before it is intact; chunks behind the last one that counts are
 dropped. Whether damage is the torn end of a power cut or bytes that had been durable is told by what is known to
@@ -15,38 +16,29 @@ A freed place is no damage when metadata that counts says so; it lies behind the
 
 import logging
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ckptfs.errors import DamagedError
 from ckptfs.store import records
 from ckptfs.store.condensed import Condensed
+from ckptfs.store.condensed_replay import CondensedReplay
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.freed import FreedPlaces, journal_places, merge, parse_row
 from ckptfs.store.index import ChunkIndex
-from ckptfs.store.location import (
-    FIRST_NUMBER,
-    LOCATION,
-    NO_CHUNK,
-    NUMBER,
-    Chunk,
-    Location,
-    parse_location,
-    parse_number,
-)
+from ckptfs.store.location import FIRST_NUMBER, LOCATION, NO_CHUNK, Chunk, parse_number
 from ckptfs.store.packfile import Found, Gap, Run, Skipped
 from ckptfs.store.packs import FIRST_PACK, Packs
-from ckptfs.store.records import Header, Journal, Place, Position, Record, RecordType, Row
+from ckptfs.store.records import Journal, Place, Position, Record, RecordType, Row
 from ckptfs.store.schema import TREE_TABLES, Table
-from ckptfs.store.state import Mark, State, unpack_state
-from ckptfs.store.tables import KEY_SIZE_MAX, Tables
+from ckptfs.store.state import Mark, State
+from ckptfs.store.tables import Tables, is_key
 
 logger = logging.getLogger(__name__)
 
 _INDEX_TABLES = (Table.CHUNKS, Table.CHUNK_IDS)
 """Their rows are made from the chunk records; the journal only says of which there is none any more."""
 
-_BATCH_CHUNKS = 1024
 _LOST_NUMBERS_MAX = 1 << 24
 """A salvage believes in no gap of more chunks: a number is what the sizes of tables follow from."""
 
@@ -55,12 +47,7 @@ def _is_known(row: Row) -> bool:
     """Tell whether a row is one that the journal can have."""
     is_release = row.table in _INDEX_TABLES and row.value is None
     is_of_the_journal = row.table in TREE_TABLES or row.table == Table.FREED or is_release
-    return is_of_the_journal and _has_key(row)
-
-
-def _has_key(row: Row) -> bool:
-    """Tell whether LMDB takes the key of a row."""
-    return 0 < len(row.key) <= KEY_SIZE_MAX
+    return is_of_the_journal and is_key(row.key)
 
 
 class Salvaged(NamedTuple):
@@ -95,7 +82,6 @@ class Replay:
         seed: int,
     ) -> None:
         self._packs = packs
-        self._condensed = condensed
         self._tables = tables
         self._index = index
         self._freed = freed
@@ -105,7 +91,7 @@ class Replay:
         self._ahead: list[_Freed] | None = None
         self._skipped: list[Place] = []
         self._salvaging = False
-        self._unfound: dict[int, Location] = {}
+        self._from_condensed = CondensedReplay(packs, condensed, tables, index)
 
     def run(self, state: State, *, index_lost: bool) -> Mark:
         """Replay the records from `state` on and return the mark behind the last one that counts.
@@ -114,7 +100,7 @@ class Replay:
         """
         self._index.resume(state.summary)
         if index_lost:
-            state = self._restore() or state
+            state = self._from_condensed.run() or state
         good = self._reached = state.replay_from
         damage: Gap | None = None
         for found in self._scan(good.position, state.kept_until):
@@ -138,8 +124,8 @@ class Replay:
                 raise self._damaged(damage, "it was durable")
         if good.position < state.kept_until:
             raise self._damaged(Gap(good.position, "the packs end here"), "more was durable")
-        if self._is_lost():
-            raise DamagedError(self._lost_text())
+        if lost := self._from_condensed.lost():
+            raise DamagedError(lost)
         said_at = dict(self._ahead or ())
         for place in self._skipped:
             # Nothing is punched before what says that it is free is durable: that may not be cut off.
@@ -159,7 +145,7 @@ class Replay:
         self._salvaging = True
         condensed_losses: list[str] = []
         if index_lost:
-            state = self._restore(condensed_losses) or state
+            state = self._from_condensed.run(condensed_losses) or state
         good = self._reached = state.replay_from
         losses: list[Gap] = []
         headers: list[Chunk] = []
@@ -204,57 +190,9 @@ class Replay:
             chunk.location.place(chunk.number) for chunk in useless if chunk.location.position < good.position
         )
         said = condensed_losses + [f"{self._packs.place(loss.position)}: {loss.reason}" for loss in losses]
-        return Salvaged(good, said + ([self._lost_text()] if self._is_lost() else []), self._in_freed_places())
-
-    def _restore(self, losses: list[str] | None = None) -> State | None:
-        """Take over the condensed journal, and return from where the packs go on; None where there is none.
-
-        Chunks whose record is not where it says have to be stored anew, or released, behind its mark.
-        """
-        if not self._condensed.path.exists():
-            return None
-        mark: Mark | None = None
-        located: dict[int, bytes] = {}
-        for row in self._condensed.rows(losses):
-            if row.table == Table.CHUNKS:
-                located[parse_number(row.key)] = row.value or b""
-                if len(located) >= _BATCH_CHUNKS:
-                    self._restore_chunks(located)
-                    located.clear()
-            elif row.table == Table.STORE:
-                mark = unpack_state(row.value or b"").replay_from
-            elif row.table in TREE_TABLES and _has_key(row):
-                self._tables.apply([row])
-            elif losses is None:
-                raise DamagedError(f"{self._condensed.path}: a row that no journal has")
-            else:
-                losses.append(f"{self._condensed.path}: a row that no journal has")
-        self._restore_chunks(located)
-        return None if mark is None else State(mark, mark.position)
-
-    def _restore_chunks(self, rows: Mapping[int, bytes]) -> None:
-        """Take over chunks of the condensed journal, by their numbers, whose records are where it says."""
-        locations = {number: parse_location(row) for number, row in rows.items()}
-        in_order = sorted(locations, key=lambda number: locations[number][:2])
-        headers = self._packs.read_headers(locations[number].position for number in in_order)
-        ids = {
-            number: header.id
-            for number, header in zip(in_order, headers, strict=True)
-            if header is not None and _is_at(header, number, locations[number])
-        }
-        found = [number for number in rows if number in ids]
-        self._index.register_rows(found, [ids[number] for number in found], [rows[number] for number in found])
-        self._unfound |= {number: location for number, location in locations.items() if number not in ids}
-
-    def _is_lost(self) -> bool:
-        """Whether a chunk of the condensed journal is neither where that says nor behind its mark."""
-        self._unfound = {number: at for number, at in self._unfound.items() if self._index.locate(number) is None}
-        return bool(self._unfound)
-
-    def _lost_text(self) -> str:
-        number, location = next(iter(self._unfound.items()))
-        others = f", and so are {len(self._unfound) - 1} others" if len(self._unfound) > 1 else ""
-        return f"{self._packs.place(location.position)}: chunk {number} is lost{others}"
+        if lost_chunks := self._from_condensed.lost():
+            said.append(lost_chunks)
+        return Salvaged(good, said, self._in_freed_places())
 
     def _has_earlier(self, left: Run) -> bool:
         """Tell whether there is an earlier record of a chunk."""
@@ -373,9 +311,7 @@ class Replay:
             self._register_waiting()
             self._tables.apply(row for row in journal.rows if row.table in TREE_TABLES)
             self._freed.supersede(self._index.drop(row for row in journal.rows if row.table in _INDEX_TABLES))
-            for row in journal.rows if self._unfound else ():
-                if row.table == Table.CHUNKS:
-                    self._unfound.pop(NUMBER.unpack(row.key)[0], None)
+            self._from_condensed.release(journal.rows)
             self._freed.free([row for row in journal.rows if row.table == Table.FREED])
             mark = mark._replace(sequence=mark.sequence + 1)
         else:
@@ -401,13 +337,6 @@ class Replay:
 
     def _damaged(self, gap: Gap, why: str) -> DamagedError:
         return DamagedError(f"{self._packs.place(gap.position)}: {gap.reason}, but {why}")
-
-
-def _is_at(header: Header, number: int, location: Location) -> bool:
-    """Tell whether the record at a location is that of a chunk."""
-    sizes = (header.stored_size, header.raw_size, header.base_count)
-    is_chunk = header.type == RecordType.CHUNK and header.number == number
-    return is_chunk and sizes == (location.stored_size, location.raw_size, len(location.bases))
 
 
 def _left_of(gap: Gap) -> Run | None:

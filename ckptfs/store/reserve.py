@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ckptfs.config import MIB
+from ckptfs.disk import Disk
 from ckptfs.errors import NoSpaceError
-from ckptfs.store.disk import Disk
 
 logger = logging.getLogger(__name__)
 

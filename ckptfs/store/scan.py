@@ -15,7 +15,7 @@ from ckptfs.store.packfile import Found, Gap, PackFile, PackWindow, PayloadWante
 from ckptfs.store.records import Place, Position, RecordType
 
 if TYPE_CHECKING:
-    from ckptfs.store.disk import Disk
+    from ckptfs.disk import Disk
     from ckptfs.store.packs import Packs
 
 FreedAt = Callable[[Position], Place | None]

@@ -11,8 +11,8 @@ from pathlib import Path
 import xxhash
 
 from ckptfs.config import MIB
+from ckptfs.disk import Disk
 from ckptfs.errors import NoSpaceError
-from ckptfs.store.disk import Disk
 from ckptfs.store.lmdb_pages import damage_of
 
 logger = logging.getLogger(__name__)

@@ -297,6 +297,11 @@ class Tables:
         self._below = {}
 
 
+def is_key(key: bytes) -> bool:
+    """Tell whether LMDB takes this as a key."""
+    return 0 < len(key) <= KEY_SIZE_MAX
+
+
 def _memtables() -> dict[Table, Memtable]:
     return {table: SortedDict() for table in TREE_TABLES}
 

@@ -21,6 +21,23 @@ class Totals(NamedTuple):
     delta_bytes: int = 0
 
 
+class StoreStats(NamedTuple):
+    """How much a store holds, in bytes: `raw_bytes` of distinct chunks take `stored_bytes` of the disk below.
+
+    `waiting_bytes` of them, in `waiting_chunks`, were put raw and are encoded by the `Reencoder`;
+    `delta_bytes`, in `delta_chunks`, are stored as deltas.
+    """
+
+    chunks: int
+    raw_bytes: int
+    stored_bytes: int
+    kernel: str
+    waiting_chunks: int
+    waiting_bytes: int
+    delta_chunks: int
+    delta_bytes: int
+
+
 class Summary(NamedTuple):
     """What the index says beside its rows; every chunk numbered below `tried_until` has the encoding it keeps."""
 

@@ -8,7 +8,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from ckptfs.store.disk import whole_pages
+from ckptfs.disk import whole_pages
 from ckptfs.store.location import Location
 from ckptfs.store.records import ALIGNMENT, PACK_HEADER_SIZE, record_size
 

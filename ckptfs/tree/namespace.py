@@ -1,9 +1,10 @@
 """Names and inodes of the live tree, and their reading at any epoch.
 
-Owns directory entries, attributes and link counts, and the rules that POSIX has for them. Knows nothing of content: a
-file version arrives as a finished inode. A file that was never committed has only live-only rows (its inode and its
-names), which `commit` turns into rows of the open epoch. An inode that has lost its last name stays, in memory, for as
-long as somebody uses it. Errors are `OSError`s with the errno of the call. Belongs to the thread that owns the tables.
+Owns directory entries, attributes and link counts, and the rules that POSIX has for making and removing names;
+renaming.py has those for moving them. Knows nothing of content: a file version arrives as a finished inode. A file that
+was never committed has only live-only rows (its inode and its names), which `commit` turns into rows of the open epoch.
+An inode that has lost its last name stays, in memory, for as long as somebody uses it. Errors are `OSError`s with the
+errno of the call. Belongs to the thread that owns the tables.
 """
 
 import errno
@@ -23,8 +24,6 @@ from ckptfs.tree.places import Places
 from ckptfs.tree.rows import LIVE, Rows, id_prefix, name_prefix
 
 NAME_MAX = 255
-RENAME_NOREPLACE = 1
-RENAME_EXCHANGE = 2
 
 
 class Owner(NamedTuple):
@@ -112,6 +111,10 @@ class Namespace:
         """Return a live path of an inode relative to the root, "" for the root; "#N" for one without a name."""
         return self._places.path(ino)
 
+    def is_below(self, directory: int, ancestor: int) -> bool:
+        """Tell whether a directory is `ancestor` or lies below it."""
+        return self._places.is_below(directory, ancestor)
+
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
         """Leave names and attributes as they are if the body fails, which commits nothing."""
@@ -152,7 +155,7 @@ class Namespace:
 
         With `committed` false the file exists in the live tree only, until `commit`.
         """
-        directory = self._check_new(parent, name)
+        directory = self.check_new(parent, name)
         gid = owner.gid
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
@@ -174,9 +177,9 @@ class Namespace:
             target=target,
         )
         self.put_inode(inode)
-        self._set_name(parent, name, inode, is_new=True)
+        self.set_name(parent, name, inode, is_new=True)
         self._touch(directory, nlink=1 if is_dir else 0)
-        self._note(inode, worthy=not is_dir)
+        self.note_change(inode, worthy=not is_dir)
         return inode
 
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
@@ -184,12 +187,12 @@ class Namespace:
         inode = self.named_inode(ino)
         if inode.is_dir:
             fail(errno.EPERM, name)
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         inode = inode._replace(nlink=inode.nlink + 1, ctime_ns=self.now_ns())
         self.put_inode(inode)
-        self._set_name(parent, name, inode)
+        self.set_name(parent, name, inode)
         self.touch(parent)
-        self._note(inode)
+        self.note_change(inode)
         return inode
 
     def unlink(self, parent: int, name: bytes) -> None:
@@ -199,7 +202,7 @@ class Namespace:
             fail(errno.EISDIR, name)
         if inode.nlink == 1:
             self.epoch.remove(inode.ino, parent)
-        self._note(inode)
+        self.note_change(inode)
         self.drop_name(parent, name, inode)
         self.touch(parent)
 
@@ -208,116 +211,24 @@ class Namespace:
 
         `is_frozen` says that a snapshot shows this name of this inode, which saves looking.
         """
-        self._remove_name(parent, name, inode, is_frozen=is_frozen)
-        self._drop_link(inode if is_frozen else self.inode(inode.ino), self.now_ns(), is_frozen=is_frozen)
+        self.remove_name(parent, name, inode, is_frozen=is_frozen)
+        self.drop_link(inode if is_frozen else self.inode(inode.ino), self.now_ns(), is_frozen=is_frozen)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory; ENOENT, ENOTDIR, ENOTEMPTY."""
         inode = self.lookup(parent, name)
         if not inode.is_dir:
             fail(errno.ENOTDIR, name)
-        self._check_empty(inode)
-        self._note(inode, worthy=False)
-        self._remove_name(parent, name, inode)
-        self._vanish(inode)
+        self.check_empty(inode)
+        self.note_change(inode, worthy=False)
+        self.remove_name(parent, name, inode)
+        self.vanish(inode)
         self.touch(parent, nlink=-1)
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
-        """Move a name, over an existing one unless `RENAME_NOREPLACE`, or exchange two (`RENAME_EXCHANGE`).
+    # What such calls are made of
 
-        ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, ENAMETOOLONG, EINVAL for unknown flags and for a directory
-        moved into itself.
-        """
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
-            fail(errno.EINVAL, flags)
-        moved = self.lookup(parent, name)
-        other = self.entry(new_parent, new_name)
-        if flags & RENAME_EXCHANGE:
-            if other is None:
-                fail(errno.ENOENT, new_name)
-            self._exchange((parent, name, moved), (new_parent, new_name, self.inode(other.ino)))
-            return
-        if other is None:
-            self._check_new(new_parent, new_name)
-        elif flags & RENAME_NOREPLACE:
-            fail(errno.EEXIST, new_name)
-        elif other.ino == moved.ino:
-            return
-        if moved.is_dir and self._places.is_below(new_parent, moved.ino):
-            fail(errno.EINVAL, new_name)
-        if other is not None:
-            if not moved.flags & UNCOMMITTED:
-                self.epoch.overwrite(other.ino)
-            moved = self._replace_target(moved, new_parent, new_name, self.inode(other.ino))
-        self._note(moved)
-        self._remove_name(parent, name, moved)
-        moved = moved._replace(ctime_ns=self.now_ns())
-        self.put_inode(moved)
-        self._set_name(new_parent, new_name, moved)
-        step = 1 if moved.is_dir and parent != new_parent else 0
-        self.touch(parent, nlink=-step)
-        self.touch(new_parent, nlink=step)
-        self._note(moved)
-
-    def _replace_target(self, moved: Inode, parent: int, name: bytes, target: Inode) -> Inode:
-        """Make way for `moved` under a name that is taken; returns it as the successor of what was there."""
-        if target.is_dir:
-            if not moved.is_dir:
-                fail(errno.EISDIR, name)
-            self._check_empty(target)
-            self._remove_name(parent, name, target)
-            self._vanish(target)
-            self.touch(parent, nlink=-1)
-            return moved
-        if moved.is_dir:
-            fail(errno.ENOTDIR, name)
-        if not moved.flags & UNCOMMITTED:
-            self._remove_name(parent, name, target)
-            self._drop_link(self.inode(target.ino), self.now_ns())
-        elif target.flags & UNCOMMITTED:
-            self._hiding.erase(target.ino, name_prefix(parent, name))
-            self._drop_link(self.inode(target.ino), self.now_ns())
-        else:  # it stays in the open epoch, below the name of an uncommitted file, until that is committed
-            self.put_inode(target._replace(ctime_ns=self.now_ns()))
-        moved = self.inode(moved.ino)  # which may have been what the name hid, and then has a link less
-        if moved.predecessor == 0 and target.is_file:
-            return moved._replace(predecessor=target.predecessor if target.flags else target.manifest)
-        return moved
-
-    def _exchange(self, one: tuple[int, bytes, Inode], two: tuple[int, bytes, Inode]) -> None:
-        for _, name, inode in (one, two):
-            other = two if inode is one[2] else one
-            if inode.is_dir and self._places.is_below(other[0], inode.ino):
-                fail(errno.EINVAL, name)
-        if (one[2].flags ^ two[2].flags) & UNCOMMITTED:
-            self._give_way(*((one, two) if one[2].flags & UNCOMMITTED else (two, one)))
-        elif one[2].flags & UNCOMMITTED:
-            for parent, name, inode in (one, two):
-                self._hiding.erase(inode.ino, name_prefix(parent, name))
-        now = self.now_ns()
-        step = one[2].is_dir - two[2].is_dir if one[0] != two[0] else 0
-        for (parent, name, _), (_, _, moved) in ((one, two), (two, one)):
-            inode = self.inode(moved.ino)._replace(ctime_ns=now)
-            self.put_inode(inode)
-            self._set_name(parent, name, inode)
-            self._note(inode)
-        self.touch(one[0], nlink=-step)
-        self.touch(two[0], nlink=step)
-
-    def _give_way(self, new: tuple[int, bytes, Inode], old: tuple[int, bytes, Inode]) -> None:
-        """Take its name from an uncommitted file that is exchanged with what is committed, a file or a directory.
-
-        A file keeps its name, too, hidden by that of the uncommitted one until that is committed: every snapshot shows
-        what there was, or what there is then.
-        """
-        self._remove_name(*new)
-        if old[2].is_dir:
-            self._remove_name(*old)
-        else:
-            inode = self.inode(old[2].ino)
-            self.put_inode(inode._replace(nlink=inode.nlink + 1))
-
-    def _check_new(self, parent: int, name: bytes) -> Inode:
+    def check_new(self, parent: int, name: bytes) -> Inode:
+        """Return the directory that a new name is to be in; EEXIST, ENAMETOOLONG, ENOENT in a removed directory."""
         if len(name) > NAME_MAX:
             fail(errno.ENAMETOOLONG, name)
         value = self.rows.get(Table.INODES, id_prefix(parent))
@@ -327,12 +238,16 @@ class Namespace:
             fail(errno.EEXIST, name)
         return Inode.decode(parent, value)
 
-    def _check_empty(self, directory: Inode) -> None:
+    def check_empty(self, directory: Inode) -> None:
+        """Refuse a directory that has names in it: ENOTEMPTY."""
         if next(self.entries(directory.ino), None) is not None:
             fail(errno.ENOTEMPTY)
 
-    def _set_name(self, parent: int, name: bytes, inode: Inode, *, is_new: bool = False) -> None:
-        """Give an inode a name; `is_new` says that the live tree has none like it, which saves looking."""
+    def set_name(self, parent: int, name: bytes, inode: Inode, *, is_new: bool = False) -> None:
+        """Give an inode a name, which only the live tree has while the inode is not committed.
+
+        `is_new` says that the live tree has none like it, which saves looking.
+        """
         prefix = name_prefix(parent, name)
         value = encode_dirent(inode.ino, inode.mode)
         if inode.flags & UNCOMMITTED:
@@ -341,8 +256,8 @@ class Namespace:
             self.rows.put(Table.DIRENTS, prefix, value)
         self._places.note(inode.ino, parent, name)
 
-    def _remove_name(self, parent: int, name: bytes, inode: Inode, *, is_frozen: bool = False) -> None:
-        """Take a name away from an inode; a committed file that an uncommitted one's name hides goes with it."""
+    def remove_name(self, parent: int, name: bytes, inode: Inode, *, is_frozen: bool = False) -> None:
+        """Take a name away from an inode, whose links stay; a committed file that the name hides goes with it."""
         prefix = name_prefix(parent, name)
         if inode.flags & UNCOMMITTED:
             hidden = self._hiding.erase(inode.ino, prefix)
@@ -352,19 +267,24 @@ class Namespace:
         else:
             self.rows.remove(Table.DIRENTS, prefix, is_frozen=is_frozen)
 
-    def _drop_link(self, inode: Inode, ctime_ns: int, *, is_frozen: bool = False) -> None:
+    def uncover(self, parent: int, name: bytes, inode: Inode) -> None:
+        """Take a name away from an uncommitted file; a committed one that it hid has it again."""
+        self._hiding.erase(inode.ino, name_prefix(parent, name))
+
+    def drop_link(self, inode: Inode, ctime_ns: int, *, is_frozen: bool = False) -> None:
+        """Count one name less of an inode that is no directory, which goes with its last one."""
         inode = inode._replace(nlink=inode.nlink - 1, ctime_ns=ctime_ns)
         if inode.nlink:
             self.put_inode(inode)
         else:
-            self._vanish(inode, is_frozen=is_frozen)
+            self.vanish(inode, is_frozen=is_frozen)
 
     def _drop_hidden(self, ino: int) -> None:
         """Take a name that was hidden from its inode, which changed when it was hidden."""
         inode = self.inode(ino)
-        self._drop_link(inode, inode.ctime_ns)
+        self.drop_link(inode, inode.ctime_ns)
 
-    def _vanish(self, inode: Inode, *, is_frozen: bool = False) -> None:
+    def vanish(self, inode: Inode, *, is_frozen: bool = False) -> None:
         """Remove an inode that has no name any more from the live tree."""
         prefix = id_prefix(inode.ino)
         if inode.flags:
@@ -386,7 +306,8 @@ class Namespace:
         now = self.now_ns()
         self.put_inode(directory._replace(nlink=directory.nlink + nlink, mtime_ns=now, ctime_ns=now))
 
-    def _note(self, inode: Inode, *, worthy: bool = True) -> None:
+    def note_change(self, inode: Inode, *, worthy: bool = True) -> None:
+        """Tell the epoch that an inode or its names changed; a `worthy` change asks for a snapshot."""
         self.epoch.active()
         if not inode.flags & UNCOMMITTED:
             self.epoch.committed(0 if inode.is_dir else inode.ino, self.path(inode.ino), worthy=worthy)
@@ -427,7 +348,7 @@ class Namespace:
             self._nameless[inode.ino] = inode
             return
         self.put_inode(inode)
-        self._note(inode, worthy=False)
+        self.note_change(inode, worthy=False)
 
     def commit(self, inode: Inode) -> None:
         """Make `inode`, without flags, a committed file version: it and its names become rows of the open epoch."""
@@ -451,7 +372,7 @@ class Namespace:
         """
         self._nameless.pop(inode.ino, None)
         self.put_inode(inode)
-        self._set_name(parent, name, inode)
+        self.set_name(parent, name, inode)
         if inode.is_dir:
             self.touch(parent, nlink=1)
 

@@ -137,13 +137,13 @@ class Optimizer:
                 yield number
                 numbers.popleft()  # it is asked for the next one, so this one is done
 
-        return self._tree.store.reencode_plain(taken(), stop)
+        return self._tree.store.reencoder.encode_plain(taken(), stop)
 
     def _compare(self, stop: Stop) -> int:
         """Go through a part of the older version of the pair."""
         assert self._pair is not None
         before = self._pair.left_bytes
-        deltas = self._tree.store.reencode_deltas(self._pair.candidates(), stop)
+        deltas = self._tree.store.reencoder.encode_deltas(self._pair.candidates(), stop)
         self.done_bytes += before - self._pair.left_bytes
         return deltas.before_bytes
 
@@ -163,7 +163,7 @@ def optimize_part(optimizer: Optimizer, store: ChunkStore, stop: Stop, *, batch_
     """
     before, waiting_before = optimizer.done_bytes, store.waiting_bytes
     store.commit(checkpoint=True)
-    unfreed = store.reencode(batch_size, stop).raw_bytes
+    unfreed = store.reencoder.encode_waiting(batch_size, stop).raw_bytes
     while unfreed < batch_size and not stop() and (work := optimizer.take()) is not None:
         try:
             unfreed += work(stop)
@@ -271,7 +271,7 @@ class _Plan:
         self.kept.add_packed(packed)
         if manifest not in self._checked:
             numbers = (number for (number,) in _NUMBER.iter_unpack(packed) if number in self.kept)
-            self.restorable.extend(self._store.deltas_among(numbers))
+            self.restorable.extend(self._store.reencoder.deltas_among(numbers))
 
 
 class Versions(NamedTuple):

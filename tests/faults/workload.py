@@ -9,7 +9,6 @@ import copy
 import random
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from tests.unit.tree_support import Clock, Seen
 PACK_SIZE_MAX = 24 * KIB
 SAVE_SIZE_MAX = 9 * KIB
 ELEMENT_SIZE = 4
-CONFIG = replace(support.CONFIG, chunk_sizes=ChunkSizes(size_min=128, mean_bits=9, size_max=2048))
+CONFIG = support.CONFIG._replace(chunk_sizes=ChunkSizes(size_min=128, mean_bits=9, size_max=2048))
 SNAPSHOTS_MAX = 3
 FILES = ("last.pt", "best.pt", "run/a", "run/b", "run/c")
 
@@ -380,7 +379,7 @@ class Workload:
     def encode(self) -> None:
         """Do what a mount does first when it is idle: encode what went out as it was."""
         self.checkpoint()
-        self.tree.store.reencode(1 << 20, self._stops)
+        self.tree.store.reencoder.encode_waiting(1 << 20, self._stops)
         self._free()
 
     def optimize(self) -> None:

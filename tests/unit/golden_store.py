@@ -17,7 +17,7 @@ from ckptfs.config import FORMAT_VERSION, ChunkSizes, StoreConfig
 from ckptfs.store import ChunkStore, codec, records
 from ckptfs.store.codec import Encoding
 from ckptfs.store.schema import CHECK_SIZE, Table
-from ckptfs.tree import Tree
+from ckptfs.tree import Tree, renaming
 from ckptfs.tree.files import OpenFile
 from ckptfs.tree.inode import ROOT_INO
 from ckptfs.tree.namespace import Owner
@@ -53,7 +53,7 @@ def build(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tree.take_snapshot("first", "manual", "before the insertion")
         tree.commit()
         save(tree, run, b"last.pt.tmp", NEW)
-        tree.names.rename(run, b"last.pt.tmp", run, b"last.pt")
+        renaming.rename(tree.names, run, b"last.pt.tmp", run, b"last.pt")
         tree.names.unlink(ROOT_INO, b"best")
         tree.xattrs.remove(run, b"user.note")
         sparse = _open(tree, run, b"sparse")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ckptfs.disk import Disk
 from ckptfs.errors import DamagedError, NoSpaceError, NotAStoreError, StoreReadOnlyError
 from ckptfs.store import ChunkStore, Cut, back_up
 from ckptfs.store.backup import BackupResult
-from ckptfs.store.disk import Disk
 from ckptfs.tree import Tree
 from tests.unit.test_check import damaged, flip, problems
 from tests.unit.tree_support import NoSyncDisk, dump, journal, new_tree, open_tree, read, save
@@ -63,7 +63,7 @@ def assert_same(destination: Path, tree: Tree) -> None:
 
 def reencode(tree: Tree) -> None:
     """Encode what waits, and punch the places of the old records."""
-    tree.store.reencode(1 << 20)
+    tree.store.reencoder.encode_waiting(1 << 20)
     tree.store.commit(checkpoint=True)
     assert tree.store.reclaimer.punch()
 

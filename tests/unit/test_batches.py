@@ -120,7 +120,7 @@ def test_work_that_is_told_to_stop_begins_no_checkpoint(
     """A checkpoint cannot be interrupted: who has begun to read or write would wait beside it."""
     saved(tree, disk)
     checkpoints, told = 0, False
-    reencode, checkpoint = tree.store.reencode, tree.store.checkpoint
+    reencode, checkpoint = tree.store.reencoder.encode_waiting, tree.store.checkpoint
 
     def reencode_and_be_told(size: int, stop: Callable[[], bool]) -> object:
         nonlocal told
@@ -136,7 +136,7 @@ def test_work_that_is_told_to_stop_begins_no_checkpoint(
     def is_told() -> bool:
         return told
 
-    monkeypatch.setattr(tree.store, "reencode", reencode_and_be_told)
+    monkeypatch.setattr(tree.store.reencoder, "encode_waiting", reencode_and_be_told)
     monkeypatch.setattr(tree.store, "checkpoint", count_checkpoint)
 
     async def work() -> None:

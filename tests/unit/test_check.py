@@ -174,13 +174,13 @@ def extent_longer_than_its_chunk(tree: Tree) -> None:
 def chunk_behind_its_pack(tree: Tree) -> None:
     location = tree.store._index.locate(1)
     assert location is not None
-    tree.store._index._active.locations[NUMBER.pack(1)] = build_location(location._replace(offset=1 << 30))
+    tree.store._index.rows.newest.locations[NUMBER.pack(1)] = build_location(location._replace(offset=1 << 30))
 
 
 def chunk_in_another(tree: Tree) -> None:
     location = tree.store._index.locate(2)
     assert location is not None
-    tree.store._index._active.locations[NUMBER.pack(1)] = build_location(location)
+    tree.store._index.rows.newest.locations[NUMBER.pack(1)] = build_location(location)
 
 
 def chunk_in_a_freed_place(tree: Tree) -> None:
@@ -196,15 +196,15 @@ def malformed_freed_place(tree: Tree) -> None:
 
 
 def chunk_without_an_id(tree: Tree) -> None:
-    tree.store._index._active.locations[NUMBER.pack(0)] = build_location(Location(1, 48, 1, 1, 0))
+    tree.store._index.rows.newest.locations[NUMBER.pack(0)] = build_location(Location(1, 48, 1, 1, 0))
 
 
 def id_without_a_chunk(tree: Tree) -> None:
-    tree.store._index._active.numbers[bytes(16)] = 10**6
+    tree.store._index.rows.newest.numbers[bytes(16)] = 10**6
 
 
 def two_ids_of_a_chunk(tree: Tree) -> None:
-    tree.store._index._active.numbers[bytes(16)] = 1
+    tree.store._index.rows.newest.numbers[bytes(16)] = 1
 
 
 def lost_pack(tree: Tree) -> None:

@@ -132,7 +132,7 @@ def put(tree: Tree, number: int, **changed: object) -> None:
     """Change what the index says of a chunk."""
     location = tree.store._index.locate(number)
     assert location is not None
-    tree.store._index._active.locations[NUMBER.pack(number)] = build_location(location._replace(**changed))
+    tree.store._index.rows.newest.locations[NUMBER.pack(number)] = build_location(location._replace(**changed))
 
 
 def lost_base(tree: Tree) -> None:
@@ -155,8 +155,8 @@ def long_chain(tree: Tree) -> None:
     for number in range(1, DELTA_CHAIN_MAX + 3):
         bases = (number + 1,) if number < DELTA_CHAIN_MAX + 2 else ()
         location = Location(1, 1 << 20, 60, 60, Encoding.DELTA if bases else Encoding.RAW, bases, number)
-        tree.store._index._active.locations[NUMBER.pack(number)] = build_location(location)
-        tree.store._index._active.numbers[number.to_bytes(16, "big")] = number
+        tree.store._index.rows.newest.locations[NUMBER.pack(number)] = build_location(location)
+        tree.store._index.rows.newest.numbers[number.to_bytes(16, "big")] = number
     tree.store._end.mark = tree.store._end.mark._replace(number=DELTA_CHAIN_MAX + 3)
 
 

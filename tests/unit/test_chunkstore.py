@@ -1,6 +1,5 @@
 """The door of the store: chunks are stored once, read back verified, and failures are named."""
 
-import dataclasses
 import errno
 import fcntl
 import json
@@ -26,7 +25,7 @@ from ckptfs.errors import (
     StoreReadOnlyError,
     StoreVersionError,
 )
-from ckptfs.store import NO_CHUNK, ChunkStore, Disk, Table, description, index
+from ckptfs.store import NO_CHUNK, ChunkStore, Disk, Table, chunk_rows, description
 from ckptfs.store.packfile import Found
 from ckptfs.store.packs import PackIdentity, Packs
 from ckptfs.store.records import Position
@@ -68,7 +67,7 @@ def put(store: ChunkStore, data: bytes) -> list[int]:
 def create_even(path: Path) -> ChunkStore:
     """Make a store that cuts only at the multiples of EVEN_SIZE, so that a test knows its chunks."""
     sizes = ChunkSizes(size_min=EVEN_SIZE, size_max=EVEN_SIZE)
-    config = dataclasses.replace(description.new_config(time.time_ns()), chunk_sizes=sizes)
+    config = description.new_config(time.time_ns())._replace(chunk_sizes=sizes)
     return ChunkStore.create(path, config=config)
 
 
@@ -209,7 +208,7 @@ def test_a_checkpoint_that_fails_is_tried_again(path: Path, monkeypatch: pytest.
 def test_a_crash_between_the_parts_of_a_checkpoint_loses_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    monkeypatch.setattr(index, "_PART_ROWS", 10)
+    monkeypatch.setattr(chunk_rows, "_PART_ROWS", 10)
     store = create_even(path)
     first, second = random_bytes(10 * EVEN_SIZE, 1), random_bytes(40 * EVEN_SIZE, 2)
     numbers = put(store, first)
@@ -379,7 +378,7 @@ def test_a_creation_that_was_cut_short_is_begun_again(path: Path) -> None:
 
 
 def test_the_description_comes_back(path: Path) -> None:
-    config = dataclasses.replace(description.new_config(time.time_ns()), chunk_sizes=ChunkSizes(1024, 12, 8192))
+    config = description.new_config(time.time_ns())._replace(chunk_sizes=ChunkSizes(1024, 12, 8192))
     with ChunkStore.create(path, config=config) as store:
         assert store.config == config
         assert max(store.ingest(memoryview(random_bytes(100_000)), True).lengths) <= 8192

@@ -10,6 +10,7 @@ from ckptfs.cli.main import main
 from ckptfs.cli.progress import Progress
 from ckptfs.errors import DamagedError, StoreInUseError, UsageError
 from ckptfs.store import ChunkStore
+from ckptfs.tree import renaming
 from ckptfs.tree.inode import ROOT_INO
 from tests.unit.test_check import flip
 from tests.unit.test_salvage import DATA, make_store
@@ -134,7 +135,7 @@ def test_looking_through_the_journal_keeps_to_the_limit_and_shows_how_far_it_is(
     tree = open_tree(Path(store))
     for number in range(300):
         save(tree, "again", b"again")
-        tree.names.rename(ROOT_INO, b"again", ROOT_INO, b"%d" % number * 50)
+        renaming.rename(tree.names, ROOT_INO, b"again", ROOT_INO, b"%d" % number * 50)
         tree.store.commit()
     read: list[int] = []
     for part in tree.store.check_journal(100):

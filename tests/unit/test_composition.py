@@ -38,7 +38,7 @@ def test_the_composition_is_that_of_every_chunk(tree: Tree, in_index: bool) -> N
         save(tree, "text", b"%d" % step * 200)
         tree.take_snapshot(f"v{step}")
     tree.store.commit(checkpoint=True)
-    tree.store.reencode(2000)
+    tree.store.reencoder.encode_waiting(2000)
     numbers = range(1, tree.store.next_number)
     for _ in numbers:
         number, base = chance.sample(numbers, 2)

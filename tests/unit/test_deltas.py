@@ -1,6 +1,5 @@
 """Chunks stored as deltas read as before, whatever happens to the chunks that they rest on, and chains stay short."""
 
-import dataclasses
 import itertools
 import logging
 import shutil
@@ -49,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 def create(path: Path) -> ChunkStore:
     """Make a store that cuts at the multiples of CHUNK_SIZE only."""
     sizes = ChunkSizes(size_min=CHUNK_SIZE, size_max=CHUNK_SIZE)
-    config = dataclasses.replace(description.new_config(time.time_ns()), chunk_sizes=sizes)
+    config = description.new_config(time.time_ns())._replace(chunk_sizes=sizes)
     ChunkStore.create(path, config=config).close()
     return ChunkStore.open(path, pack_size_max=MIB)
 
@@ -125,7 +124,7 @@ def test_a_chunk_becomes_smaller_and_reads_as_before(path: Path) -> None:
         checkpoint(store)
         plain_size = location(store, 1).stored_size
         appended = store.appended_bytes
-        done = store.reencode_deltas(chain(1))
+        done = store.reencoder.encode_deltas(chain(1))
         after = location(store, 1)
         assert done == (1, plain_size, 8 + after.stored_size)
         assert after.stored_size < 0.6 * plain_size
@@ -136,7 +135,7 @@ def test_a_chunk_becomes_smaller_and_reads_as_before(path: Path) -> None:
         checkpoint(store)
         assert store.reclaimer.punch() > 0
         assert_reads(store, kept)
-        assert store.reencode_deltas(chain(1)) == (0, 0, 0), "it is one already"
+        assert store.reencoder.encode_deltas(chain(1)) == (0, 0, 0), "it is one already"
     for rebuild in (False, True):
         with ChunkStore.open(path, rebuild=rebuild) as store:
             assert_reads(store, kept)
@@ -147,7 +146,7 @@ def test_a_reader_written_from_the_document_alone_reads_deltas(path: Path) -> No
     with create(path) as store:
         kept = put(store, list(versions(4)))
         checkpoint(store)
-        assert store.reencode_deltas(chain(3)).chunks == 3
+        assert store.reencoder.encode_deltas(chain(3)).chunks == 3
         checkpoint(store)
     reader = SecondReader(path)
     assert reader.chunks == kept
@@ -159,7 +158,7 @@ def test_a_chain_ends_in_a_keyframe(path: Path) -> None:
         kept = put(store, list(versions(DELTA_CHAIN_MAX + 4)))
         checkpoint(store)
         # As saves come: the older one rests on the newer one.
-        done = store.reencode_deltas(chain(DELTA_CHAIN_MAX + 3))
+        done = store.reencoder.encode_deltas(chain(DELTA_CHAIN_MAX + 3))
         assert done.chunks == DELTA_CHAIN_MAX + 2
         assert deltas(store) == [*range(1, DELTA_CHAIN_MAX + 1), DELTA_CHAIN_MAX + 2, DELTA_CHAIN_MAX + 3]
         assert heights(store) == [*range(DELTA_CHAIN_MAX + 1), 0, 1, 2]
@@ -174,11 +173,11 @@ def test_the_length_of_a_chain_counts_in_both_directions(path: Path) -> None:
     with create(path) as store:
         kept = put(store, list(versions(DELTA_CHAIN_MAX + 2)))
         upper, lower = chain(DELTA_CHAIN_MAX + 1)[:4], chain(DELTA_CHAIN_MAX + 1)[5:]
-        assert store.reencode_deltas(reversed(lower)).chunks == len(lower)
-        assert store.reencode_deltas(reversed(upper)).chunks == len(upper)
+        assert store.reencoder.encode_deltas(reversed(lower)).chunks == len(lower)
+        assert store.reencoder.encode_deltas(reversed(upper)).chunks == len(upper)
         # 4 deltas rest on the fifth chunk, and the sixth rests on 4: together they would be 9.
-        assert store.reencode_deltas([DeltaCandidate(5, (6,), OVER)]).chunks == 0
-        assert store.reencode_deltas([DeltaCandidate(5, (7,), OVER)]).chunks == 1
+        assert store.reencoder.encode_deltas([DeltaCandidate(5, (6,), OVER)]).chunks == 0
+        assert store.reencoder.encode_deltas([DeltaCandidate(5, (7,), OVER)]).chunks == 1
         assert heights(store) == [0, 1, 2, 3, 4, 0, 5, 6, 7, 8]
         assert_reads(store, kept)
 
@@ -187,7 +186,7 @@ def test_no_chunk_comes_to_rest_on_itself(path: Path) -> None:
     with create(path) as store:
         kept = put(store, list(versions(3)))
         circle = [DeltaCandidate(number, (number % 3 + 1,), OVER) for number in (1, 2, 3)]
-        assert store.reencode_deltas([DeltaCandidate(1, (1,), OVER), *circle]).chunks == 2
+        assert store.reencoder.encode_deltas([DeltaCandidate(1, (1,), OVER), *circle]).chunks == 2
         assert deltas(store) == [1, 2]
         assert_reads(store, kept)
 
@@ -197,11 +196,11 @@ def test_what_cannot_be_a_delta_is_left_alone(path: Path) -> None:
         old, new = versions(2)
         kept = put(store, [old, new, np.random.default_rng(SEED).bytes(CHUNK_SIZE)])
         bases = ((), (99,), (2, 99))
-        assert store.reencode_deltas([DeltaCandidate(1, numbers, OVER) for numbers in bases]) == (0, 0, 0)
-        assert store.reencode_deltas([DeltaCandidate(99, (1,), OVER)]) == (0, 0, 0)
-        assert store.reencode_deltas([DeltaCandidate(1, (2,), Alignment(1, 4, 0))]) == (0, 0, 0), "not covered"
-        assert store.reencode_deltas([DeltaCandidate(3, (1,), OVER)]) == (0, 0, 0), "nothing in common"
-        assert store.reencode_deltas(chain(1), lambda: True) == (0, 0, 0), "told to stop"
+        assert store.reencoder.encode_deltas([DeltaCandidate(1, numbers, OVER) for numbers in bases]) == (0, 0, 0)
+        assert store.reencoder.encode_deltas([DeltaCandidate(99, (1,), OVER)]) == (0, 0, 0)
+        assert store.reencoder.encode_deltas([DeltaCandidate(1, (2,), Alignment(1, 4, 0))]) == (0, 0, 0), "not covered"
+        assert store.reencoder.encode_deltas([DeltaCandidate(3, (1,), OVER)]) == (0, 0, 0), "nothing in common"
+        assert store.reencoder.encode_deltas(chain(1), lambda: True) == (0, 0, 0), "told to stop"
         assert heights(store) == [0, 0, 0]
         assert_reads(store, kept)
 
@@ -213,13 +212,13 @@ def test_a_waiting_chunk_gets_the_encoding_that_is_smallest(path: Path) -> None:
     with create(path) as store:
         kept = put(store, [old, new, unlike, noise], encode=False)
         candidates = [DeltaCandidate(number, (2,), OVER) for number in (1, 3, 4)]
-        done = store.reencode_deltas(candidates)
+        done = store.reencoder.encode_deltas(candidates)
         assert (done.chunks, done.before_bytes) == (1, 2 * CHUNK_SIZE)
         encodings = [location(store, number).encoding for number in (1, 2, 3, 4)]
         assert encodings == [Encoding.DELTA, Encoding.WAITING, Encoding.ZSTD, Encoding.RAW]
         assert store.waiting_bytes == CHUNK_SIZE
         checkpoint(store)
-        assert store.reencode(ALL).chunks == 1
+        assert store.reencoder.encode_waiting(ALL).chunks == 1
         assert_reads(store, kept)
 
 
@@ -230,7 +229,7 @@ def test_a_delta_may_lie_over_several_bases_at_any_place(path: Path) -> None:
     with create(path) as store:
         kept = put(store, [stream, moved[skip : skip + 3 * CHUNK_SIZE]])
         candidates = [DeltaCandidate(number, (number - 4, number - 3), Alignment(skip, 4, 3)) for number in (5, 6, 7)]
-        assert store.reencode_deltas(candidates).chunks == 3
+        assert store.reencoder.encode_deltas(candidates).chunks == 3
         assert location(store, 6).stored_size < 600
         assert_reads(store, kept)
         assert heights(store) == [1, 1, 1, 1, 0, 0, 0]
@@ -240,9 +239,9 @@ def test_a_base_may_be_stored_anew(path: Path, tmp_path: Path) -> None:
     with create(path) as store:
         kept = put(store, list(versions(3)), encode=False)
         checkpoint(store)
-        assert store.reencode_deltas(chain(1)).chunks == 1
+        assert store.reencoder.encode_deltas(chain(1)).chunks == 1
         checkpoint(store)
-        assert store.reencode(ALL).chunks == 2
+        assert store.reencoder.encode_waiting(ALL).chunks == 2
         assert location(store, 2).encoding == Encoding.PLANES
         checkpoint(store)
         assert store.reclaimer.punch() > 0
@@ -253,7 +252,7 @@ def test_a_base_may_be_stored_anew(path: Path, tmp_path: Path) -> None:
     with ChunkStore.open(crashed) as store:
         assert_reads(store, kept)
         assert heights(store) == [0, 1, 0]
-        assert store.reencode_deltas([DeltaCandidate(2, (3,), OVER)]).chunks == 1
+        assert store.reencoder.encode_deltas([DeltaCandidate(2, (3,), OVER)]).chunks == 1
         assert heights(store) == [0, 1, 2]
         assert_reads(store, kept)
 
@@ -265,7 +264,7 @@ def test_a_kill_at_any_step_loses_no_chunk(path: Path, tmp_path: Path, index_los
         kept = put(store, list(versions(4)))
         checkpoint(store)
         for step in range(3):
-            store.reencode_deltas(chain(3)[step : step + 1])
+            store.reencoder.encode_deltas(chain(3)[step : step + 1])
             copies.append(crash(path, tmp_path / f"appended-{step}"))
             store.tables.put(Table.META, b"step", b"%d" % step)
             store.commit(durable=False)
@@ -287,7 +286,7 @@ def test_a_kill_at_any_step_loses_no_chunk(path: Path, tmp_path: Path, index_los
 def test_a_delta_whose_base_is_damaged_is_damage(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with create(path) as store:
         kept = put(store, list(versions(4)))
-        assert store.reencode_deltas(chain(1)).chunks == 1
+        assert store.reencoder.encode_deltas(chain(1)).chunks == 1
         checkpoint(store)
         place = location(store, 2)
         with store._packs.path(place.pack).open("r+b") as file:
@@ -300,7 +299,10 @@ def test_a_delta_whose_base_is_damaged_is_damage(path: Path, caplog: pytest.LogC
             store.read_first([4, 3, 1])
         assert_reads(store, {number: kept[number] for number in (3, 4)})
         with caplog.at_level(logging.WARNING):
-            assert store.reencode_deltas([DeltaCandidate(3, (2,), OVER), DeltaCandidate(3, (4,), OVER)]).chunks == 1
+            assert (
+                store.reencoder.encode_deltas([DeltaCandidate(3, (2,), OVER), DeltaCandidate(3, (4,), OVER)]).chunks
+                == 1
+            )
         (message,) = caplog.messages
         assert "chunk 2" in message
         caplog.clear()
@@ -355,7 +357,7 @@ def test_neighbours_decode_a_common_base_once(path: Path, monkeypatch: pytest.Mo
         candidates = [
             DeltaCandidate(number, (number - 5, number - 4), Alignment(1000, 4, 0)) for number in range(6, 10)
         ]
-        assert store.reencode_deltas(candidates).chunks == 4
+        assert store.reencoder.encode_deltas(candidates).chunks == 4
         monkeypatch.setattr(kernels, "take_chains", counting)
         read = store.read_first([6, 7, 8, 9])
         assert [decoded.view() for decoded in read] == [kept[number] for number in (6, 7, 8, 9)]
@@ -387,7 +389,7 @@ def stored(store: ChunkStore, kept: dict[int, bytes]) -> dict[int, bytes]:
 def test_a_sweep_keeps_what_the_needed_rests_on(path: Path) -> None:
     with create(path) as store:
         kept = put(store, list(versions(6)))
-        assert store.reencode_deltas(chain(4)).chunks == 4
+        assert store.reencoder.encode_deltas(chain(4)).chunks == 4
         assert sweep(store, [3]) == 3
         assert list(stored(store, kept)) == [3, 4, 5]
         assert_reads(store, stored(store, kept))
@@ -405,7 +407,7 @@ def test_a_sweep_releases_every_delta_before_what_it_rests_on(path: Path, tmp_pa
     copies = []
     with create(path) as store:
         kept = put(store, list(versions(8)))
-        assert store.reencode_deltas(chain(6)).chunks == 6
+        assert store.reencoder.encode_deltas(chain(6)).chunks == 6
         checkpoint(store)
         release = store.sweeper._release
 
@@ -430,9 +432,9 @@ def test_a_sweep_releases_every_delta_before_what_it_rests_on(path: Path, tmp_pa
 def test_a_delta_made_during_a_sweep_keeps_what_it_comes_to_rest_on(path: Path) -> None:
     with create(path) as store:
         kept = put(store, list(versions(5)))
-        assert store.reencode_deltas(chain(4)[1:3]).chunks == 2
+        assert store.reencoder.encode_deltas(chain(4)[1:3]).chunks == 2
         needed = mark(store, [1])
-        assert store.reencode_deltas(chain(1)).chunks == 1
+        assert store.reencoder.encode_deltas(chain(1)).chunks == 1
         assert store.sweeper.sweep(needed).chunks == 1
         store.sweeper.end()
         assert list(stored(store, kept)) == [1, 2, 3, 4]
@@ -444,14 +446,14 @@ def test_no_delta_is_made_against_a_base_released_meanwhile(path: Path) -> None:
     """The race: the base is there when it is chosen and read, and gone before the delta is appended."""
     with create(path) as store:
         kept = put(store, list(versions(2)))
-        append = store._reencoder._append
+        append = store.reencoder._append
 
         def sweep_first(chunks: Sequence[EncodedChunk], numbers: Sequence[int]) -> int:
             assert sweep(store, [1]) == 1
             return append(chunks, numbers)
 
-        store._reencoder._append = sweep_first
-        assert store.reencode_deltas(chain(1)) == (0, 0, 0)
+        store.reencoder._append = sweep_first
+        assert store.reencoder.encode_deltas(chain(1)) == (0, 0, 0)
         assert list(stored(store, kept)) == [1]
         assert deltas(store) == []
         assert_reads(store, stored(store, kept))
@@ -467,7 +469,7 @@ def test_a_base_released_while_it_is_read_is_no_damage(path: Path, caplog: pytes
             return read_many(numbers)
 
         store._fetcher.read_many = sweep_first  # type: ignore[method-assign]
-        assert store.reencode_deltas(chain(1)) == (0, 0, 0)
+        assert store.reencoder.encode_deltas(chain(1)) == (0, 0, 0)
         assert_reads_alone(store, stored(store, kept))
         assert not caplog.records
 
@@ -476,7 +478,7 @@ def test_a_delta_found_again_during_a_sweep_keeps_what_it_rests_on(path: Path) -
     contents = list(versions(5))
     with create(path) as store:
         kept = put(store, contents)
-        assert store.reencode_deltas(chain(3)).chunks == 3
+        assert store.reencoder.encode_deltas(chain(3)).chunks == 3
         needed = mark(store, [5])
         assert store.ingest(memoryview(contents[1]), True).numbers == [2]
         assert store.sweeper.sweep(needed).chunks == 1
@@ -500,14 +502,14 @@ def test_whatever_rests_on_whatever_reads_as_before(
     with create(path) as store:
         kept = put(store, list(versions(12)), encode=False)
         for number, bases, with_checkpoint in steps:
-            store.reencode_deltas([DeltaCandidate(number, tuple(bases), OVER)])
+            store.reencoder.encode_deltas([DeltaCandidate(number, tuple(bases), OVER)])
             if with_checkpoint:
                 checkpoint(store)
         assert_reads(store, kept)
         checkpoint(store)
         known, made = heights(store), deltas(store)
         assert known == longest_above(store)
-        store.reencode(ALL)
+        store.reencoder.encode_waiting(ALL)
         checkpoint(store)
         store.reclaimer.punch()
     with ChunkStore.open(path, rebuild=True) as store:

@@ -10,7 +10,7 @@ import pytest
 from ckptfs.config import MIB
 from ckptfs.errors import NoSpaceError
 from ckptfs.store import ChunkStore
-from ckptfs.tree import Tree
+from ckptfs.tree import Tree, renaming
 from ckptfs.tree.epoch import SAVE_SIZE_MIN
 from ckptfs.tree.files import LOG_AGE_SECONDS, LOG_RATE
 from ckptfs.tree.gc import collect
@@ -354,7 +354,7 @@ def replace_model(tree: Tree) -> Inode:
     tree.names.users.append(lambda ino: True)
     found = save(tree, "model", b"first")
     save(tree, "new", b"second")
-    tree.names.rename(ROOT_INO, b"new", ROOT_INO, b"model")
+    renaming.rename(tree.names, ROOT_INO, b"new", ROOT_INO, b"model")
     return found
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from ckptfs.disk import Disk
 from ckptfs.errors import CkptfsError, DamagedError
 from ckptfs.store import ChunkStore
-from ckptfs.store.disk import Disk
 from ckptfs.store.seal import Seal
 from ckptfs.tree import Tree
 from ckptfs.tree.reader import ChunkReader
@@ -48,7 +48,7 @@ def make(path: Path) -> Files:
             save(tree, name, rng.randbytes(700) + bytes(400) + b"text " * 40)
         tree.take_snapshot(version)
     tree.store.commit(checkpoint=True)
-    tree.store.reencode(1 << 20)
+    tree.store.reencoder.encode_waiting(1 << 20)
     tree.store.commit(checkpoint=True)
     files = {(each.name, name): read(tree, name, each) for each in tree.snapshots.all() for name in NAMES}
     tree.store.close()

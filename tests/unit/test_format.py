@@ -314,7 +314,7 @@ def test_a_reader_written_from_the_document_alone_reads_every_encoding(tmp_path:
         for name, data in files.items():
             golden_store.save(tree, ROOT_INO, name.encode(), data)
         store.commit(checkpoint=True)
-        store.reencode(1 << 30)
+        store.reencoder.encode_waiting(1 << 30)
     reader = SecondReader(tmp_path / "store")
     assert reader.files(LIVE) == files
     assert reader.encodings == {
@@ -339,7 +339,7 @@ def test_a_reader_written_from_the_document_alone_reads_around_freed_places(tmp_
             golden_store.save(tree, ROOT_INO, name.encode(), data)
         store.commit(checkpoint=True)
         assert SecondReader(path).encodings == {codec.Encoding.WAITING}
-        store.reencode(1 << 30)
+        store.reencoder.encode_waiting(1 << 30)
         store.commit(checkpoint=True)
         assert store.reclaimer.punch() > 200_000
     reader = SecondReader(path)

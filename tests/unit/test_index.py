@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ckptfs.disk import Disk
 from ckptfs.errors import DamagedError
 from ckptfs.store.codec import Encoding
 from ckptfs.store.damaged import DamagedChunks
 from ckptfs.store.delta import DELTA_CHAIN_MAX
-from ckptfs.store.disk import Disk
 from ckptfs.store.environment import Environment
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import NO_CHUNK, Chunk, Location, build_location

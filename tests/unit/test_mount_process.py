@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import ckptfs.mount
+from ckptfs.cli import foreground
 from ckptfs.cli import mount as mount_command
 from ckptfs.cli.main import main
 from ckptfs.errors import DaemonError, NotAStoreError, OpenFilesError, StoreInUseError
@@ -38,13 +38,12 @@ def session(usable, monkeypatch):
     """Give a function that makes `ckptfs mount --foreground` run a FakeSession on an existing store."""
     Path(usable.store).mkdir()
     (Path(usable.store) / "store.json").touch()
-    monkeypatch.setattr(daemonize, "set_up_logging", lambda path, to_stderr: None)
-    monkeypatch.setattr(mount_command, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(foreground, "set_up_logging", lambda path, to_stderr: None)
+    monkeypatch.setattr(foreground, "POLL_SECONDS", 0.0)
 
     def install(*failures):
         fake = FakeSession(list(failures))
-        monkeypatch.setitem(sys.modules, "ckptfs.mount.session", fake)
-        monkeypatch.setattr(ckptfs.mount, "session", fake, raising=False)
+        monkeypatch.setattr(foreground, "session", fake)
         return fake
 
     return install
@@ -71,7 +70,7 @@ def test_a_store_that_is_just_being_released_is_waited_for(session, usable):
 
 
 def test_a_store_that_stays_in_use_is_an_error(session, usable, monkeypatch, capsys):
-    monkeypatch.setattr(mount_command, "RELEASE_SECONDS", 0.0)
+    monkeypatch.setattr(foreground, "RELEASE_SECONDS", 0.0)
     session(StoreInUseError("in use by 7"))
     assert main(["mount", usable.mountpoint, "--foreground"]) == StoreInUseError.exit_code
     assert capsys.readouterr().err == "ckptfs: in use by 7\n"

@@ -6,15 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from ckptfs.tree import Tree
+from ckptfs.tree import Tree, renaming
 from ckptfs.tree.inode import ROOT_INO
-from ckptfs.tree.namespace import (
-    NAME_MAX,
-    RENAME_EXCHANGE,
-    RENAME_NOREPLACE,
-    Namespace,
-    Owner,
-)
+from ckptfs.tree.namespace import NAME_MAX, Namespace, Owner
+from ckptfs.tree.renaming import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.unit import tree_support as support
 from tests.unit.tree_support import OWNER, check_tree, close_file, create, link, make_directory, read, rename, save
 
@@ -131,7 +126,7 @@ def test_nothing_is_made_in_a_removed_directory(populated: Tree) -> None:
     populated.names.rmdir(ROOT_INO, b"e")
     fails(errno.ENOENT, lambda: populated.names.create(ino, b"x", stat.S_IFREG, OWNER))
     fails(errno.ENOENT, lambda: populated.names.link(populated.names.resolve("f").ino, ino, b"x"))
-    fails(errno.ENOENT, lambda: populated.names.rename(ROOT_INO, b"f", ino, b"x"))
+    fails(errno.ENOENT, lambda: renaming.rename(populated.names, ROOT_INO, b"f", ino, b"x"))
 
 
 def test_a_set_group_id_directory_hands_its_group_down(tree: Tree) -> None:

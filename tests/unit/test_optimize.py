@@ -67,7 +67,7 @@ def optimize(optimizer: Optimizer, stop: Callable[[], bool] = never) -> int:
 def encode(tree: Tree) -> None:
     """Do what idle time does before it optimizes."""
     tree.store.commit(checkpoint=True)
-    while tree.store.reencode(1 << 40).chunks:
+    while tree.store.reencoder.encode_waiting(1 << 40).chunks:
         pass
 
 
@@ -82,7 +82,7 @@ def deltas(tree: Tree, path: str, epoch: int | None = None) -> int:
     """Return how many chunks of a file are deltas."""
     inode = tree.names.resolve(path) if epoch is None else tree.names.resolve(path, epoch)
     extents = tree.files.load(inode).extents
-    return len(tree.store.deltas_among(extent.number for extent in extents.between(0, extents.size)))
+    return len(tree.store.reencoder.deltas_among(extent.number for extent in extents.between(0, extents.size)))
 
 
 def test_versions_of_one_path_become_differences_and_stay_what_they_were(tree: Tree) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ckptfs.disk import Disk
 from ckptfs.errors import DamagedError, NoSpaceError
 from ckptfs.store import records
-from ckptfs.store.disk import Disk
 from ckptfs.store.location import Location
 from ckptfs.store.packfile import Found, Gap, Run, Skipped
 from ckptfs.store.packs import PackIdentity, Packs

@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 def create(path: Path, *, disk: Disk | None = None, pack_size_max: int = MIB) -> ChunkStore:
     """Make a store that cuts at the multiples of CHUNK_SIZE only."""
     sizes = ChunkSizes(size_min=CHUNK_SIZE, size_max=CHUNK_SIZE)
-    config = dataclasses.replace(description.new_config(time.time_ns()), chunk_sizes=sizes)
+    config = description.new_config(time.time_ns())._replace(chunk_sizes=sizes)
     ChunkStore.create(path, config=config).close()
     return ChunkStore.open(path, disk=disk, pack_size_max=pack_size_max)
 
@@ -101,7 +101,7 @@ def test_what_waits_is_encoded_and_its_place_comes_back(path: Path) -> None:
         checkpoint(store)
         raw_blocks = pack_blocks(path)
         assert raw_blocks >= 64 * CHUNK_SIZE
-        done = store.reencode(ALL)
+        done = store.reencoder.encode_waiting(ALL)
         assert (done.chunks, done.raw_bytes) == (64, 64 * CHUNK_SIZE)
         assert done.saved_bytes > 0.1 * done.raw_bytes
         assert store.reclaimer.punch() == 0, "the new places are not durable yet"
@@ -113,7 +113,7 @@ def test_what_waits_is_encoded_and_its_place_comes_back(path: Path) -> None:
         assert 64 * CHUNK_SIZE - 8192 <= freed <= 64 * (CHUNK_SIZE + 48)
         assert pack_blocks(path) <= raw_blocks - done.saved_bytes + 3 * 8192
         assert store.reclaimer.punch() == 0
-        assert store.reencode(ALL).chunks == 0
+        assert store.reencoder.encode_waiting(ALL).chunks == 0
         assert_reads(store, kept)
         assert store.ingest(memoryview(floats(64)), True, encode=False).numbers == list(kept)
     with ChunkStore.open(path) as store:
@@ -130,7 +130,7 @@ def test_what_is_stored_anew_is_not_counted_as_new(path: Path) -> None:
         ingest(store, floats(16))
         checkpoint(store)
         before = store.appended_bytes
-        store.reencode(ALL)
+        store.reencoder.encode_waiting(ALL)
         assert store.appended_bytes == before
 
 
@@ -138,13 +138,13 @@ def test_what_does_not_become_smaller_is_tried_once(path: Path) -> None:
     with create(path) as store:
         kept = ingest(store, noise(20))
         checkpoint(store)
-        assert store.reencode(ALL) == (20, 20 * CHUNK_SIZE, 0)
-        assert store.reencode(ALL).chunks == 0
+        assert store.reencoder.encode_waiting(ALL) == (20, 20 * CHUNK_SIZE, 0)
+        assert store.reencoder.encode_waiting(ALL).chunks == 0
         assert encodings(store) == {Encoding.RAW}
         # Nothing was appended, and yet the close has to keep what is known now.
     with ChunkStore.open(path) as store:
         assert waiting(store) == (0, 0)
-        assert store.reencode(ALL).chunks == 0
+        assert store.reencoder.encode_waiting(ALL).chunks == 0
         assert_reads(store, kept)
 
 
@@ -153,7 +153,7 @@ def test_a_restart_finds_what_waits(path: Path, clean: bool) -> None:
     store = create(path)
     kept = ingest(store, floats(40))
     checkpoint(store)
-    assert store.reencode(10 * CHUNK_SIZE).chunks == 10
+    assert store.reencoder.encode_waiting(10 * CHUNK_SIZE).chunks == 10
     checkpoint(store)
     kept |= ingest(store, noise(5))
     store.tables.put(Table.META, b"more", b"")
@@ -164,7 +164,7 @@ def test_a_restart_finds_what_waits(path: Path, clean: bool) -> None:
         assert waiting(store) == (35, 35 * CHUNK_SIZE)
         checkpoint(store)
         assert store._index.tried_until == 11
-        assert store.reencode(ALL).chunks == 35
+        assert store.reencoder.encode_waiting(ALL).chunks == 35
         assert_reads(store, kept)
 
 
@@ -183,11 +183,11 @@ def test_the_work_stops_when_asked(path: Path) -> None:
         kept = ingest(store, floats(40))
         checkpoint(store)
         asked = itertools.count()
-        assert store.reencode(ALL, lambda: next(asked) >= 5).chunks == 5
+        assert store.reencoder.encode_waiting(ALL, lambda: next(asked) >= 5).chunks == 5
         assert store.stats().waiting_chunks == 35
-        assert store.reencode(ALL, lambda: True).chunks == 0
-        assert store.reencode(1).chunks == 1
-        assert store.reencode(ALL).chunks == 34
+        assert store.reencoder.encode_waiting(ALL, lambda: True).chunks == 0
+        assert store.reencoder.encode_waiting(1).chunks == 1
+        assert store.reencoder.encode_waiting(ALL).chunks == 34
         checkpoint(store)
         assert store.reclaimer.punch(lambda: True) == 0
         assert store.reclaimer.punch() > 0
@@ -205,9 +205,9 @@ def test_a_damaged_chunk_is_named_and_left_alone(path: Path, caplog: pytest.LogC
             file.seek(place.offset + 100)
             file.write(b"damage")
         with caplog.at_level(logging.WARNING):
-            assert store.reencode(ALL).chunks == 3
+            assert store.reencoder.encode_waiting(ALL).chunks == 3
         assert f"{pack} at offset {place.offset}" in caplog.text
-        assert store.reencode(ALL).chunks == 0
+        assert store.reencoder.encode_waiting(ALL).chunks == 0
         kept.pop(2)
         assert_reads(store, kept)
         with pytest.raises(DamagedError):
@@ -229,7 +229,7 @@ def test_a_disk_that_cannot_punch_keeps_the_places(path: Path) -> None:
     with create(path, disk=disk) as store:
         kept = ingest(store, floats(10))
         checkpoint(store)
-        store.reencode(ALL)
+        store.reencoder.encode_waiting(ALL)
         checkpoint(store)
         assert [store.reclaimer.punch(), store.reclaimer.punch()] == [0, 0]
         assert disk.asked == 1
@@ -249,7 +249,7 @@ def test_a_punch_that_fails_is_tried_again(path: Path) -> None:
     with create(path, disk=Failing()) as store:
         kept = ingest(store, floats(10))
         checkpoint(store)
-        store.reencode(ALL)
+        store.reencoder.encode_waiting(ALL)
         checkpoint(store)
         with pytest.raises(OSError, match="broken"):
             store.reclaimer.punch()
@@ -353,7 +353,7 @@ def history(path: Path) -> list[Image]:
         disk.snap("committed")
         store.commit(checkpoint=True)
         disk.snap("first checkpoint")
-        assert store.reencode(7 * CHUNK_SIZE).chunks == 7
+        assert store.reencoder.encode_waiting(7 * CHUNK_SIZE).chunks == 7
         disk.snap("encoded")
         if step:
             checkpoint(store, step)
@@ -395,7 +395,7 @@ def test_a_kill_at_every_step_loses_no_chunk(images: list[Image], tmp_path: Path
             assert store.stats().chunks >= committed.get(image.step, 0)
             # It goes on from there to the end, and is whole again.
             checkpoint(store, 9)
-            store.reencode(ALL)
+            store.reencoder.encode_waiting(ALL)
             checkpoint(store, 9)
             store.reclaimer.punch()
             kept = kept_of(image, store)
@@ -455,7 +455,7 @@ def punched_store(path: Path) -> tuple[dict[int, bytes], Position, list[Place]]:
     with create(path) as store:
         kept = ingest(store, floats(8) + noise(2))
         checkpoint(store)
-        store.reencode(ALL)
+        store.reencoder.encode_waiting(ALL)
         checkpoint(store)
         store.reclaimer.punch()
         ((said_at, places),) = freed_at(store)
@@ -468,7 +468,7 @@ def test_many_places_are_called_free_a_few_at_a_time(path: Path, monkeypatch: py
     with create(path) as store:
         kept = ingest(store, b"".join(floats(1, seed) + noise(1, seed) for seed in range(23)))
         checkpoint(store)
-        store.reencode(ALL)
+        store.reencoder.encode_waiting(ALL)
         before = store._freed.superseded()
         assert len(before) == 23
         checkpoint(store)
@@ -523,7 +523,7 @@ def test_metadata_inside_a_freed_record_says_nothing(path: Path) -> None:
         kept = ingest(store, data)
         assert len(kept) == 1
         checkpoint(store, 2)
-        assert store.reencode(ALL).chunks == 2
+        assert store.reencoder.encode_waiting(ALL).chunks == 2
         checkpoint(store, 3)
         store.reclaimer.punch()
     with ChunkStore.open(path, rebuild=True) as store:
@@ -588,7 +588,7 @@ def test_reads_never_meet_a_hole(path: Path) -> None:
         def late(position: Position, stored_size: int, base_count: int) -> records.Record:
             if not looked_up:
                 looked_up.append(position)
-                store.reencode(ALL)
+                store.reencoder.encode_waiting(ALL)
                 checkpoint(store)
                 assert store.reclaimer.punch() > 6 * CHUNK_SIZE
                 return packs_read(position, stored_size, base_count)
@@ -625,7 +625,7 @@ def test_everything_at_once(path: Path) -> None:
         def encode() -> int:
             freed = 0
             while not done.is_set():
-                store.reencode(3 * CHUNK_SIZE)
+                store.reencoder.encode_waiting(3 * CHUNK_SIZE)
                 freed += store.reclaimer.punch()
             return freed
 
@@ -721,7 +721,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(chunks=st.integers(1, 8))
     def reencode(self, chunks: int) -> None:
-        assert self.store.reencode(chunks * CHUNK_SIZE).chunks <= chunks
+        assert self.store.reencoder.encode_waiting(chunks * CHUNK_SIZE).chunks <= chunks
 
     @rule()
     def punch(self) -> None:

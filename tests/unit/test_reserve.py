@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ckptfs.disk import Space
 from ckptfs.errors import NoSpaceError
 from ckptfs.store import ChunkStore, Disk, Table
-from ckptfs.store.disk import Space
 from ckptfs.store.reserve import NAME
 
 ROOM = 64 * 1024

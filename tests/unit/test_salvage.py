@@ -141,7 +141,7 @@ def reencoded(path: Path) -> tuple[Tree, bytes]:
     text = bytes(random.Random(1).choices(b"ab", k=20_000))
     save(tree, "text", text)
     tree.store.commit(checkpoint=True)
-    assert tree.store.reencode(1 << 20).saved_bytes
+    assert tree.store.reencoder.encode_waiting(1 << 20).saved_bytes
     return tree, text
 
 

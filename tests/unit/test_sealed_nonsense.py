@@ -15,13 +15,13 @@ import pytest
 import zstandard
 
 from ckptfs.config import CHUNK_SIZE_MAX, FORMAT_VERSION
+from ckptfs.disk import Disk
 from ckptfs.errors import DamagedError, NotAStoreError
 from ckptfs.store import Bitmap, ChunkStore, Table, View, chains, composition, fetch, kernels
 from ckptfs.store import condensed as condensed_module
 from ckptfs.store.bitmap import LIMIT_MAX
 from ckptfs.store.codec import Encoding, decode
 from ckptfs.store.delta import decode_delta
-from ckptfs.store.disk import Disk
 from ckptfs.store.location import NUMBER, OFFSET_MAX, Location, build_location, parse_location, parse_number
 from ckptfs.store.packfile import Found, Gap
 from ckptfs.store.packs import FIRST_PACK, PackIdentity, Packs
@@ -228,7 +228,7 @@ def test_a_chunk_is_where_the_index_says_and_what_it_says(
         assert read() == bytes(range(250))
         sizes = {name: one[3 if name == "raw_size" else 2] + by for name, by in changes.items() if isinstance(by, int)}
         forged = two if "offset" in changes else one._replace(**{**changes, **sizes})
-        store._index._active.locations[NUMBER.pack(1)] = build_location(forged)
+        store._index.rows.newest.locations[NUMBER.pack(1)] = build_location(forged)
         with refused():
             read()
 

@@ -13,9 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from ckptfs.disk import Disk
 from ckptfs.errors import DamagedError
 from ckptfs.store import ChunkStore, Frozen, Table
-from ckptfs.store.disk import Disk
 from ckptfs.store.environment import Environment
 from ckptfs.store.reader import Cursor, Reader
 from ckptfs.store.schema import PACKED_KEY_SIZE

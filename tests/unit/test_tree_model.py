@@ -19,7 +19,7 @@ from ckptfs.tree.extents import load_manifest
 from ckptfs.tree.files import OpenFile
 from ckptfs.tree.gc import Collection, collect
 from ckptfs.tree.inode import Inode
-from ckptfs.tree.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE
+from ckptfs.tree.renaming import RENAME_EXCHANGE, RENAME_NOREPLACE
 from ckptfs.tree.rows import LIVE
 from ckptfs.tree.snapshots import Snapshot
 from tests.unit import tree_support as support

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from ckptfs.tree.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE
+from ckptfs.tree.renaming import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.unit.tree_support import Seen
 
 ROOT = 1

@@ -18,7 +18,7 @@ from ckptfs.store.delta import encode_delta
 from ckptfs.store.location import Location
 from ckptfs.store.packs import PACK_SIZE_MAX
 from ckptfs.store.records import EncodedChunk
-from ckptfs.tree import Tree
+from ckptfs.tree import Tree, renaming
 from ckptfs.tree.check import Check
 from ckptfs.tree.content import FileContent
 from ckptfs.tree.extents import load_manifest
@@ -220,7 +220,7 @@ def make_directory(tree: Tree, path: str, mode: int = 0o755) -> Inode:
 
 def rename(tree: Tree, old: str, new: str, flags: int = 0) -> None:
     """Rename by paths."""
-    tree.names.rename(*split(tree, old), *split(tree, new), flags)
+    renaming.rename(tree.names, *split(tree, old), *split(tree, new), flags)
 
 
 def unlink(tree: Tree, path: str) -> None:

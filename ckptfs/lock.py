@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from ckptfs.disk import Disk
 from ckptfs.errors import NotAStoreError, StoreInUseError
-from ckptfs.store.disk import Disk
 
 LOCK_NAME = "lock"
 _PID_SIZE_MAX = 20
