@@ -38,6 +38,8 @@ def test_a_deleted_snapshot_shrinks_the_store_by_itself(mount: RunningMount) -> 
 
 def test_a_deleted_file_that_no_version_holds_shrinks_the_store(mount: RunningMount) -> None:
     (mount.path / "model").write_bytes(noise(1))
+    mount.snapshot("first")
+    mount.run("snapshot", "delete", "first")
     (mount.path / "model").unlink()
     mount.wait_for(lambda: store_blocks(mount) < SIZE / 10)
 
