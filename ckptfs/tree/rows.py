@@ -142,16 +142,16 @@ class Rows:
 
     def find(self, table: Table, prefix: bytes, epoch: int = LIVE) -> Row | None:
         """Return the row that `epoch` sees under `prefix`, a tombstone included; None where there never was one."""
-        found = self.tables.last(table, prefix + b"\0\0\0\0", prefix + _EPOCH.pack(epoch) + b"\0")
-        if found is None:
-            return None
-        key, value = found
-        return Row(_EPOCH.unpack_from(key, len(key) - 4)[0], value)
+        found = self._last(table, prefix, epoch)
+        return None if found is None else split_epoch(*found)[1]
 
     def get(self, table: Table, prefix: bytes, epoch: int = LIVE) -> bytes | None:
         """Return the value that `epoch` sees under `prefix`, None where it sees nothing."""
-        row = self.find(table, prefix, epoch)
-        return row.value if row and row.value != _TOMBSTONE else None
+        found = self._last(table, prefix, epoch)
+        return found[1] if found and found[1] != _TOMBSTONE else None
+
+    def _last(self, table: Table, prefix: bytes, epoch: int) -> tuple[bytes, bytes] | None:
+        return self.tables.last(table, prefix + b"\0\0\0\0", prefix + _EPOCH.pack(epoch) + b"\0")
 
     def put(self, table: Table, prefix: bytes, value: bytes, epoch: int | None = None) -> None:
         """Write a row in the open epoch, or in `LIVE` to make it live-only."""
