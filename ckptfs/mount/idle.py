@@ -126,9 +126,9 @@ class Idle:
             self._unfreed += done.raw_bytes
 
     async def _optimize(self, stop: Stop) -> None:
-        """Optimize until a plan finds nothing to do, even if the tree has changed since it was made."""
-        is_up_to_date = False
-        while not (is_up_to_date or stop()):
+        """Optimize what there is now; what saves add meanwhile is for the next time, or there would never be an end."""
+        begun = self._optimizer.state
+        while not stop():
             await self._free_batch(stop)
             async with self._collector.turn:  # a collection would take away what is being compared
                 if (work := self._optimizer.take()) is None:
@@ -136,7 +136,9 @@ class Idle:
                 try:
                     self._unfreed += await self._offload.run(work, stop)
                 finally:
-                    is_up_to_date = self._optimizer.finish()
+                    self._optimizer.finish()
+            if self._optimizer.done >= begun:
+                return
 
     async def _free_batch(self, stop: Stop) -> None:
         """Free what two copies lie there of before more is stored anew; not behind it, where somebody may wait."""

@@ -39,6 +39,10 @@ Work = Callable[[Stop], int]
 
 Returns the bytes of records that have successors now."""
 Scan = Callable[[Table], Iterable[tuple[bytes, bytes]]]
+State = tuple[int, int]
+"""How far a tree has come: the next number of a content, and its open epoch. A later state is greater."""
+
+NOTHING: State = (0, 0)
 
 VERSION_SIZE_MIN = 4 * KIB
 """Smaller versions are left alone: the header of a record is a good part of them."""
@@ -62,12 +66,19 @@ class Optimizer:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._planned: tuple[int, int] | None = None
+        self._planned = NOTHING
         self._plan: _Plan | None = None
         self._pair: _Comparison | None = None
         self._checked: frozenset[int] = frozenset()
         self.done_bytes = 0
         """Bytes of older versions that were gone through."""
+        self.done = NOTHING
+        """The state up to which everything is done."""
+
+    @property
+    def state(self) -> State:
+        """How far the tree has come."""
+        return self._tree.rows.next_id, self._tree.rows.open_epoch
 
     @property
     def left_bytes(self) -> int:
@@ -81,10 +92,9 @@ class Optimizer:
             raise StoreReadOnlyError(f"{self._tree.store.path} is open for reading only")
         plan = self._plan
         if plan is None:
-            state = (self._tree.rows.next_id, self._tree.rows.open_epoch)
-            if state == self._planned:
+            if self.state == self._planned:
                 return None
-            self._planned = state
+            self._planned = self.state
             self._plan = _Plan(self._tree, self._checked)
             return self._plan.run
         if plan.restorable:
@@ -101,18 +111,14 @@ class Optimizer:
         newer = load_manifest(tables, pair.newer.manifest, pair.newer.size)
         return _Comparison(pair, pair_chunks(self._tree.reader, older, newer, kept))
 
-    def finish(self) -> bool:
-        """Take over what the work that was taken has done, whether it came to its end or not.
-
-        Returns whether it was to find out what there is to do, and found nothing.
-        """
+    def finish(self) -> None:
+        """Take over what the work that was taken has done, whether it came to its end or not."""
         plan = self._plan
         assert plan is not None
-        was_planning = plan.is_open
         plan.close()
         if not plan.is_complete:
-            self._plan = self._planned = None
-            return False
+            self._plan, self._planned = None, NOTHING
+            return
         self._checked = plan.heads
         if self._pair is not None and self._pair.is_done:
             self._pair = None
@@ -122,8 +128,7 @@ class Optimizer:
                 plan.done = done
                 self._tree.rows.tables.put(Table.META, _META_DONE, _DONE.pack(done))
             if not plan.pairs and not plan.restorable:
-                self._plan = None
-        return was_planning and self._plan is None
+                self._plan, self.done = None, self._planned
 
     def _restore(self, stop: Stop) -> int:
         """Store deltas by themselves again."""
@@ -235,8 +240,6 @@ class _Plan:
         """Chunks of heads that are deltas."""
         self.pairs: deque[Pair] = deque()
         self.is_complete = False
-        self.is_open = True
-        """Whether `run` has yet to be called, or is."""
         self._resources = ExitStack()
         tables = (Table.INODES, Table.DIRENTS, Table.MANIFESTS)
         self._view = self._resources.enter_context(self._store.view(tables, chunks=False))
@@ -244,7 +247,6 @@ class _Plan:
     def close(self) -> None:
         """Let go of the rows that were looked at."""
         self._resources.close()
-        self.is_open = False
 
     def run(self, stop: Stop) -> int:
         """Fill in what there is to do; `is_complete` tells whether it was stopped before."""

@@ -152,6 +152,32 @@ def test_work_that_is_told_to_stop_begins_no_checkpoint(
     trio.run(work)
 
 
+def test_optimizing_ends_while_saves_go_on(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each save has something to compare with a version, and each comes before the next piece of work is taken."""
+    take, count = Optimizer.take, 0
+
+    def save_and_take(optimizer: Optimizer) -> object:
+        nonlocal count
+        count += 1
+        save(tree, "metrics", bytes([count % 256]) * 8 * KIB)
+        return take(optimizer)
+
+    save(tree, "metrics", bytes(8 * KIB))
+    tree.take_snapshot()
+    monkeypatch.setattr(Optimizer, "take", save_and_take)
+
+    async def optimize() -> int:
+        async with trio.open_nursery() as nursery:
+            idle = idle_of(tree, nursery)
+            for parts in range(1, 4):
+                if (await idle.optimize()).finished:
+                    return parts
+        return 0
+
+    assert trio.run(optimize)
+    assert count < 10
+
+
 def idle_of(tree: Tree, nursery: trio.Nursery) -> Idle:
     offload = Offload()
     committer = Committer(tree.store, offload)
