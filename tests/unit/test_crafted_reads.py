@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from ckptfs.config import BASES_MAX
 from ckptfs.errors import DamagedError
 from ckptfs.store import Bitmap, Decoded, chains
 from ckptfs.store import fetch as fetch_module
 from ckptfs.tree import Tree
 from ckptfs.tree import reader as reader_module
 from ckptfs.tree.extents import Extent, Extents
-from ckptfs.tree.pairing import BASES_MAX, pair_chunks
+from ckptfs.tree.pairing import pair_chunks
 from ckptfs.tree.reader import SLICES_MAX, ChunkReader, ReadPlan
 from tests.unit.tree_support import append_delta, new_tree, save
 
