@@ -49,6 +49,11 @@ class Location(NamedTuple):
         """The bytes of the record, without the padding behind it."""
         return HEADER_SIZE + 8 * len(self.bases) + self.stored_size
 
+    @property
+    def larger_size(self) -> int:
+        """The larger of both sizes, for bounds: what ckptfs writes is decoded to more, but a row may say anything."""
+        return max(self.stored_size, self.raw_size)
+
     def place(self, number: int) -> Place:
         """The place that the record of this chunk takes."""
         return Place(self.pack, self.offset, record_size(self.stored_size, len(self.bases)), number)
