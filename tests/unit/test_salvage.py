@@ -202,8 +202,8 @@ def test_chunks_in_freed_places_are_those_that_begin_in_one() -> None:
             Place(generator.randrange(1, 4), generator.randrange(12), generator.randrange(1, 4), 0)
             for _ in range(generator.randrange(6))
         )
-        located = [(pack, offset, 12 * pack + offset) for pack in range(1, 4) for offset in range(14)]
-        generator.shuffle(located)
+        everywhere = [(pack, offset, 12 * pack + offset) for pack in range(1, 4) for offset in range(14)]
+        located = generator.sample(everywhere, generator.randrange(len(everywhere)))
         expected = [
             number
             for pack, offset, number in sorted(located)
