@@ -14,6 +14,9 @@ FORMAT_VERSION = 5
 CHUNK_SIZE_MAX = 4 * MIB
 """No store has larger chunks: what a record or a row says of its size is the memory that reading it takes."""
 
+BASES_MAX = 8
+"""So many chunks a delta rests on at most: each of them is decoded to read it."""
+
 SETTLE_SECONDS = 2.0
 """How long the tree has to be quiet before a completed save becomes an automatic snapshot."""
 

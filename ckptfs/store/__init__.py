@@ -3,6 +3,7 @@
 from ckptfs.disk import Disk, Space
 from ckptfs.store.backup import BackupResult, Cut, back_up
 from ckptfs.store.bitmap import Bitmap
+from ckptfs.store.budget import Budget
 from ckptfs.store.buffers import new_buffer
 from ckptfs.store.check import PROBLEMS_MAX, Verified
 from ckptfs.store.chunkstore import ChunkStore
@@ -30,6 +31,7 @@ __all__ = [
     "Alignment",
     "BackupResult",
     "Bitmap",
+    "Budget",
     "Changes",
     "ChunkStore",
     "Chunked",

@@ -14,7 +14,7 @@
 
 #define DELTA 3
 #define DELTA_HEAD_SIZE 6 /* width, phase, and 4 bytes of skip */
-#define TRIES_MOST 4      /* so often a chunk is decoded at most, however chunks rest on one another */
+#define TRIES_MOST 2      /* so often a chunk is decoded at most, however chunks rest on one another */
 
 static struct link *base_of(const struct chains *chains, const struct link *link, size_t k) {
     return &chains->links[load_little_endian(link->bases + 8 * k)];

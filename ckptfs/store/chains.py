@@ -13,6 +13,7 @@ from threading import Semaphore
 from ckptfs.config import MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import codec, kernels
+from ckptfs.store.budget import Budget
 from ckptfs.store.buffers import Buffers
 from ckptfs.store.delta import BASES_SIZE_MAX, DELTA_CHAIN_MAX
 from ckptfs.store.index import ChunkIndex
@@ -28,8 +29,12 @@ LEVEL_SIZE_MAX = 2 * ASKED_SIZE_MAX + BASES_SIZE_MAX
 """A level with more bytes than chunks that lie over one another have is not read at once."""
 RECORDS_SIZE = 128 * MIB
 """Room for the records of a read; few need more."""
+DATA_SIZE_MAX = 512 * MIB
+"""Records that take more, as they may where others lie between them, are not read at once."""
 LEVELS_SIZE = 32 * MIB
 """Room for what is decoded of all levels and kept until what rests on it is; few reads need more."""
+TRIES_MAX = 2
+"""So often `take_chains` decodes a chunk at most; of versions that lie deep, as ckptfs writes them, once."""
 READS_MAX = 2
 """Reads at a time: each keeps a processor busy, and more would need more memory that is not in its cache."""
 
@@ -45,8 +50,8 @@ class ChainReader:
         self._levels = Buffers(LEVELS_SIZE, READS_MAX)
         self._turn = Semaphore(READS_MAX)
 
-    def read(self, deltas: Sequence[Located], room: Room, start: int) -> dict[int, Decoded]:
-        """Return those deltas that are what was written, by number; OSError passes.
+    def read(self, deltas: Sequence[Located], room: Room, start: int, budget: Budget) -> dict[int, Decoded]:
+        """Return those deltas that are what was written, by number; OSError passes, and DamagedError of the budget.
 
         Each has its place in `room`, one behind the other from `start` on.
         """
@@ -55,16 +60,16 @@ class ChainReader:
         for number, location in deltas:
             stop = start + location.raw_size
             if asked and stop - next(iter(asked.values())).start > ASKED_SIZE_MAX:
-                found |= self._read_asked(asked, room)
+                found |= self._read_asked(asked, room, budget)
                 asked = {}
             asked[number] = Decoded(room, start, stop)
             start = stop
-        return found | self._read_asked(asked, room)
+        return found | self._read_asked(asked, room, budget)
 
-    def _read_asked(self, asked: Mapping[int, Decoded], room: Room) -> dict[int, Decoded]:
+    def _read_asked(self, asked: Mapping[int, Decoded], room: Room, budget: Budget) -> dict[int, Decoded]:
         """Return those of the chunks, which have their places already, that are what was written."""
         with self._turn:
-            chains = _Chains(self._index, asked)
+            chains = _Chains(self._index, asked, budget)
             if not chains.is_complete:
                 return {}
             levels_size = chains.level_room * DELTA_CHAIN_MAX
@@ -81,7 +86,8 @@ class ChainReader:
 class _Chains:
     """Deltas and all that they rest on: each chunk on the level below the lowest one that rests on it."""
 
-    def __init__(self, index: ChunkIndex, asked: Mapping[int, Decoded]) -> None:
+    def __init__(self, index: ChunkIndex, asked: Mapping[int, Decoded], budget: Budget) -> None:
+        """Look up all levels. What decoding them may take is taken from the budget level by level, or DamagedError."""
         self.level_of: dict[int, int] = {}
         """What is asked for first, in its order."""
         self.is_complete = False
@@ -92,12 +98,15 @@ class _Chains:
         depth = 0
         while level:
             new = [number for number in level if number not in self._locations]
-            self._locations |= index.locate_many(new)
+            budget.take(0, TRIES_MAX * len(new))
+            located = index.locate_many(new)
+            budget.take(TRIES_MAX * sum(location.larger_size for location in located.values()))
+            self._locations |= located
             if depth > DELTA_CHAIN_MAX or not self._locations.keys() >= level.keys():
                 return
             self.level_of |= dict.fromkeys(level, depth)
             locations = [self._locations[number] for number in level]
-            if sum(location.raw_size for location in locations) > LEVEL_SIZE_MAX:
+            if sum(location.larger_size for location in locations) > LEVEL_SIZE_MAX:
                 return
             level = dict.fromkeys(base for location in locations for base in location.bases)
             depth += 1
@@ -105,7 +114,7 @@ class _Chains:
         bases_size_max = max(sum(map(size_of.__getitem__, each.bases)) for each in self._locations.values())
         self.level_room = bases_size_max + max(size_of.values())
         self._spans = list(spans(sorted(map(Located._make, self._locations.items()), key=_position)))
-        self.is_complete = bases_size_max <= BASES_SIZE_MAX
+        self.is_complete = bases_size_max <= BASES_SIZE_MAX and self.data_size <= DATA_SIZE_MAX
 
     @property
     def data_size(self) -> int:

@@ -18,6 +18,7 @@ from ckptfs.config import MIB, StoreConfig
 from ckptfs.disk import Disk, Space
 from ckptfs.errors import DamagedError, StoreReadOnlyError
 from ckptfs.store import kernels
+from ckptfs.store.budget import Budget
 from ckptfs.store.check import StructureReport, Verified, check_structure
 from ckptfs.store.checkpoint import Checkpoints
 from ckptfs.store.condensed import Condensed
@@ -224,14 +225,16 @@ class ChunkStore:
         """Return the bytes of a chunk, verified against its id; DamagedError names the place when they do not hold."""
         return self._fetcher.read(number)
 
-    def read_first(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
+    def read_first(
+        self, numbers: Sequence[int], room: Room | None = None, budget: Budget | None = None
+    ) -> list[Decoded]:
         """Return the bytes of the first of some chunks, one at least, verified as `read`; together they have some MiB.
 
         Those stored together are read together.
         Those that are no deltas come to lie one behind the other: in `room`, if it is large enough, which the caller
-        has to itself and may use again when it needs the bytes no more.
+        has to itself and may use again when it needs the bytes no more. What they cost is taken from the budget.
         """
-        return self._fetcher.read_first(numbers, room)
+        return self._fetcher.read_first(numbers, room, budget)
 
     # Checking
 

@@ -12,9 +12,10 @@ from itertools import accumulate
 
 import xxhash
 
-from ckptfs.config import MIB
+from ckptfs.config import GIB, MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import codec, kernels, records
+from ckptfs.store.budget import CHUNK_COST, Budget
 from ckptfs.store.buffers import Buffers
 from ckptfs.store.chains import ChainReader
 from ckptfs.store.check import Verified
@@ -28,8 +29,13 @@ from ckptfs.store.spans import SPAN_SIZE_MAX, Decoded, Located, Room, spans
 
 READ_SIZE_MAX = 32 * MIB
 """Bytes of chunks that are read together at most."""
-BELOW_SIZE_MAX = 256 * MIB
-"""Bytes that are decoded at most below one delta that is read alone; where each of eight levels has 4 MiB it is 32."""
+DECODED_SIZE_MAX = 2 * GIB
+"""What is decoded at most for one chunk that is read alone: bytes, and CHUNK_COST for each chunk.
+
+What a delta rests on lies one behind the other in the next version, and reaches over its ends by less than a chunk.
+Where tensors keep their order there are two chunks more at most on each level than on the one above: with chunks of
+512 KiB that is 40 MiB on eight levels. Where they change it with every save, each chunk rests on chunks of its own: on
+three of the mean size, level after level, it is 1.3 GiB."""
 MEMO_SIZE_MAX = 32 * MIB
 """Bases that a call keeps, because the next delta may need them as well: the last ones of eight levels, even of chunks
 as large as can be. So what is decoded below a delta that was ever written stays below its bound."""
@@ -39,12 +45,18 @@ _BUFFERS_KEPT = 6
 
 
 class _Memo:
-    """The bases that one call has decoded lately; DamagedError when it has decoded far too many."""
+    """The bases that a read of one chunk has decoded lately, and what all that it has decoded counts."""
 
     def __init__(self) -> None:
         self._raw: dict[int, bytes] = {}
         self._size = 0
         self.decoded_size = 0
+
+    def count(self, location: Location) -> None:
+        """Count a chunk that is about to be decoded; DamagedError when it is one too many."""
+        self.decoded_size += location.larger_size + CHUNK_COST
+        if self.decoded_size > DECODED_SIZE_MAX:
+            raise DamagedError(f"a delta that takes more than {DECODED_SIZE_MAX} bytes to decode")
 
     def get(self, number: int) -> bytes | None:
         """Return the bytes of a base, or None when it has to be read."""
@@ -52,9 +64,6 @@ class _Memo:
 
     def put(self, number: int, raw: bytes) -> None:
         """Keep the bytes of a base; the oldest ones go."""
-        self.decoded_size += len(raw)
-        if self.decoded_size > BELOW_SIZE_MAX:
-            raise DamagedError(f"a delta that rests on more than {BELOW_SIZE_MAX} bytes")
         self._size += len(raw) - len(self._raw.pop(number, b""))
         self._raw[number] = raw
         while self._size > MEMO_SIZE_MAX:
@@ -84,10 +93,12 @@ class Fetcher:
             found += self.read_first(numbers[len(found) :])
         return found
 
-    def read_first(self, numbers: Sequence[int], room: Room | None = None) -> list[Decoded]:
+    def read_first(
+        self, numbers: Sequence[int], room: Room | None = None, budget: Budget | None = None
+    ) -> list[Decoded]:
         """Return what `read_many` does of the first chunks, of as many as have READ_SIZE_MAX bytes, or of one.
 
-        Of fewer where very much has to be decoded below them.
+        What it takes to decode them is taken from `budget`, or from one of this call; DamagedError where it is more.
         Mostly they lie in `room`, if it is large enough: first those that are no deltas, then the others.
         """
         located = self._locate(numbers)
@@ -99,6 +110,8 @@ class Fetcher:
         size = sum(chunk.location.raw_size for chunk in located)
         if room is None or len(room) < size:
             room = bytearray(size)
+        budget = budget or Budget(size)
+        budget.take(sum(chunk.location.larger_size for chunk in rest), len(rest))
         found: dict[int, Decoded] = {}
         start = 0
         for span in spans(rest):
@@ -107,18 +120,13 @@ class Fetcher:
             start += sum(chunk.location.raw_size for chunk in span)
         if deltas:
             with suppress(DamagedError):  # a pack was removed: its chunks are looked for one by one
-                found |= self._chains.read(deltas, room, start)
-        chunks: list[Decoded] = []
-        below_size = 0
+                found |= self._chains.read(deltas, room, start, budget)
         for number in numbers:
             if number not in found:
-                if below_size > BELOW_SIZE_MAX:
-                    break
                 memo = _Memo()
                 found[number] = _whole(self._read(number, memo, DELTA_CHAIN_MAX)[0])
-                below_size += memo.decoded_size
-            chunks.append(found[number])
-        return chunks
+                budget.take(memo.decoded_size)
+        return [found[number] for number in numbers]
 
     def _locate(self, numbers: Sequence[int]) -> list[Located]:
         return [Located(*each) for each in self._index.locate_many(dict.fromkeys(numbers)).items()]
@@ -210,6 +218,8 @@ class Fetcher:
     def _read(self, number: int, memo: _Memo, chain_left: int) -> tuple[bytes, bytes]:
         """Read a chunk that may be, or rest on, a chain of so many deltas."""
         location = self._index.locate(number)
+        if location is not None:
+            memo.count(location)
         while location is not None:
             try:
                 record = self._packs.read_record(location.position, location.stored_size, len(location.bases))

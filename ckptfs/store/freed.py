@@ -59,6 +59,19 @@ def merge(places: Iterable[Place]) -> list[Place]:
     return merged
 
 
+def numbers_in(places: Iterable[Place], located: Iterable[tuple[int, int, int]]) -> list[int]:
+    """Return which of some chunks, given as (pack, offset, number), begin in one of the places, which are merged."""
+    found = []
+    following = iter(places)
+    place = next(following, None)
+    for pack, offset, number in sorted(located):
+        while place is not None and place.end <= (pack, offset):
+            place = next(following, None)
+        if place is not None and place.position <= (pack, offset):
+            found.append(number)
+    return found
+
+
 def pieces(place: Place) -> Iterator[Place]:
     """Cut a place, which may be a whole pack, into parts that are punched within milliseconds each."""
     start = place.offset
@@ -102,7 +115,8 @@ class FreedPlaces:
                 self._active[key] = value
                 if value is not None:
                     place = parse_row(key, value)
-                    self._forget_superseded(place.position, place.end)
+                    if self._superseded.pop(place.position, None) != place:
+                        self._forget_superseded(place.position, place.end)
 
     def _forget_superseded(self, start: Position, stop: Position) -> None:
         for position in [*self._superseded.irange(start, stop, inclusive=(True, False))]:

@@ -189,9 +189,9 @@ class ChunkIndex:
             # The replay meets a delta before its base where that was stored anew.
             self._awaited_heights[number] = max(height, self._awaited_heights.get(number, 0))
         elif row[_HEIGHT_AT] < height <= HEIGHT_MAX:
-            location = parse_location(row)
-            self.rows.newest.locations[key] = build_location(location._replace(height=height))
-            self._raise_bases(location, height)
+            self.rows.newest.locations[key] = row[:_HEIGHT_AT] + bytes((height,)) + row[_HEIGHT_AT + 1 :]
+            if row[_BASE_COUNT] != _NO_BASES:
+                self._raise_bases(parse_location(row), height)
 
     def _count(self, tally: Tally) -> None:
         """Bring the totals up to locations that were set or taken away."""

@@ -239,9 +239,10 @@ def scan_chunks(
 ) -> tuple[int, list[int], list[bytes], list[bytes]]:
     """Return how many bytes at the start of `data` are intact records of chunks; their numbers, ids and locations.
 
-    A record whose header does not hold or says a raw or a stored size above `size_most`, that does not end in `data`,
-    that is not what its check says, or that is of another kind ends the run. A location is the row of the table
-    `chunks` as it is before anything rests on the chunk; the first record lies at `offset` in the pack.
+    A record whose header does not hold or says a raw or a stored size above `size_most` or more than BASES_MAX bases,
+    that does not end in `data`, that is not what its check says, or that is of another kind ends the run. A location is
+    the row of the table `chunks` as it is before anything rests on the chunk; the first record lies at `offset` in the
+    pack.
     """
     return _KERNEL.scan_chunks(data, size_most, pack, offset)
 

@@ -6,7 +6,7 @@ Pure; `docs/format.md`, "Location", has the byte table. Any thread may call.
 import struct
 from typing import NamedTuple
 
-from ckptfs.config import CHUNK_SIZE_MAX
+from ckptfs.config import BASES_MAX, CHUNK_SIZE_MAX
 from ckptfs.errors import DamagedError
 from ckptfs.store.records import HEADER_SIZE, Place, Position, Row, pack_bases, record_size
 from ckptfs.store.schema import Table
@@ -49,6 +49,11 @@ class Location(NamedTuple):
         """The bytes of the record, without the padding behind it."""
         return HEADER_SIZE + 8 * len(self.bases) + self.stored_size
 
+    @property
+    def larger_size(self) -> int:
+        """The larger of both sizes, for bounds: what ckptfs writes is decoded to more, but a row may say anything."""
+        return max(self.stored_size, self.raw_size)
+
     def place(self, number: int) -> Place:
         """The place that the record of this chunk takes."""
         return Place(self.pack, self.offset, record_size(self.stored_size, len(self.bases)), number)
@@ -75,6 +80,8 @@ def parse_location(packed: bytes) -> Location:
         raise DamagedError("the location of a chunk has another size than it must have; rebuild the index") from error
     if raw_size > CHUNK_SIZE_MAX or stored_size > CHUNK_SIZE_MAX or offset > OFFSET_MAX:
         raise DamagedError(f"a chunk of {raw_size} bytes in {stored_size} at {offset} cannot be; rebuild the index")
+    if base_count > BASES_MAX:
+        raise DamagedError(f"a chunk that rests on {base_count} others cannot be; rebuild the index")
     return Location(pack, offset, stored_size, raw_size, encoding, bases, height)
 
 

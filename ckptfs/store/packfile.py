@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from ckptfs.config import CHUNK_SIZE_MAX, KIB, MIB
+from ckptfs.config import BASES_MAX, CHUNK_SIZE_MAX, KIB, MIB
 from ckptfs.disk import NOT_DIRECT, Disk
 from ckptfs.store import kernels, records
 from ckptfs.store.location import Chunk, Location, build_location, parse_location
@@ -190,8 +190,11 @@ class PackWindow:
             return Gap(position, "no record begins here")
         if offset + header.size > self.size:
             return Gap(position, "the record ends behind its pack", header)
-        if header.type == RecordType.CHUNK and max(header.stored_size, header.raw_size) > CHUNK_SIZE_MAX:
-            return Gap(position, "a chunk larger than any can be")
+        if header.type == RecordType.CHUNK:
+            if max(header.stored_size, header.raw_size) > CHUNK_SIZE_MAX:
+                return Gap(position, "a chunk larger than any can be")
+            if header.base_count > BASES_MAX:
+                return Gap(position, "a chunk that rests on more others than any does")
         if self._payload_wanted is not None and not self._payload_wanted(position, header):
             return Record(header, (), memoryview(b""))
         body_size = header.size - records.HEADER_SIZE

@@ -92,12 +92,16 @@ class Cursor:
 
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield all rows from the one that the cursor is at, from nowhere from the first; packed ones too."""
-        stored: Iterable[tuple[bytes, bytes]] = self._cursor
-        if self._table == Table.CHUNK_IDS:
-            stored = (_split(packed) for _, packed in self._cursor)
+        for key, sealed in self.sealed():
+            yield key, _unsealed(self._table, key, sealed, self._path)
+
+    def sealed(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all rows as `rows` does, but with their checks behind the values, which are not verified."""
         try:
-            for key, sealed in stored:
-                yield key, _unsealed(self._table, key, sealed, self._path)
+            if self._table == Table.CHUNK_IDS:
+                yield from map(_split, self._cursor.iternext(keys=False, values=True))
+            else:
+                yield from self._cursor
         except lmdb.Error as error:
             raise failure(self._path, error) from error
 
@@ -208,11 +212,27 @@ class View:
         overlay = self._overlays[table]
         return merged(self._stored(table), overlay) if overlay else self._stored(table)
 
+    def sealed(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows of a table as LMDB has them, ascending, with their checks, which are not verified.
+
+        ValueError where there are rows in memory above them.
+        """
+        if self._overlays[table]:
+            raise ValueError(f"rows of the table {table.name.lower()} are in memory only")
+        cursor = self._cursor(table)
+        return cursor.sealed() if cursor else iter(())
+
+    def unsealed(self, table: Table, rows: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Verify rows that `sealed` has given, and return them as `scan` does."""
+        return [(key, _unsealed(table, key, sealed, self._path)) for key, sealed in rows]
+
     def _stored(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        cursor = self._cursor(table)
+        return chain.from_iterable(cursor.batches()) if cursor else iter(())
+
+    def _cursor(self, table: Table) -> Cursor | None:
         database = self._databases.get(table)
-        if database is None:
-            return iter(())
-        return chain.from_iterable(Cursor(self._transaction.cursor(database), table, self._path).batches())
+        return None if database is None else Cursor(self._transaction.cursor(database), table, self._path)
 
 
 def _batch(stored: Iterator[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from ckptfs.config import MIB
+from ckptfs.config import BASES_MAX, MIB
 from ckptfs.errors import DamagedError
 from ckptfs.store import codec, records
 from ckptfs.store.codec import Encoding
@@ -237,7 +237,7 @@ class Reencoder:
 
     def _may_become_delta(self, candidate: DeltaCandidate, location: Location) -> bool:
         """Tell whether a chunk may rest on these bases: without a cycle, and in a chain that is not too long."""
-        if location.encoding == Encoding.DELTA or not candidate.bases:
+        if location.encoding == Encoding.DELTA or not 0 < len(candidate.bases) <= BASES_MAX:
             return False
         for depth, chunks in enumerate(self._index.descend(candidate.bases), 1):
             if candidate.number in chunks or location.height + depth > DELTA_CHAIN_MAX:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import xxhash
 
+from ckptfs.config import BASES_MAX
 from ckptfs.store.reference import Buffer, join_planes
 from ckptfs.store.reference_coders import decode_bytes
 from ckptfs.store.reference_differences import decode_difference
@@ -101,6 +102,7 @@ def scan_chunks(
         end = at + HEADER_SIZE + body_size + -body_size % ALIGNMENT
         body = flat[at + HEADER_SIZE : at + HEADER_SIZE + body_size]
         is_chunk = (magic, kind) == (b"ckR1", CHUNK) and max(raw_size, stored_size) <= size_most
+        is_chunk = is_chunk and base_count <= BASES_MAX
         if not is_chunk or end > len(flat) or _check(body) != check:
             break
         numbers.append(number)

@@ -15,7 +15,7 @@ A freed place is no damage when metadata that counts says so; it lies behind the
 """
 
 import logging
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from ckptfs.store import records
 from ckptfs.store.condensed import Condensed
 from ckptfs.store.condensed_replay import CondensedReplay
 from ckptfs.store.damaged import DamagedChunks
-from ckptfs.store.freed import FreedPlaces, journal_places, merge, parse_row
+from ckptfs.store.freed import FreedPlaces, journal_places, merge, numbers_in, parse_row
 from ckptfs.store.index import ChunkIndex
 from ckptfs.store.location import FIRST_NUMBER, LOCATION, NO_CHUNK, Chunk, parse_number
 from ckptfs.store.packfile import Found, Gap, Run, Skipped
@@ -207,16 +207,12 @@ class Replay:
         places = merge(parse_row(key, value) for key, value in rows if value is not None)
         if not places:
             return []
-        located = sorted(
+        located = (
             (*LOCATION.unpack_from(packed)[:2], parse_number(key))
             for key, packed in self._index.rows_in_memory()[Table.CHUNKS].items()
             if packed is not None
         )
-        found = []
-        for place in places:
-            start, stop = bisect_left(located, place[:2]), bisect_left(located, place.end)
-            found += [number for _, _, number in located[start:stop]]
-        return found
+        return numbers_in(places, located)
 
     def _jumped(self, found: Run | Found) -> Mark:
         """Return the mark reached, moved on to the number that a step has when those before it are lost."""

@@ -13,6 +13,7 @@
 #define TYPE_CHUNK 2
 #define ALIGNMENT 8
 #define BASE_SIZE 8
+#define BASES_MOST 8 /* on which a chunk rests */
 #define LOCATION_SIZE 24 /* of a row of the table `chunks`, before its bases */
 #define ENTRY_SIZE 5 /* of a plane, in the table of a payload */
 
@@ -83,7 +84,8 @@ static size_t body_size(const uint8_t *record) {
 }
 
 size_t chunk_record_size(const uint8_t *record, size_t left, uint64_t size_most) {
-    if (!is_header(record, left) || load(record + 8, 4) > size_most || load(record + 12, 4) > size_most)
+    if (!is_header(record, left) || load(record + 6, 2) > BASES_MOST || load(record + 8, 4) > size_most ||
+        load(record + 12, 4) > size_most)
         return 0;
     size_t size = HEADER_SIZE + body_size(record) + ALIGNMENT - 1;
     size -= size % ALIGNMENT;

@@ -27,7 +27,7 @@ HIDDEN int take_chunk(const uint8_t *record, size_t left, const struct wanted *w
                       hash_function hash, int vectors);
 
 /* Tell how long a record is, padding included, if it is that of a chunk: its header holds, neither size in it is more
- * than `size_most`, and all of it lies in the `left` bytes at `record`. Otherwise 0. */
+ * than `size_most`, it rests on no more chunks than any does, and all of it lies in the `left` bytes at `record`. Otherwise 0. */
 HIDDEN size_t chunk_record_size(const uint8_t *record, size_t left, uint64_t size_most);
 
 /* Tell whether bases and payload of such a record are what its header's check says. */

@@ -63,6 +63,11 @@ class Namespace:
             return nameless
         fail(errno.ESTALE, ino)
 
+    @property
+    def nameless(self) -> set[int]:
+        """The inodes that have no name and are used."""
+        return {*self._nameless}
+
     def seen(self, inode: Inode) -> Inode:
         """Return an inode of the live tree with as many links as it shows there: without its hidden names."""
         hidden = self._hiding.hidden_links(inode.ino)

@@ -12,13 +12,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from ckptfs.config import BASES_MAX
 from ckptfs.formats import Tensor, parse
 from ckptfs.store import Alignment, Bitmap, DeltaCandidate, element_width
 from ckptfs.tree.extents import Extent, Extents
 from ckptfs.tree.reader import ChunkReader, ReadPlan
-
-BASES_MAX = 8
-"""So many chunks a delta rests on at most: each of them is decoded to read it."""
 
 
 class Stretch(NamedTuple):

@@ -12,19 +12,16 @@ from itertools import islice, takewhile
 from threading import Condition
 from typing import NamedTuple
 
-from ckptfs.config import GIB, MIB
+from ckptfs.config import KIB, MIB
 from ckptfs.errors import DamagedError
-from ckptfs.store import ChunkStore, Decoded, Room
+from ckptfs.store import Budget, ChunkStore, Decoded, Room
 from ckptfs.tree.extents import Extents
 
 CACHE_SIZE = 64 * MIB
 SLICES_MAX = 4096
 """Pieces of chunks that are in memory at once; a read of 8 MiB has some hundred."""
-DECODED_MAX = 2 * GIB
-"""Bytes of chunks that one read decodes besides its size. Whatever was written, cut short and written again, a page of
-4 KiB in chunks of up to 512 KiB takes no more."""
-SHORT_MAX = 128
-"""So often, and once more for each MiB of it, a read may be given fewer chunks than it asked for: they are large."""
+PIECE_COST = 4 * KIB
+"""What a piece counts in the budget of a read, even if its chunk is in memory."""
 
 Bytes = bytes | bytearray | memoryview
 
@@ -53,14 +50,14 @@ class ChunkReader:
         """Return the bytes of a chunk; DamagedError where the store cannot vouch for them."""
         return self.read_first([number])[0].view()
 
-    def read_first(self, numbers: Sequence[int]) -> list[Decoded]:
+    def read_first(self, numbers: Sequence[int], budget: Budget | None = None) -> list[Decoded]:
         """Return the bytes of the first of some chunks, as many as may be in memory at once; DamagedError as `read`."""
         found = self._find(numbers)
         while missing := [number for number in numbers if number not in found]:
             mine = self._claim(missing)
             if mine:
                 try:
-                    found.update(zip(mine, self._store.read_first(mine), strict=False))
+                    found.update(zip(mine, self._store.read_first(mine, None, budget), strict=False))
                 finally:
                     self._release(mine, found)
                 if mine[-1] not in found and numbers[0] in found:
@@ -71,9 +68,9 @@ class ChunkReader:
             found.update(self._find(missing))
         return [found[number] for number in takewhile(found.__contains__, numbers)]
 
-    def read_into(self, numbers: Sequence[int], room: Room) -> list[Decoded]:
+    def read_into(self, numbers: Sequence[int], room: Room, budget: Budget) -> list[Decoded]:
         """Return what `read_first` does, mostly in `room`, and keep none of it in memory."""
-        return self._store.read_first(numbers, room)
+        return self._store.read_first(numbers, room, budget)
 
     def _find(self, numbers: Iterable[int]) -> dict[int, Decoded]:
         """Return those of the chunks that are in memory, and mark them as used."""
@@ -156,20 +153,17 @@ class ReadPlan:
         """
         slices = self._slices()
         batch = list(islice(slices, SLICES_MAX))
-        chunks = _read(reader, batch, room)
+        budget = Budget(self.size)
+        chunks = _read(reader, batch, room, budget)
         if len(chunks) == len(batch) and not self.patches and (whole := self._joined(batch, chunks)) is not None:
             return whole
         reply = bytearray(self.size)
-        decoded = short = 0
         while batch:
             for piece, chunk in zip(batch, chunks, strict=False):
                 reply[piece.position : piece.position + piece.length] = _cut(piece, chunk).view()
-            decoded += sum({id(chunk): chunk.size for chunk in chunks}.values())
-            short += len(chunks) < len(batch)
-            if decoded > DECODED_MAX + self.size or short > SHORT_MAX + self.size // MIB:
-                raise DamagedError(f"{self.size} bytes of a file lie in far too many bytes of chunks")
+            budget.take(PIECE_COST * len(chunks))
             batch = batch[len(chunks) :] + list(islice(slices, len(chunks)))
-            chunks = _read(reader, batch, room)
+            chunks = _read(reader, batch, room, budget)
         for position, patch in self.patches:
             reply[position : position + len(patch)] = patch
         return reply
@@ -199,12 +193,12 @@ class ReadPlan:
         return runs[0].view() if len(runs) == 1 else b"".join(run.view() for run in runs)
 
 
-def _read(reader: ChunkReader, slices: Sequence[ChunkSlice], room: Room | None) -> list[Decoded]:
+def _read(reader: ChunkReader, slices: Sequence[ChunkSlice], room: Room | None, budget: Budget) -> list[Decoded]:
     """Return the first of the chunks that the slices lie in, in `room` where one is given."""
     if not slices:
         return []
     numbers = [piece.number for piece in slices]
-    return reader.read_first(numbers) if room is None else reader.read_into(numbers, room)
+    return reader.read_first(numbers, budget) if room is None else reader.read_into(numbers, room, budget)
 
 
 def _cut(piece: ChunkSlice, chunk: Decoded) -> Decoded:

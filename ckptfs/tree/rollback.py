@@ -62,6 +62,8 @@ class Rollback:
         self._shared: set[int] = set()
         self._single: dict[int, Inode] = {}
         """Inodes that have one name, at or below the path; they do not change before that is removed."""
+        self._nameless = names.nameless
+        """They are others than those that get their names back; the kernel takes nothing into a directory like that."""
         self._has_xattrs = any(names.rows.tables.scan(Table.XATTRS))
         self._present: dict[int, dict[bytes, Dirent]] = {}
         """The entries of live directories that were looked at, but those that the first walk removed."""
@@ -278,13 +280,13 @@ class Rollback:
             self._restore_directory(old.ino, ino, path)
 
     def _put_back(self, parent: int, name: bytes, old: Dirent, path: str) -> int:
-        """Give the path its inode of the snapshot back, or a copy of it where that inode lives elsewhere."""
+        """Give the path its inode of the snapshot back, or a copy of it where that inode is in use elsewhere."""
         names = self._names
         again = self._restored.get(old.ino)
         if again is not None and old.file_type != S_IFDIR:
             names.link(again, parent, name)
             return again
-        alive = names.rows.get(Table.INODES, id_prefix(old.ino)) is not None
+        alive = old.ino in self._nameless or names.rows.get(Table.INODES, id_prefix(old.ino)) is not None
         ino = names.rows.new_id() if alive else old.ino
         version = names.inode(old.ino, self._epoch)
         names.restore(parent, name, version._replace(ino=ino, nlink=2 if version.is_dir else 1))

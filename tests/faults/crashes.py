@@ -70,7 +70,15 @@ class Recording:
 
     def name(self, crash: Crash) -> str:
         """Return what to give to `script/soak` to see a crash state again."""
-        return " ".join((f"--seed {self.seed}", *(f"--cut {cut}" for cut in (*self.cuts, crash.cut))))
+        return self.named(crash.cut)
+
+    def named(self, cut: Cut) -> str:
+        """Return what `name` does, of a power cut that there may be no state of."""
+        return " ".join((f"--seed {self.seed}", *(f"--cut {each}" for each in (*self.cuts, cut))))
+
+
+class NoSuchCutError(Exception):
+    """A power cut was asked for that leaves no state of its own: one before the code changed, or never."""
 
 
 class Judgement(NamedTuple):
@@ -249,7 +257,7 @@ def _note(judgement: Judgement, recording: Recording, crash: Crash, directory: P
 
 
 def replay(seed: int, cuts: Sequence[Cut], keep: Path) -> str:
-    """Make one crash state again, leave it in the directory `keep`, and judge it."""
+    """Make one crash state again, leave it in the directory `keep`, and judge it; NoSuchCutError."""
     with scratch() as name:
         recording = record(seed, Path(name))
         for cut in cuts[:-1]:
@@ -260,4 +268,7 @@ def replay(seed: int, cuts: Sequence[Cut], keep: Path) -> str:
 
 
 def _at(recording: Recording, cut: Cut) -> Crash:
-    return next(crash for crash in crashes(recording) if crash.cut == cut)
+    for crash in crashes(recording):
+        if crash.cut == cut:
+            return crash
+    raise NoSuchCutError(f"{recording.named(cut)}: there is no such power cut (any more)")

@@ -10,7 +10,8 @@
     script/soak --seed 7 --flips 500           flipped bits of an index again
     script/soak --seed 20 --kills 100          kills in saves and in work again (their moments are not the same)
 
-It ends with exit code 1 when anything was lost. What it prints for a loss is what shows it again.
+It ends with exit code 1 when anything was lost, and with 2 when there is nothing that was asked for. What it prints for
+a loss is what shows it again, for as long as the code stays as it is.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 
-from tests.faults.crashes import Cut, judge_seed, replay
+from tests.faults.crashes import Cut, NoSuchCutError, judge_seed, replay
 from tests.faults.daemons import KilledSaves
 from tests.faults.fault_disk import Fault, count_operations, judge_fault
 from tests.faults.full import count_writes, growth, judge_failing, judge_full
@@ -182,7 +183,10 @@ def main() -> int:
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), initializer=logging.disable) as pool:
         soak = Soak(pool)
         if args.cut:
-            losses = [replay(seed, args.cut, CRASH_DIRECTORY)]
+            try:
+                losses = [replay(seed, args.cut, CRASH_DIRECTORY)]
+            except NoSuchCutError as error:
+                parser.error(str(error))
         elif args.fault:
             losses = [judge_fault(seed, args.fault, args.at)]
         elif args.failing is not None:

@@ -34,6 +34,7 @@ STATX_BTIME = 0x800
 RWF_DONTCACHE = 0x80
 FS_IOC_FIEMAP = 0xC020660B
 WHOLE_FILE = struct.pack("QQIIII", 0, 1 << 62, 0, 0, 0, 0)
+FIOQSIZE = 0x5460
 FS_IOC_GETFLAGS = 0x80086601
 ACL = bytes.fromhex("0200000001000600ffffffff04000400ffffffff20000400ffffffff")
 
@@ -105,6 +106,17 @@ def device() -> object:
     return opened("null", W)
 
 
+def allocated_while_it_is_written() -> int:
+    """Return what FIOQSIZE says of a file that has just been written, and that nobody has looked at."""
+    fd = os.open("new", os.O_WRONLY | os.O_CREAT)
+    try:
+        os.write(fd, os.urandom(8192))
+        os.fsync(fd)
+        return int.from_bytes(fcntl.ioctl(fd, FIOQSIZE, bytes(8)), "little")
+    finally:
+        os.close(fd)
+
+
 DIFFERENCES: dict[str, dict[str, Act]] = {
     "the largest file": {
         "seek to 8 EiB - 1": lambda: opened("file", R, lambda fd: os.lseek(fd, (1 << 63) - 1, os.SEEK_SET)),
@@ -151,7 +163,7 @@ DIFFERENCES: dict[str, dict[str, Act]] = {
         "bits of sizes": lambda: os.pathconf(".", "PC_FILESIZEBITS"),
     },
     "`RENAME_WHITEOUT`": {"rename": lambda: renameat2("file", "new", RENAME_WHITEOUT)},
-    "`st_blocks`": {"7 bytes": lambda: os.stat("file").st_blocks},
+    "`st_blocks`": {"7 bytes": lambda: os.stat("file").st_blocks, "FIOQSIZE": allocated_while_it_is_written},
     "a file without a name": {"open what was located": lambda: nameless("open")},
     "devices and suid": {"device": device},
 }

@@ -221,6 +221,41 @@ def take_all(mount: RunningMount) -> None:
     assert os.statvfs(mount.store).f_bavail == 0
 
 
+def room_kept_from(mount: RunningMount) -> int:
+    """Return how much less room a mount says it has than the disk below it, of which it says the rest as it is."""
+    ours, below = os.statvfs(mount.path), os.statvfs(mount.store)
+    assert ours.f_bsize == ours.f_frsize == 4 * KIB
+    assert ours.f_blocks * ours.f_frsize == below.f_blocks * below.f_frsize == DISK_SIZE
+    assert ours.f_bfree == ours.f_bavail
+    assert ours.f_files == ours.f_ffree == ours.f_favail > 1_000_000
+    return below.f_bavail * below.f_frsize - ours.f_bavail * ours.f_frsize
+
+
+def test_statvfs_tells_of_the_disk_below_less_what_is_spoken_for(small: RunningMount) -> None:
+    small.mount(settle=600)
+    reserve = small.store / "reserve"
+    reserve_size = reserve.stat().st_size
+
+    def missing() -> int:
+        return reserve_size - reserve.stat().st_blocks * 512
+
+    assert room_kept_from(small) == 0
+    file = os.open(small.path / "in memory", os.O_WRONLY | os.O_CREAT)
+    os.write(file, os.urandom(MIB))
+    assert room_kept_from(small) == MIB
+    take_all(small)
+    assert room_kept_from(small) == 0, "there is less than no room"
+    with pytest.raises(OSError, check=lambda error: error.errno == errno.ENOSPC):
+        os.close(file)
+    for number in range(40):  # each is written down
+        os.rename(small.path / "in memory", small.path / f"{number}".ljust(200))
+        os.rename(small.path / f"{number}".ljust(200), small.path / "in memory")
+    before = missing()
+    assert before, "nothing was taken of what is kept back"
+    os.truncate(small.store.parent / "others", 0)
+    assert room_kept_from(small) in (before, missing()), "it may be held again by now"
+
+
 def test_another_program_that_takes_all_room_again_and_again_keeps_nobody_from_making_room(small: RunningMount) -> None:
     small.mount(settle=600)
     for version in ("first", "second", "third"):

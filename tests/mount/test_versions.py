@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -383,6 +384,49 @@ def test_the_root_may_not_be_given_a_file_in_place_of_its_history(mount: Running
         with pytest.raises(OSError):
             attempt()
     assert (mount.path / ".snapshots").is_dir()
+
+
+def test_a_file_without_a_name_is_not_the_one_that_a_rollback_puts_back(mount: RunningMount) -> None:
+    path = mount.path / "model.pt"
+    path.write_bytes(b"saved")
+    path.chmod(0o640)
+    first = mount.snapshot("first")
+    with path.open("r+b", buffering=0) as file:
+        fd = file.fileno()
+        path.unlink()
+        file.write(b"nameless")
+        mount.run("snapshot", "rollback", first)
+        assert path.read_bytes() == b"saved"
+        file.write(b" and longer")  # after that the kernel asks for the size
+        assert (os.fstat(fd).st_nlink, os.fstat(fd).st_size) == (0, 19)
+        os.fchmod(fd, 0o600)
+        os.utime(fd, (5, 7))
+        os.ftruncate(fd, 4)
+        os.fsync(fd)
+        there = os.fstat(fd)
+        assert (stat.S_IMODE(there.st_mode), there.st_nlink, there.st_size) == (0o600, 0, 4)
+        assert os.pread(fd, 100, 0) == b"name"
+        assert path.stat().st_ino != there.st_ino
+        with path.open("r+b") as again:
+            assert again.read() == b"saved"
+    back = path.stat()
+    assert (stat.S_IMODE(back.st_mode), back.st_nlink, path.read_bytes()) == (0o640, 1, b"saved")
+    mount.run("check", "--read-data")
+
+
+def test_a_directory_that_was_removed_under_somebody_and_put_back_takes_files(mount: RunningMount) -> None:
+    directory = mount.path / "run"
+    directory.mkdir()
+    (directory / "old").write_bytes(b"old")
+    first = mount.snapshot("first")
+    fd = os.open(directory, os.O_RDONLY)  # as a shell has it that stands in it
+    shutil.rmtree(directory)
+    mount.run("snapshot", "rollback", first)
+    (directory / "new").write_bytes(b"new")
+    assert sorted(os.listdir(directory)) == ["new", "old"]
+    assert os.listdir(fd) == []
+    os.close(fd)
+    mount.run("check")
 
 
 def test_a_reader_of_what_was_rolled_back_and_then_removed_goes_on_reading(mount: RunningMount) -> None:

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from ckptfs.store import kernels
+from ckptfs.store.chains import TRIES_MAX
 from ckptfs.store.codec import Encoding
 from ckptfs.store.delta import Alignment, encode_delta
 from tests.unit.linked_chunks import SEED, Linked, linked_chunks
@@ -74,6 +75,18 @@ def test_what_is_written_over_again_and_again_is_given_up(name: str) -> None:
             made.add(raw, level, encoding, stored, bases, asked=not level)
     assert not all(take(name, made, depth * 2 * len(raw))[0][-4:])
     assert take(name, made, depth * 4 * len(raw))[0][-4:] == bytes([1] * 4)
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name != "python"])
+def test_a_chunk_is_decoded_as_often_as_a_read_pays_for(name: str) -> None:
+    """The two on the lower level are needed in turn, and there is room for one of them."""
+    raw, made = b"abcdefgh", Linked()
+    payload = encode_delta(raw, raw, Alignment(0, 1, 0))
+    for _ in range(2):
+        made.add(raw, 1, Encoding.RAW, raw, [], asked=False)
+    for index in range(2 * TRIES_MAX + 1):
+        made.add(raw, 0, Encoding.DELTA, payload, [index % 2], asked=True)
+    assert take(name, made, len(raw))[0][2:] == bytes([1] * 2 * TRIES_MAX + [0])
 
 
 @pytest.mark.parametrize("name", KERNELS)

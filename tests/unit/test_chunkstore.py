@@ -25,6 +25,7 @@ from ckptfs.errors import (
     StoreReadOnlyError,
     StoreVersionError,
 )
+from ckptfs.lock import StoreLock
 from ckptfs.store import NO_CHUNK, ChunkStore, Disk, Table, chunk_rows, description
 from ckptfs.store.packfile import Found
 from ckptfs.store.packs import PackIdentity, Packs
@@ -298,6 +299,30 @@ def test_a_directory_that_cannot_be_locked_leaves_it_to_the_file(path: Path, mon
     monkeypatch.setattr(fcntl, "flock", flock_of_files)
     with ChunkStore.open(path), pytest.raises(StoreInUseError, match=str(os.getpid())):
         ChunkStore.open(path)
+
+
+def test_a_disk_that_locks_no_files_takes_no_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would keep a second writer out; a directory alone need not be locked."""
+    ChunkStore.create(path).close()
+
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "a disk that locks nothing")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for read_only in (False, True):
+        with pytest.raises(OSError, match="a disk that locks nothing"):
+            ChunkStore.open(path, read_only=read_only)
+
+
+def test_a_lock_names_its_writer_and_says_whether_the_last_one_came_to_its_end(path: Path) -> None:
+    ChunkStore.create(path).close()
+    (path / "lock").write_text("12345678901\n")
+    for comes_to_its_end in (False, True):
+        store = ChunkStore.open(path)
+        assert (path / "lock").read_text() == f"{os.getpid()}\n"
+        store.close(commit=comes_to_its_end)
+        with StoreLock(path, Disk(), shared=True) as lock:
+            assert lock.is_finished == comes_to_its_end
 
 
 def test_a_store_without_its_lock_is_refused_to_readers_and_mended_by_a_writer(path: Path) -> None:

@@ -2,17 +2,21 @@
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from ckptfs.cli.main import main
-from ckptfs.store import ChunkStore, Table, View, never
+from ckptfs.errors import DamagedError
+from ckptfs.store import ChunkStore, Disk, Table, View, never
 from ckptfs.store.codec import Encoding
-from ckptfs.store.compare import COMPARED, _count, differences, lacks
+from ckptfs.store.compare import COMPARED, differences, lacks
+from ckptfs.store.environment import Environment
 from ckptfs.store.location import Location, build_location
+from ckptfs.store.schema import PACKED_KEY_SIZE
 from ckptfs.tree import Tree
 from ckptfs.tree.gc import Collection, collect
 from ckptfs.tree.inode import ROOT_INO
@@ -34,9 +38,17 @@ class Rows:
         """Yield the rows, ascending."""
         return iter(sorted(self._rows.items()) if table == self._table else ())
 
+    def sealed(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the rows with something behind their values."""
+        return ((key, value + b"seal") for key, value in self.scan(table))
+
+    def unsealed(self, table: Table, rows: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Take that off again."""
+        return [(key, sealed.removesuffix(b"seal")) for key, sealed in rows]
+
 
 def view(table: Table, rows: dict[bytes, bytes]) -> View:
-    """Return a view that has nothing but these rows; a comparison only scans it."""
+    """Return a view that has nothing but these rows."""
     return cast(View, Rows(table, rows))
 
 
@@ -76,9 +88,13 @@ def test_the_same_rows_differ_however_many_are_compared_at_once(
 
 
 def test_a_comparison_of_rows_in_no_order_ends() -> None:
-    rows = [(b"c", b""), (b"b", b""), (b"a", b"")]
-    others = [(b"c", b""), (b"b", b"other"), (b"a", b"")]
-    assert _count(Table.NAMES, iter(rows), iter(others)) > 0
+    class Unordered(Rows):
+        def scan(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+            return iter(self._rows.items() if table == self._table else ())
+
+    rows, others = ({b"c": b"", b"b": value, b"a": b""} for value in (b"", b"other"))
+    one, two = (cast(View, Unordered(Table.NAMES, each)) for each in (rows, others))
+    assert differences(one, two)["names"] > 0
 
 
 @pytest.mark.parametrize(
@@ -157,3 +173,41 @@ def test_a_deleted_index_comes_back_from_the_packs_entry_by_entry(tmp_path: Path
     ):
         assert differences(one, two) == {}
         assert all(any(True for _ in one.scan(table)) for table in COMPARED)
+
+
+@pytest.mark.parametrize("table", [Table.META, Table.CHUNK_IDS])
+@pytest.mark.parametrize("others", [{b"1": b"same"}, {b"1": b"same", b"2": b"other"}, {b"2": b"this"}])
+def test_rows_that_are_not_the_same_are_held_against_their_checks(
+    tmp_path: Path, table: Table, others: dict[bytes, bytes]
+) -> None:
+    def rows(values: dict[bytes, bytes]) -> list[tuple[bytes, bytes | None]]:
+        return [(key * PACKED_KEY_SIZE, (value * 8)[:8]) for key, value in sorted(values.items())]
+
+    paths = [tmp_path / "one", tmp_path / "two"]
+    for path, values in zip(paths, ({b"1": b"same", b"2": b"this"}, others), strict=True):
+        with closing(Environment(path, Disk(), read_only=False)) as environment:
+            environment.write([(table, rows(values))])
+    damaged = tmp_path / "damaged"
+    key, value = rows({b"2": b"this"})[0]
+    damaged.write_bytes(paths[0].read_bytes().replace(key + cast(bytes, value), key + b"THISTHIS"))
+
+    def compared(*paths: Path) -> dict[str, int]:
+        with ExitStack() as stack:
+            environments = [stack.enter_context(closing(Environment(path, Disk(), read_only=True))) for path in paths]
+            overlays: dict[Table, dict[bytes, bytes | None]] = {each: {} for each in COMPARED}
+            return differences(*(stack.enter_context(each.view(overlays)) for each in environments))
+
+    assert compared(*paths) == {table.name.lower(): 1}
+    for pair in ((damaged, paths[1]), (paths[1], damaged)):
+        with pytest.raises(DamagedError, match="is not what was written"):
+            compared(*pair)
+
+
+def test_what_is_in_memory_only_is_not_compared_by_its_checks(tmp_path: Path) -> None:
+    in_memory: dict[Table, dict[bytes, bytes | None]] = {Table.META: {b"key": b"value"}}
+    with (
+        closing(Environment(tmp_path / "index", Disk(), read_only=False)) as environment,
+        environment.view(in_memory) as view,
+        pytest.raises(ValueError, match="in memory"),
+    ):
+        view.sealed(Table.META)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptfs.config import MIB, ChunkSizes
+from ckptfs.config import BASES_MAX, MIB, ChunkSizes
 from ckptfs.errors import DamagedError
 from ckptfs.store import (
     DELTA_CHAIN_MAX,
@@ -201,7 +201,10 @@ def test_what_cannot_be_a_delta_is_left_alone(path: Path) -> None:
         assert store.reencoder.encode_deltas([DeltaCandidate(1, (2,), Alignment(1, 4, 0))]) == (0, 0, 0), "not covered"
         assert store.reencoder.encode_deltas([DeltaCandidate(3, (1,), OVER)]) == (0, 0, 0), "nothing in common"
         assert store.reencoder.encode_deltas(chain(1), lambda: True) == (0, 0, 0), "told to stop"
+        too_many = DeltaCandidate(1, (2,) * (BASES_MAX + 1), OVER)
+        assert store.reencoder.encode_deltas([too_many]) == (0, 0, 0)
         assert heights(store) == [0, 0, 0]
+        assert store.reencoder.encode_deltas([DeltaCandidate(1, (2,) * BASES_MAX, OVER)]).chunks == 1
         assert_reads(store, kept)
 
 

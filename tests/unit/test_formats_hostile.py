@@ -20,6 +20,7 @@ from ckptfs.formats.hdf5_heap import heap_links
 from ckptfs.formats.layout import HEADER_SIZE_MAX, MalformedError, Request, add_fingerprint
 from ckptfs.formats.pickled import read_pickle
 from ckptfs.formats.recognise import READ_BYTES_MAX
+from ckptfs.formats.safetensors import walk_safetensors
 from ckptfs.formats.torch_state import read_storages
 from tests.unit.checkpoint_files import MAKERS, checkpoint_file, layout_of
 from tests.unit.harmful_files import HARMFUL, hdf5_chain, hdf5_dataset, reference, requests, symbols, torch_legacy
@@ -310,6 +311,16 @@ def test_a_dataset_in_pieces_has_a_dimension(rank: int, found: int) -> None:
     tree = b"TREE" + struct.pack("<BBHQQ", 1, 0, 1, 0, 0) + bytes(8 + 8 * rank + 8) + struct.pack("<Q", 600)
     data = hdf5_dataset(tree.ljust(400, b"\0"), rank)
     assert len(layout_of(data) or ()) == found
+
+
+@pytest.mark.parametrize("header", [b"[]", b"0", b'"__metadata__"', b"null", b"{", b"[" * 60_000])
+def test_a_safetensors_header_is_an_object(header: bytes) -> None:
+    """The walk does not lean on whoever has seen a brace at the beginning."""
+    walk = walk_safetensors()
+    next(walk)
+    assert walk.send(len(header).to_bytes(8, "little")) == Request(8, len(header))
+    with pytest.raises(MalformedError):
+        walk.send(header)
 
 
 def test_names_in_a_safetensors_header_may_be_anything() -> None:

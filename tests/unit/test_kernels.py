@@ -13,7 +13,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptfs.config import KIB, MIB, ChunkSizes
+from ckptfs.config import BASES_MAX, KIB, MIB, ChunkSizes
 from ckptfs.errors import UsageError
 from ckptfs.store import codec, frames, kernels, records, reference
 from ckptfs.store.codec import Encoding
@@ -501,3 +501,6 @@ def test_a_run_of_chunk_records_ends_at_every_damaged_byte_and_at_other_records(
         assert scan(first + b"".join(built.buffers) + second, 100, 7, 0)[1] == [3]
     large = records.build(RecordType.CHUNK, 4, bytes(16), 101, Encoding.PLANES, bytes(8))
     assert scan(first + b"".join(large.buffers), 100, 7, 0)[1] == [3]
+    for base_count in (BASES_MAX, BASES_MAX + 1):
+        resting = chunk_record(4, b"second" * 7, [1] * base_count)
+        assert scan(first + resting, 100, 7, 0)[1] == [3, 4][: 1 + (base_count == BASES_MAX)]

@@ -9,11 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from ckptfs.config import KIB
+from ckptfs.config import BASES_MAX, KIB
 from ckptfs.store import Bitmap, ChunkStore, DeltaCandidate
 from ckptfs.tree import Tree
 from ckptfs.tree.extents import Extents
-from ckptfs.tree.pairing import BASES_MAX, pair_chunks
+from ckptfs.tree.pairing import pair_chunks
 from tests.unit.tree_support import NoSyncDisk, save
 
 WIDTH = 256

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ckptfs.errors import DamagedError
 from ckptfs.mount import readahead
 from ckptfs.mount.readahead import Ahead, ReadAhead
-from ckptfs.store import ChunkStore
+from ckptfs.store import Budget, ChunkStore
 from ckptfs.tree.content import FileContent
 from ckptfs.tree.extents import Extents
 from ckptfs.tree.reader import ChunkReader
@@ -112,9 +112,9 @@ def test_a_file_read_from_front_to_back_is_decoded_ahead(store: ChunkStore, monk
     reads: list[int] = []
     read_first = ChunkReader.read_first
 
-    def counting(reader: ChunkReader, numbers: list[int]) -> object:
+    def counting(reader: ChunkReader, numbers: list[int], budget: Budget | None = None) -> object:
         reads.append(len(numbers))
-        return read_first(reader, numbers)
+        return read_first(reader, numbers, budget)
 
     monkeypatch.setattr(ChunkReader, "read_first", counting)
 

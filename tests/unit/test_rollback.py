@@ -229,6 +229,24 @@ def test_a_file_unlinked_while_open_does_not_meet_itself(tree: Tree) -> None:
     assert read(tree, "model") == b"old"
 
 
+def test_what_has_lost_its_name_while_in_use_is_another_than_what_is_put_back(tree: Tree) -> None:
+    for path in ("removed", "moved"):
+        save(tree, path, b"old")
+    before = {path: tree.names.resolve(path).ino for path in ("removed", "moved")}
+    target = tree.take_snapshot()
+    files = [support.open_path(tree, path, writing=False) for path in before]
+    support.unlink(tree, "removed")
+    support.rename(tree, "moved", "elsewhere")
+    tree.roll_back(target)
+    assert tree.names.resolve("removed").ino != before["removed"]
+    assert tree.names.resolve("moved").ino == before["moved"]
+    assert (tree.attributes(before["removed"]).nlink, tree.attributes(before["moved"]).nlink) == (0, 1)
+    assert [support.read_content(tree, file.content) for file in files] == [b"old"] * 2
+    for file in files:
+        tree.files.release(file, writing=False)
+    support.check_tree(tree)
+
+
 def test_partial_files_are_removed_and_named(tree: Tree) -> None:
     save(tree, "model", b"old")
     target = tree.take_snapshot()

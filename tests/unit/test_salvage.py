@@ -7,6 +7,8 @@ import pytest
 
 from ckptfs.errors import DamagedError
 from ckptfs.store import ChunkStore
+from ckptfs.store.freed import merge, numbers_in
+from ckptfs.store.records import Place
 from ckptfs.tree import Tree
 from tests.unit.test_check import damaged, flip, problems
 from tests.unit.tree_support import CONFIG, NoSyncDisk, make_directory, open_tree, read, save
@@ -191,3 +193,20 @@ def test_an_index_is_made_anew_with_the_record_before_where_the_one_that_it_had_
     assert damaged(tree) == problems(tree) == []
     assert read(tree, "text") == text
     tree.store.close()
+
+
+def test_chunks_in_freed_places_are_those_that_begin_in_one() -> None:
+    for seed in range(300):
+        generator = random.Random(seed)
+        places = merge(
+            Place(generator.randrange(1, 4), generator.randrange(12), generator.randrange(1, 4), 0)
+            for _ in range(generator.randrange(6))
+        )
+        everywhere = [(pack, offset, 12 * pack + offset) for pack in range(1, 4) for offset in range(14)]
+        located = generator.sample(everywhere, generator.randrange(len(everywhere)))
+        expected = [
+            number
+            for pack, offset, number in sorted(located)
+            if any(place.pack == pack and place.offset <= offset < place.offset + place.size for place in places)
+        ]
+        assert numbers_in(places, located) == expected, seed

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import zstandard
 
-from ckptfs.config import CHUNK_SIZE_MAX, FORMAT_VERSION
+from ckptfs.config import BASES_MAX, CHUNK_SIZE_MAX, FORMAT_VERSION
 from ckptfs.disk import Disk
 from ckptfs.errors import DamagedError, NotAStoreError
 from ckptfs.store import Bitmap, ChunkStore, Table, View, chains, composition, fetch, kernels
@@ -25,7 +25,7 @@ from ckptfs.store.delta import decode_delta
 from ckptfs.store.location import NUMBER, OFFSET_MAX, Location, build_location, parse_location, parse_number
 from ckptfs.store.packfile import Found, Gap
 from ckptfs.store.packs import FIRST_PACK, PackIdentity, Packs
-from ckptfs.store.records import MAGIC, Position, RecordType, Row, build, build_pack_header
+from ckptfs.store.records import MAGIC, Position, RecordType, Row, build, build_pack_header, pack_bases
 from ckptfs.store.state import Mark, State, Summary, pack_state, unpack_state
 from ckptfs.store.tables import KEY_SIZE_MAX, Changes
 from ckptfs.store.totals import Totals
@@ -47,19 +47,30 @@ def refused() -> "pytest.RaisesExc[DamagedError]":
 
 
 @pytest.mark.parametrize(
-    "changes", [{"raw_size": CHUNK_SIZE_MAX + 1}, {"stored_size": CHUNK_SIZE_MAX + 1}, {"offset": OFFSET_MAX + 1}]
+    "changes",
+    [
+        {"raw_size": CHUNK_SIZE_MAX + 1},
+        {"stored_size": CHUNK_SIZE_MAX + 1},
+        {"offset": OFFSET_MAX + 1},
+        {"bases": (1,) * (BASES_MAX + 1)},
+    ],
 )
-def test_a_location_is_of_a_chunk_that_can_be(changes: dict[str, int]) -> None:
-    assert parse_location(build_location(LOCATION)) == LOCATION
+def test_a_location_is_of_a_chunk_that_can_be(changes: dict[str, Any]) -> None:
+    whole = LOCATION._replace(bases=(1,) * BASES_MAX)
+    assert parse_location(build_location(whole)) == whole
     with refused():
         parse_location(build_location(LOCATION._replace(**changes)))
 
 
-@pytest.mark.parametrize(("raw_size", "is_found"), [(CHUNK_SIZE_MAX, True), (CHUNK_SIZE_MAX + 1, False)])
-def test_a_record_is_of_a_chunk_that_can_be(tmp_path: Path, raw_size: int, is_found: bool) -> None:
+@pytest.mark.parametrize(
+    ("raw_size", "base_count", "is_found"),
+    [(CHUNK_SIZE_MAX, BASES_MAX, True), (CHUNK_SIZE_MAX + 1, 0, False), (1, BASES_MAX + 1, False)],
+)
+def test_a_record_is_of_a_chunk_that_can_be(tmp_path: Path, raw_size: int, base_count: int, is_found: bool) -> None:
     packs = Packs(tmp_path, NoSyncDisk(), PackIdentity(7, 1))
     packs.resume(Position(FIRST_PACK, 0), Position(FIRST_PACK, 0))
-    packs.append([build(RecordType.CHUNK, 1, bytes(16), raw_size, Encoding.ZSTD, b"payload")])
+    bases = pack_bases([1] * base_count)
+    packs.append([build(RecordType.CHUNK, 1, bytes(16), raw_size, Encoding.ZSTD, b"payload", bases=bases)])
     (found,) = packs.scan(Position(FIRST_PACK, 0))
     assert isinstance(found, Found if is_found else Gap)
     packs.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from ckptfs.config import CHUNK_SIZE_MAX, GIB
 from ckptfs.errors import DamagedError, NotAStoreError
@@ -98,6 +99,15 @@ def test_a_seal_that_is_not_what_was_set_does_not_hold(path: Path, change: str) 
         ChunkStore.open(path, disk=FrugalDisk())
     with ChunkStore.open(path, disk=FrugalDisk(), rebuild=True) as store:
         assert store.tables.get(Table.META, b"key") == b"value"
+
+
+def test_a_seal_says_size_and_digest_of_the_index(path: Path) -> None:
+    index = (path / "index.lmdb").read_bytes()
+    digest = xxhash.xxh3_128_hexdigest(index)
+    assert (path / "index.lmdb.seal").read_text() == f"{len(index)} {digest}\n"
+    (path / "index.lmdb.seal").write_text(f"{len(index) + 1} {digest}\n")
+    with pytest.raises(DamagedError, match="its seal does not hold"):
+        ChunkStore.open(path)
 
 
 def test_an_index_of_any_size_is_sealed_piece_by_piece(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
