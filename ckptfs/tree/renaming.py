@@ -30,13 +30,15 @@ class _Named(NamedTuple):
 def rename(names: Namespace, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
     """Move a name, over an existing one unless `RENAME_NOREPLACE`, or exchange two (`RENAME_EXCHANGE`).
 
-    ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, ENAMETOOLONG, EINVAL for unknown flags and for a directory
-    moved into itself.
+    Of two names of one file neither moves. ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, ENAMETOOLONG, EINVAL for unknown
+    flags and for a directory moved into itself.
     """
     if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
         fail(errno.EINVAL, flags)
     moved = names.lookup(parent, name)
     other = names.entry(new_parent, new_name)
+    if other is not None and other.ino == moved.ino and flags != RENAME_NOREPLACE:
+        return
     if flags & RENAME_EXCHANGE:
         if other is None:
             fail(errno.ENOENT, new_name)
@@ -46,8 +48,6 @@ def rename(names: Namespace, parent: int, name: bytes, new_parent: int, new_name
         names.check_new(new_parent, new_name)
     elif flags & RENAME_NOREPLACE:
         fail(errno.EEXIST, new_name)
-    elif other.ino == moved.ino:
-        return
     if moved.is_dir and names.is_below(new_parent, moved.ino):
         fail(errno.EINVAL, new_name)
     if other is not None:

@@ -276,6 +276,23 @@ def test_two_new_files_are_exchanged_over_what_each_name_hides(tree: Tree) -> No
     assert shown(tree) == {"a": b"new b", "b": b"new a"}
 
 
+@pytest.mark.parametrize("other", ["model", "alias"])
+def test_a_new_file_exchanged_with_itself_stays_where_it_is(tree: Tree, other: str) -> None:
+    """Whatever its names hide, and those of the file below count as they did."""
+    save(tree, "model", b"old")
+    tree.names.link(tree.names.resolve("model").ino, ROOT_INO, b"link")
+    file = start_save_over(tree, "model", b"new")
+    if other == "alias":
+        tree.names.link(file.ino, ROOT_INO, b"alias")
+    before = support.dump(tree)
+    rename(tree, "model", other, RENAME_EXCHANGE)
+    assert support.dump(tree) == before
+    close_file(tree, file)
+    check_tree(tree)
+    assert read(tree, "link") == b"old"
+    assert read(tree, "model") == read(tree, other) == b"new"
+
+
 def test_a_hidden_name_is_no_link_that_is_seen(tree: Tree) -> None:
     save(tree, "model", b"old")
     link(tree, "model", "backup")
