@@ -17,6 +17,7 @@ a loss is what shows it again, for as long as the code stays as it is.
 import argparse
 import logging
 import multiprocessing
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,8 @@ from tests.faults.killed_work import KilledWork
 from tests.mount.running import RunningMount
 
 PROCESSES = 2
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as that of the command."""
 KILLS_PER_SEED = 300
 FULL_PER_SEED = 60
 TAMPERED_PER_SEED = 50
@@ -177,33 +180,49 @@ def main() -> int:
     args = parser.parse_args()
     seed = int(time.time()) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
-    losses: list[str] = []
     # What stores under faults log is expected.
     logging.disable()
-    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), initializer=logging.disable) as pool:
+    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn"), initializer=_begin_process) as pool:
         soak = Soak(pool)
-        if args.cut:
-            try:
-                losses = [replay(seed, args.cut, CRASH_DIRECTORY)]
-            except NoSuchCutError as error:
-                parser.error(str(error))
-        elif args.fault:
-            losses = [judge_fault(seed, args.fault, args.at)]
-        elif args.failing is not None:
-            losses = judge_failing(seed, [args.failing])
-        elif args.room is not None:
-            losses = judge_full(seed, [args.room])
-        elif args.tampering is not None:
-            losses = judge_hostile([args.tampering])
-        elif args.flips:
-            losses = judge_flips(seed, args.flips)
-        elif args.kills:
-            soak.kills(seed, args.kills)
-        else:
-            soak.run(seed, time.monotonic() + args.hours * 3600, args.only or CLASSES)
+        try:
+            losses = _judge(parser, args, soak, seed)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            print("interrupted; what was lost until then is said above", file=sys.stderr)
+            return INTERRUPTED
     for loss in filter(None, losses):
         print(f"LOST: {loss}")
     return int(bool(soak.losses or any(losses)))
+
+
+def _begin_process() -> None:
+    """Leave Ctrl-C to the process that hands out the work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.disable()
+
+
+def _judge(parser: argparse.ArgumentParser, args: argparse.Namespace, soak: Soak, seed: int) -> list[str]:
+    """Do what was asked for and return what was lost, but for what the soak has said itself."""
+    if args.cut:
+        try:
+            return [replay(seed, args.cut, CRASH_DIRECTORY)]
+        except NoSuchCutError as error:
+            parser.error(str(error))
+    if args.fault:
+        return [judge_fault(seed, args.fault, args.at)]
+    if args.failing is not None:
+        return judge_failing(seed, [args.failing])
+    if args.room is not None:
+        return judge_full(seed, [args.room])
+    if args.tampering is not None:
+        return judge_hostile([args.tampering])
+    if args.flips:
+        return judge_flips(seed, args.flips)
+    if args.kills:
+        soak.kills(seed, args.kills)
+    else:
+        soak.run(seed, time.monotonic() + args.hours * 3600, args.only or CLASSES)
+    return []
 
 
 if __name__ == "__main__":
